@@ -1,0 +1,27 @@
+//! Every bound of the daemon, by name. A queue without an entry here has no bound.
+
+/// Queues offered per device. QEMU refuses a back-end with fewer than its vCPUs.
+pub const QUEUES_MAX: usize = 64;
+
+/// Ring entries per queue. Virtio allows 32768; QEMU's front end takes at most 1024.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// Guest memory regions of one connection. QEMU's memory slots reach 509.
+pub const MEMORY_REGIONS_MAX: usize = 509;
+
+/// Data segments of one request, as `seg_max` tells the guest: a ring of 128 entries less header
+/// and status. An indirect table may carry as many.
+pub const SEGMENTS_MAX: usize = 126;
+
+/// Bytes of one data segment, as `size_max` tells the guest.
+pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
+
+/// Ranges of one discard or write-zeroes request.
+pub const RANGES_MAX: usize = 16;
+
+/// Sectors of one range of a discard or write-zeroes request: 1 GiB, so that one request cannot
+/// hold a drive for long.
+pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
+
+/// Devices (sockets) of one daemon.
+pub const EXPORTS_MAX: usize = 1024;
