@@ -1,0 +1,122 @@
+//! What the daemon stands on: a drive, a file, or a simulation of one.
+
+use super::buffer::Segment;
+use std::fs::File;
+use std::sync::Arc;
+
+/// What a disk can do, fixed while it is open except for its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskGeometry {
+    /// Bytes; a multiple of `block_bytes`.
+    pub size_bytes: u64,
+    /// Offsets and lengths of transfers are multiples of this (the logical block size).
+    pub block_bytes: u32,
+    /// Writes of this many bytes, so aligned, need no read inside the drive (the physical block
+    /// size).
+    pub optimal_bytes: u32,
+    /// Memory addresses of transfers are multiples of this.
+    pub memory_alignment: u32,
+    /// [`OperationKind::Zero`] is done by the drive or file system rather than refused.
+    pub zero: bool,
+    /// [`OperationKind::Discard`] is done rather than refused.
+    pub discard: bool,
+}
+
+/// What an operation does. Lengths and offsets are in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationKind {
+    /// Fills the segments.
+    Read,
+    /// Writes the segments. Completed means: later reads see it, a crash of the daemon does not
+    /// lose it. Durable against power loss only after a completed `Flush` that was submitted after
+    /// this write completed.
+    Write,
+    /// Makes every write, zero and discard that completed before it was submitted durable.
+    Flush,
+    /// The range reads as zeros afterwards and stays allocated. Durability as for `Write`.
+    Zero,
+    /// The range may be given back by the drive and reads as zeros afterwards. Durability as for
+    /// `Write`.
+    Discard,
+}
+
+/// An operation as it is submitted. The memory behind `segments` must stay until completion; the
+/// slice itself only until `submit` returns.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation<'a> {
+    pub kind: OperationKind,
+    /// Bytes from the start of the disk.
+    pub offset: u64,
+    /// Bytes. Equals the sum of the segments for reads and writes; 0 for a flush.
+    pub length: u64,
+    /// Empty unless reading or writing.
+    pub segments: &'a [Segment],
+}
+
+/// Why an operation failed: the `errno` of the operating system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    pub const EIO: Self = Self(libc::EIO);
+
+    /// The disk refuses this kind of operation and another way must be taken.
+    pub fn is_unsupported(self) -> bool {
+        matches!(self.0, libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS | libc::ENOTTY)
+    }
+}
+
+impl From<Errno> for std::io::Error {
+    fn from(errno: Errno) -> Self {
+        Self::from_raw_os_error(errno.0)
+    }
+}
+
+/// The end of an operation. Short transfers are failures (`EIO`): a disk either moves all bytes or
+/// says why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// As given at submission.
+    pub token: u64,
+    pub result: Result<(), Errno>,
+}
+
+/// A disk with explicit completions. Operations may complete in any order; overlapping ones that
+/// are under way together have no order between them.
+pub trait Disk {
+    fn geometry(&self) -> DiskGeometry;
+
+    /// Takes an operation on; never blocks for long and never fails here.
+    fn submit(&mut self, operation: Operation<'_>, token: u64);
+
+    /// Appends what has completed. With `wait`, blocks until at least one operation has completed
+    /// if any is under way.
+    fn poll(&mut self, completions: &mut Vec<Completion>, wait: bool);
+}
+
+/// What a reactor opens to reach a disk on its own: the shared description of a file or device, or
+/// nothing at all.
+#[derive(Clone, Debug)]
+pub enum DiskTarget {
+    /// I/O goes through this very open file description, which carries the exclusive lock.
+    File { file: Arc<File>, geometry: DiskGeometry },
+    /// Every operation succeeds at once and moves no bytes. For benchmarks only.
+    Null { size_bytes: u64 },
+}
+
+impl DiskTarget {
+    /// The geometry that volumes on this disk are told. A null disk takes anything.
+    pub fn geometry(&self) -> DiskGeometry {
+        match self {
+            Self::File { geometry, .. } => *geometry,
+            Self::Null { size_bytes } => DiskGeometry {
+                size_bytes: *size_bytes,
+                block_bytes: 512,
+                optimal_bytes: 4096,
+                memory_alignment: 1,
+                zero: true,
+                discard: true,
+            },
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! One io_uring: everything that a reactor waits for goes through it.
+//!
+//! The ring belongs to the thread that made it (`SINGLE_ISSUER`, `DEFER_TASKRUN`): completions are
+//! only produced inside [`Ring::submit`] and [`Ring::wait`], so nothing interrupts the reactor's
+//! own work. Operations are queued without a system call, and handed over, many at once, by the
+//! next of these.
+
+use super::buffer::Segment;
+use super::disk::{Errno, Operation, OperationKind};
+use crate::base::units::SECTOR_BYTES;
+use crate::base::{Error, Result};
+use io_uring::types::{Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+/// Submission entries. More than one turn of a reactor queues; a fuller turn submits twice.
+const ENTRIES: u32 = 1024;
+
+/// Files (drives and backings) registered at a time.
+const FILES_MAX: u32 = 1024;
+
+/// Segments of operations that are queued and not yet handed over.
+const SEGMENTS_QUEUED_MAX: usize = 4096;
+
+/// Bits of a token that belong to the caller; the rest carries the length, so that a short transfer
+/// is seen.
+pub const TOKEN_BITS: u32 = 43;
+const LENGTH_BITS: u32 = 64 - TOKEN_BITS;
+const TOKEN_MASK: u64 = (1 << TOKEN_BITS) - 1;
+
+/// Bytes of one transfer at most.
+pub const TRANSFER_BYTES_MAX: u64 = ((1 << LENGTH_BITS) - 1) * SECTOR_BYTES;
+
+/// A registered file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIndex(u32);
+
+/// What has ended: the caller's token and the result.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    pub token: u64,
+    /// Flags of the poll, or 0; short transfers are `EIO`.
+    pub result: std::result::Result<u32, Errno>,
+    /// A multishot poll goes on.
+    pub more: bool,
+}
+
+/// The ring and what is queued for it.
+pub struct Ring {
+    uring: IoUring,
+    /// Segments of queued operations: the kernel copies them when they are handed over.
+    segments: Vec<Segment>,
+    files_free: Vec<u32>,
+    queued: usize,
+}
+
+impl Ring {
+    /// Makes the ring for the calling thread, the only one that may use it.
+    pub fn new() -> Result<Self> {
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(ENTRIES * 4)
+            .setup_clamp()
+            .build(ENTRIES)
+            .map_err(|error| {
+                let text = "cannot set up io_uring (Linux 6.1 or later is needed, and \
+                            kernel.io_uring_disabled must be 0)";
+                Error::io(text, error)
+            })?;
+        uring
+            .submitter()
+            .register_files_sparse(FILES_MAX)
+            .map_err(|error| Error::io("cannot register files with io_uring", error))?;
+        Ok(Self {
+            uring,
+            segments: Vec::with_capacity(SEGMENTS_QUEUED_MAX),
+            files_free: (0..FILES_MAX).rev().collect(),
+            queued: 0,
+        })
+    }
+
+    /// Registers `file`, which the ring keeps open until [`Ring::unregister`].
+    pub fn register(&mut self, file: BorrowedFd<'_>) -> Result<FileIndex> {
+        let index = self.files_free.pop().ok_or_else(|| {
+            Error::new(crate::base::ErrorKind::Full, "no more files can be registered")
+        })?;
+        let registered = self.uring.submitter().register_files_update(index, &[file.as_raw_fd()]);
+        match registered {
+            Ok(_) => Ok(FileIndex(index)),
+            Err(error) => {
+                self.files_free.push(index);
+                Err(Error::io("cannot register a file with io_uring", error))
+            }
+        }
+    }
+
+    /// Gives a registered file back. No operation on it may be under way.
+    pub fn unregister(&mut self, file: FileIndex) {
+        const NONE: RawFd = -1;
+        self.uring
+            .submitter()
+            .register_files_update(file.0, &[NONE])
+            .expect("a registered slot can be emptied");
+        self.files_free.push(file.0);
+    }
+
+    /// Queues an operation. `token` is below 2^[`TOKEN_BITS`].
+    pub fn operate(&mut self, file: FileIndex, operation: &Operation<'_>, token: u64) {
+        assert!(token <= TOKEN_MASK, "a token keeps to its bits");
+        assert!(operation.length <= TRANSFER_BYTES_MAX || operation.segments.is_empty());
+        let file = Fixed(file.0);
+        let user_data = token | (operation.length / SECTOR_BYTES) << TOKEN_BITS;
+        let entry = match operation.kind {
+            OperationKind::Read | OperationKind::Write => {
+                self.transfer(file, operation).user_data(user_data)
+            }
+            OperationKind::Flush => opcode::Fsync::new(file)
+                .flags(io_uring::types::FsyncFlags::DATASYNC)
+                .build()
+                .user_data(token),
+            OperationKind::Zero => fallocate(file, operation, libc::FALLOC_FL_ZERO_RANGE, token),
+            OperationKind::Discard => fallocate(file, operation, libc::FALLOC_FL_PUNCH_HOLE, token),
+        };
+        self.push(entry);
+    }
+
+    fn transfer(&mut self, file: Fixed, operation: &Operation<'_>) -> squeue::Entry {
+        let read = operation.kind == OperationKind::Read;
+        if let [segment] = operation.segments {
+            let (address, length) = (segment.address(), segment.length() as u32);
+            return match read {
+                true => opcode::Read::new(file, address, length).offset(operation.offset).build(),
+                false => opcode::Write::new(file, address, length).offset(operation.offset).build(),
+            };
+        }
+        let count = operation.segments.len();
+        assert!(0 < count && count <= SEGMENTS_QUEUED_MAX, "a transfer has a bounded vector");
+        if self.segments.len() + count > SEGMENTS_QUEUED_MAX {
+            self.submit();
+        }
+        // The vector never grows past its capacity, so queued entries' pointers stay good.
+        let start = self.segments.len();
+        self.segments.extend_from_slice(operation.segments);
+        let vector = self.segments[start..].as_ptr().cast::<libc::iovec>();
+        match read {
+            true => opcode::Readv::new(file, vector, count as u32).offset(operation.offset).build(),
+            false => {
+                opcode::Writev::new(file, vector, count as u32).offset(operation.offset).build()
+            }
+        }
+    }
+
+    /// Queues a poll that reports each time `fd` becomes readable, until cancelled.
+    pub fn poll(&mut self, fd: BorrowedFd<'_>, token: u64) {
+        assert!(token <= TOKEN_MASK, "a token keeps to its bits");
+        let entry = opcode::PollAdd::new(io_uring::types::Fd(fd.as_raw_fd()), libc::POLLIN as u32)
+            .multi(true)
+            .build()
+            .user_data(token);
+        self.push(entry);
+    }
+
+    /// Queues the end of the poll with `token`; both it and this report once more.
+    pub fn cancel_poll(&mut self, token: u64, cancel_token: u64) {
+        assert!(cancel_token <= TOKEN_MASK, "a token keeps to its bits");
+        self.push(opcode::PollRemove::new(token).build().user_data(cancel_token));
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        loop {
+            // SAFETY: what the entry points at is kept by the caller until completion (guest
+            // memory), or by `self.segments` until the kernel copied it; descriptors are
+            // registered, or kept open by the caller until the poll has ended.
+            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
+                self.queued += 1;
+                return;
+            }
+            self.submit();
+        }
+    }
+
+    /// Entries queued and not handed over.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Completions that [`Ring::submit`] would produce are pending, or are there already.
+    pub fn ready(&mut self) -> bool {
+        let submission = self.uring.submission();
+        let pending = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        pending || !self.uring.completion().is_empty()
+    }
+
+    /// Hands over what is queued and runs completions, without waiting.
+    pub fn submit(&mut self) {
+        let result = self.uring.submit();
+        self.entered(result);
+    }
+
+    /// Hands over what is queued, runs completions, and waits until there is one; for `timeout` at
+    /// most, if there is one.
+    pub fn wait(&mut self, timeout: Option<Duration>) {
+        let timeout = timeout.map(Timespec::from);
+        let mut arguments = SubmitArgs::new();
+        if let Some(timeout) = &timeout {
+            arguments = arguments.timespec(timeout);
+        }
+        let result = self.uring.submitter().submit_with_args(1, &arguments);
+        self.entered(result);
+    }
+
+    fn entered(&mut self, result: std::io::Result<usize>) {
+        match result {
+            Ok(_) => {}
+            // A time-out, a signal, or completions that must be reaped first: all are met by the
+            // next turn.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) => {}
+            Err(error) => panic!("io_uring_enter failed in a way that has no remedy: {error}"),
+        }
+        if self.uring.submission().is_empty() {
+            self.segments.clear();
+            self.queued = 0;
+        }
+    }
+
+    /// The next completion that is there already.
+    pub fn ended(&mut self) -> Option<Ended> {
+        self.uring.completion().next().map(|entry| {
+            let user_data = entry.user_data();
+            let length = (user_data >> TOKEN_BITS) * SECTOR_BYTES;
+            let result = match u32::try_from(entry.result()) {
+                Err(_) => Err(Errno(-entry.result())),
+                Ok(bytes) if length != 0 && u64::from(bytes) != length => Err(Errno::EIO),
+                Ok(value) => Ok(value),
+            };
+            let more = cqueue::more(entry.flags());
+            Ended { token: user_data & TOKEN_MASK, result, more }
+        })
+    }
+}
+
+fn fallocate(file: Fixed, operation: &Operation<'_>, mode: i32, token: u64) -> squeue::Entry {
+    opcode::Fallocate::new(file, operation.length)
+        .offset(operation.offset)
+        .mode(mode | libc::FALLOC_FL_KEEP_SIZE)
+        .build()
+        .user_data(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::buffer::AlignedBuffer;
+    use std::os::fd::AsFd;
+
+    const LONG: Option<Duration> = Some(Duration::from_secs(10));
+
+    fn run(ring: &mut Ring, file: FileIndex, operation: &Operation<'_>) -> Ended {
+        ring.operate(file, operation, 77);
+        ring.wait(LONG);
+        let ended = ring.ended().expect("one completion");
+        assert_eq!(ended.token, 77);
+        ended
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_zeroed() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mut ring = Ring::new().unwrap();
+        let index = ring.register(file.as_fd()).unwrap();
+        let mut buffer = AlignedBuffer::new(8192);
+        buffer.fill(7);
+        // SAFETY: the buffer outlives the operations, and is only looked at between them.
+        let segment = unsafe { buffer.segment() };
+        let parts = [segment.part(0, 512), segment.part(4096, 3584)];
+        let write =
+            Operation { kind: OperationKind::Write, offset: 512, length: 4096, segments: &parts };
+        assert_eq!(run(&mut ring, index, &write).result, Ok(4096));
+        let flush = Operation { kind: OperationKind::Flush, offset: 0, length: 0, segments: &[] };
+        assert_eq!(run(&mut ring, index, &flush).result, Ok(0));
+        let zero =
+            Operation { kind: OperationKind::Zero, offset: 1024, length: 1024, segments: &[] };
+        assert_eq!(run(&mut ring, index, &zero).result, Ok(0));
+        buffer.fill(1);
+        let whole = [segment];
+        let read =
+            Operation { kind: OperationKind::Read, offset: 0, length: 8192, segments: &whole };
+        assert_eq!(run(&mut ring, index, &read).result, Ok(8192));
+        let expected =
+            |at: usize| u8::from((512..1024).contains(&at) || (2048..4608).contains(&at));
+        assert!(buffer.iter().enumerate().all(|(at, byte)| *byte == 7 * expected(at)));
+        let last = Operation { offset: (1 << 20) - 4096, ..read };
+        assert_eq!(run(&mut ring, index, &last).result, Err(Errno::EIO), "a short read");
+        ring.unregister(index);
+        assert!(run(&mut ring, index, &read).result.is_err(), "the slot is empty");
+    }
+
+    #[test]
+    fn a_poll_reports_every_write_of_an_eventfd_and_can_be_cancelled() {
+        let event = nix::sys::eventfd::EventFd::new().unwrap();
+        let mut ring = Ring::new().unwrap();
+        ring.poll(event.as_fd(), 5);
+        for _ in 0..3 {
+            ring.submit();
+            event.write(1).unwrap();
+            ring.wait(LONG);
+            let ended = ring.ended().expect("the poll reports");
+            assert_eq!((ended.token, ended.more), (5, true));
+            assert!(ring.ended().is_none());
+        }
+        ring.cancel_poll(5, 6);
+        ring.wait(LONG);
+        let mut tokens: Vec<_> =
+            std::iter::from_fn(|| ring.ended()).map(|e| (e.token, e.more)).collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, [(5, false), (6, false)]);
+    }
+
+    #[test]
+    fn waiting_ends_at_the_timeout() {
+        let mut ring = Ring::new().unwrap();
+        ring.wait(Some(Duration::from_millis(1)));
+        assert!(ring.ended().is_none());
+    }
+}
