@@ -1,0 +1,124 @@
+//! What exists, as the manifest that wants it: for `-o yaml`, and to start a manifest from.
+
+use super::plan::{Actual, ActualPool, ActualVolume};
+use super::schema::API_VERSION;
+use super::settings::{Access, Limits, Principal, VolumeSettings};
+use crate::base::units::Bytes;
+use serde_yaml::{Mapping, Value};
+use std::collections::BTreeMap;
+
+/// A manifest of all pools and machines, in the order of names; planning it against `actual` gives
+/// no step.
+pub fn to_yaml(actual: &Actual) -> String {
+    let mut machines: BTreeMap<&str, Vec<&ActualVolume>> = BTreeMap::new();
+    for volume in &actual.volumes {
+        machines.entry(volume.name.machine.as_str()).or_default().push(volume);
+    }
+    let mut pools: Vec<&ActualPool> = actual.pools.iter().collect();
+    pools.sort_by(|a, b| a.name.cmp(&b.name));
+    let pools = pools.into_iter().map(|pool| document("Pool", &pool.name, self::pool(pool)));
+    let machines = machines.into_iter().map(|(name, mut volumes)| {
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        document("VirtualMachine", name, machine(&volumes))
+    });
+    let texts: Vec<String> = pools.chain(machines).map(|document| text(&document)).collect();
+    texts.join("---\n")
+}
+
+#[allow(clippy::expect_used)]
+fn text(document: &Mapping) -> String {
+    serde_yaml::to_string(document).expect("mappings of strings and numbers can be written")
+}
+
+fn mapping<const N: usize>(entries: [(&str, Value); N]) -> Mapping {
+    entries.into_iter().map(|(key, value)| (key.into(), value)).collect()
+}
+
+fn document(kind: &str, name: &str, spec: Mapping) -> Mapping {
+    mapping([
+        ("apiVersion", API_VERSION.into()),
+        ("kind", kind.into()),
+        ("metadata", mapping([("name", name.into())]).into()),
+        ("spec", spec.into()),
+    ])
+}
+
+fn pool(pool: &ActualPool) -> Mapping {
+    mapping([("device", pool.device.to_string().into())])
+}
+
+fn machine(volumes: &[&ActualVolume]) -> Mapping {
+    let mut spec = Mapping::new();
+    // The manifest gives access by machine; volumes differ only if someone changed one by hand.
+    if let Some(access) = volumes.first().map(|volume| access(&volume.settings.access))
+        && !access.is_empty()
+    {
+        spec.insert("access".into(), access.into());
+    }
+    let volumes: Vec<Value> = volumes.iter().map(|actual| volume(actual).into()).collect();
+    spec.insert("volumes".into(), volumes.into());
+    spec
+}
+
+fn volume(actual: &ActualVolume) -> Mapping {
+    let VolumeSettings { limits, queues, read_only, when_full, access: _ } = &actual.settings;
+    let mut flash = mapping([
+        ("pool", actual.pool.as_str().into()),
+        ("size", Bytes(actual.size_bytes).to_string().into()),
+        ("class", actual.class.name().into()),
+    ]);
+    if actual.thin {
+        flash.insert("thin".into(), true.into());
+        flash.insert("whenFull".into(), when_full.name().into());
+    }
+    let mut volume =
+        mapping([("name", actual.name.volume.as_str().into()), ("flash", flash.into())]);
+    let limits = self::limits(limits);
+    if !limits.is_empty() {
+        volume.insert("limits".into(), limits.into());
+    }
+    if let Some(queues) = queues {
+        volume.insert("queues".into(), (*queues).into());
+    }
+    if *read_only {
+        volume.insert("readOnly".into(), true.into());
+    }
+    volume
+}
+
+/// Empty if nothing is limited.
+fn limits(limits: &Limits) -> Mapping {
+    let Limits { iops, bandwidth, burst_ms } = limits;
+    let mut mapping = Mapping::new();
+    if let Some(iops) = iops {
+        mapping.insert("iops".into(), (*iops).into());
+    }
+    if let Some(bandwidth) = bandwidth {
+        mapping.insert("bandwidth".into(), format!("{}/s", Bytes(*bandwidth)).into());
+    }
+    if !mapping.is_empty() {
+        mapping.insert("burst".into(), format!("{burst_ms}ms").into());
+    }
+    mapping
+}
+
+/// Empty if it is the default.
+fn access(access: &Access) -> Mapping {
+    let Access { owner, group, mode } = access;
+    let mut mapping = Mapping::new();
+    if *access == Access::default() {
+        return mapping;
+    }
+    let who = |who: &Principal| match who {
+        Principal::Id(id) => Value::from(*id),
+        Principal::Name(name) => name.as_str().into(),
+    };
+    if let Some(owner) = owner {
+        mapping.insert("owner".into(), who(owner));
+    }
+    if let Some(group) = group {
+        mapping.insert("group".into(), who(group));
+    }
+    mapping.insert("mode".into(), format!("{mode:04o}").into());
+    mapping
+}

@@ -1,0 +1,262 @@
+//! `kind: VirtualMachine`: its volumes, flash or cached, and who may connect to them.
+
+use super::decode::{Decoder, Fields};
+use super::document::claim;
+use super::mistake::{Located, Place, Position};
+use super::schema::{
+    Backing, CacheMode, Cached, Class, Drain, Durability, Flash, Storage, VirtualMachine, Volume,
+};
+use super::settings::{Access, Limits, VolumeSettings, WhenFull};
+use super::tree::{Node, Value};
+use super::value;
+use crate::base::limits::QUEUES_MAX;
+use std::collections::HashMap;
+
+use std::time::Duration;
+
+/// Requests per second; no drive does more.
+const IOPS_MAX: u64 = 1_000_000_000;
+
+const BURST_MAX: Duration = Duration::from_secs(60);
+const STALENESS_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub(super) fn machine(
+    spec: &Node,
+    at: Position,
+    name: Option<Located<String>>,
+    decoder: &mut Decoder<'_>,
+) -> Option<VirtualMachine> {
+    let keys = ["volumes", "access"];
+    let fields = decoder.fields(spec, at, "the spec of a VirtualMachine", &keys)?;
+    let access = decoder.optional(&fields, "access", |decoder, node| {
+        access(node, fields.key_at("access"), decoder)
+    });
+    let example = "volumes: [{name: scratch, flash: {pool: nvme0, size: 64GiB}}]";
+    let list = decoder.required(&fields, "volumes", example)?;
+    let Value::List(items) = &list.value else {
+        decoder.mistake(list.at, format!("`volumes` is a list: write `{example}`"));
+        return None;
+    };
+    let mut names = HashMap::new();
+    let mut volumes = Vec::new();
+    for item in items {
+        if decoder.mistakes.full() {
+            return None;
+        }
+        volumes.push(volume(item, &mut names, decoder));
+    }
+    let access = access?.unwrap_or_default();
+    let mut volumes = volumes.into_iter().collect::<Option<Vec<Volume>>>()?;
+    volumes.iter_mut().for_each(|volume| volume.settings.access = access.clone());
+    Some(VirtualMachine { name: name?, volumes })
+}
+
+/// A volume, all but its access.
+fn volume(
+    item: &Node,
+    names: &mut HashMap<String, Place>,
+    decoder: &mut Decoder<'_>,
+) -> Option<Volume> {
+    let keys = ["name", "flash", "cache", "backing", "readOnly", "queues", "limits"];
+    let fields = decoder.fields(item, item.at, "a volume", &keys)?;
+    let name = decoder
+        .required(&fields, "name", "name: scratch")
+        .and_then(|node| decoder.located_scalar(node, value::name));
+    let new = claim(names, name.as_ref(), "volume", decoder);
+    let storage = storage(&fields, decoder);
+    let read_only = decoder.optional(&fields, "readOnly", Decoder::truth);
+    let queues = decoder.optional(&fields, "queues", |decoder, node| {
+        let max = QUEUES_MAX as u64;
+        let count = decoder.scalar(node, |text, plain| value::whole(text, plain, 1, max))?;
+        u16::try_from(count).ok()
+    });
+    let limits = decoder.optional(&fields, "limits", |decoder, node| {
+        limits(node, fields.key_at("limits"), decoder)
+    });
+    let (storage, when_full) = storage?;
+    let settings = VolumeSettings {
+        limits: limits?.unwrap_or_default(),
+        queues: queues?,
+        read_only: read_only?.unwrap_or_default(),
+        when_full,
+        access: Access::default(),
+    };
+    new.then_some(Volume { name: name?, storage, settings })
+}
+
+fn storage(fields: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<(Storage, WhenFull)> {
+    if fields.get("cache").is_some() {
+        if fields.get("flash").is_some() {
+            let text = "a volume has either `flash` or `cache` with `backing`: remove one";
+            decoder.mistake(fields.key_at("flash"), text);
+            return None;
+        }
+        let cached = cached(fields, decoder)?;
+        return Some((Storage::Cached(Box::new(cached)), WhenFull::default()));
+    }
+    if fields.get("backing").is_some() {
+        let text = "`backing` is for a cached disk: add `cache: {pool: nvme0, size: 16GiB}`, or \
+                    leave it out";
+        decoder.mistake(fields.key_at("backing"), text);
+    }
+    let node = decoder.required(fields, "flash", "flash: {pool: nvme0, size: 64GiB}")?;
+    let (flash, when_full) = flash(node, fields.key_at("flash"), decoder)?;
+    Some((Storage::Flash(flash), when_full))
+}
+
+fn flash(node: &Node, at: Position, decoder: &mut Decoder<'_>) -> Option<(Flash, WhenFull)> {
+    let keys = ["pool", "size", "class", "thin", "whenFull"];
+    let fields = decoder.fields(node, at, "`flash`", &keys)?;
+    let (pool, size) = pool_and_size(&fields, decoder);
+    let class = decoder.optional(&fields, "class", |decoder, node| {
+        let words = [("volatile", Class::Volatile), ("nonvolatile", Class::Nonvolatile)];
+        let class = decoder.choice(node, &words)?;
+        Some(decoder.located(node.at, class))
+    });
+    let thin = decoder.optional(&fields, "thin", |decoder, node| {
+        let thin = decoder.truth(node)?;
+        Some(decoder.located(node.at, thin))
+    });
+    let when_full = decoder.optional(&fields, "whenFull", |decoder, node| {
+        decoder.choice(node, &[("wait", WhenFull::Wait), ("enospc", WhenFull::Enospc)])
+    });
+    if fields.get("whenFull").is_some()
+        && let Some(thin) = &thin
+        && !thin.as_ref().is_some_and(|thin| thin.value)
+    {
+        let text =
+            "only a thin volume meets a full pool: add `thin: true`, or leave `whenFull` out";
+        decoder.mistake(fields.key_at("whenFull"), text);
+        return None;
+    }
+    let class = class?.unwrap_or_else(|| decoder.located(at, Class::default()));
+    let thin = thin?.unwrap_or_else(|| decoder.located(at, false));
+    Some((Flash { pool: pool?, size: size?, class, thin }, when_full?.unwrap_or_default()))
+}
+
+type PoolAndSize = (Option<Located<String>>, Option<Located<u64>>);
+
+/// What `flash` and `cache` have in common.
+fn pool_and_size(fields: &Fields<'_>, decoder: &mut Decoder<'_>) -> PoolAndSize {
+    let pool = decoder
+        .required(fields, "pool", "pool: nvme0")
+        .and_then(|node| decoder.located_scalar(node, value::name));
+    let size = decoder
+        .required(fields, "size", "size: 64GiB")
+        .and_then(|node| decoder.located_scalar(node, |text, _| value::size(text)));
+    (pool, size)
+}
+
+fn limits(node: &Node, at: Position, decoder: &mut Decoder<'_>) -> Option<Limits> {
+    let fields = decoder.fields(node, at, "`limits`", &["iops", "bandwidth", "burst"])?;
+    let iops = decoder.optional(&fields, "iops", |decoder, node| {
+        decoder.scalar(node, |text, plain| value::whole(text, plain, 1, IOPS_MAX))
+    });
+    let bandwidth = decoder.optional(&fields, "bandwidth", |decoder, node| {
+        decoder.scalar(node, |text, _| value::bandwidth(text))
+    });
+    let burst = decoder.optional(&fields, "burst", |decoder, node| {
+        decoder.scalar(node, |text, _| value::duration(text, BURST_MAX))
+    });
+    if fields.lacks("iops") && fields.lacks("bandwidth") {
+        let at = if fields.lacks("burst") { at } else { fields.key_at("burst") };
+        let text = "this limits nothing: give `limits` its `iops` or `bandwidth`, or leave it out";
+        decoder.mistake(at, text);
+        return None;
+    }
+    let default = Limits::default();
+    let burst_ms = burst?.and_then(|burst| u64::try_from(burst.as_millis()).ok());
+    let burst_ms = burst_ms.unwrap_or(default.burst_ms);
+    Some(Limits { iops: iops?, bandwidth: bandwidth?, burst_ms })
+}
+
+fn access(node: &Node, at: Position, decoder: &mut Decoder<'_>) -> Option<Access> {
+    let fields = decoder.fields(node, at, "`access`", &["owner", "group", "mode"])?;
+    let owner =
+        decoder.optional(&fields, "owner", |decoder, node| decoder.scalar(node, value::principal));
+    let group =
+        decoder.optional(&fields, "group", |decoder, node| decoder.scalar(node, value::principal));
+    let mode = decoder.optional(&fields, "mode", |decoder, node| decoder.scalar(node, value::mode));
+    let default = Access::default();
+    Some(Access { owner: owner?, group: group?, mode: mode?.unwrap_or(default.mode) })
+}
+
+/// `cache:` and `backing:` of a volume.
+fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
+    let directory = decoder.directory;
+    let example = "backing: /mnt/nfs/web-1.raw";
+    let backing = decoder.required(volume, "backing", example).and_then(|node| {
+        decoder.located_scalar(node, |text, plain| value::backing(text, plain, directory))
+    });
+    let example = "cache: {pool: nvme0, size: 16GiB}";
+    let node = decoder.required(volume, "cache", example)?;
+    let at = volume.key_at("cache");
+    let keys = [
+        "pool",
+        "size",
+        "mode",
+        "drain",
+        "maxStaleness",
+        "consistencyGroup",
+        "durability",
+        "sidecar",
+    ];
+    let fields = decoder.fields(node, at, "`cache`", &keys)?;
+    let (pool, size) = pool_and_size(&fields, decoder);
+    let mode = decoder.optional(&fields, "mode", cache_mode);
+    let drain = decoder.optional(&fields, "drain", |decoder, node| {
+        decoder.choice(node, &[("grouped", Drain::Grouped), ("ordered", Drain::Ordered)])
+    });
+    let staleness_max = decoder.optional(&fields, "maxStaleness", |decoder, node| {
+        decoder.scalar(node, |text, _| value::duration(text, STALENESS_MAX))
+    });
+    let consistency_group = decoder
+        .optional(&fields, "consistencyGroup", |decoder, node| decoder.scalar(node, value::name));
+    let durability = decoder.optional(&fields, "durability", |decoder, node| {
+        decoder.choice(node, &[("strong", Durability::Strong), ("flush", Durability::Flush)])
+    });
+    let sidecar = decoder.optional(&fields, "sidecar", |decoder, node| {
+        decoder.scalar(node, |text, plain| value::path(text, plain, directory))
+    });
+    let (mode, sidecar, backing) = (mode?.unwrap_or_default(), sidecar?, backing?);
+    if mode == CacheMode::WriteBack && sidecar.is_none() && has_no_neighbour(&backing.value) {
+        let text = format!(
+            "write-back needs a place for its stamp, and beside {} is none: add `sidecar: PATH` \
+             on the shared storage, or `mode: write-through`",
+            backing.value
+        );
+        decoder.mistake(at, text);
+        return None;
+    }
+    Some(Cached {
+        place: decoder.mistakes.place(at),
+        pool: pool?,
+        size: size?,
+        mode,
+        drain: drain?,
+        staleness_max: staleness_max?,
+        consistency_group: consistency_group?,
+        durability: durability?.unwrap_or_default(),
+        sidecar,
+        backing,
+    })
+}
+
+fn cache_mode(decoder: &mut Decoder<'_>, node: &Node) -> Option<CacheMode> {
+    let words = [
+        ("write-back", CacheMode::WriteBack),
+        ("write-through", CacheMode::WriteThrough),
+        ("write-around", CacheMode::WriteAround),
+        ("read-only", CacheMode::ReadOnly),
+        ("bypass", CacheMode::Bypass),
+    ];
+    decoder.choice(node, &words)
+}
+
+/// No file can be made beside it.
+fn has_no_neighbour(backing: &Backing) -> bool {
+    match backing {
+        Backing::Nbd(_) => true,
+        Backing::Path(path) => path.starts_with("/dev"),
+    }
+}

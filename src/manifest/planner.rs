@@ -1,0 +1,357 @@
+//! The rules behind [`plan`](super::plan): object by object, every one looked at before a step
+//! is given out.
+
+use super::decode::nearest;
+use super::mistake::{Located, Mistake, Place};
+use super::plan::{Actual, ActualPool, ActualVolume, DeviceState, full_name};
+use super::schema::{
+    Device, Flash, POOL_BYTES_MIN, Pool, Storage, VirtualMachine, Volume, VolumeName,
+};
+use super::step::{Action, NewVolume, Plan, Step};
+use crate::base::limits::EXPORTS_MAX;
+use crate::base::units::Bytes;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+pub(super) struct Planner<'a> {
+    actual: &'a Actual,
+    pools: Vec<Step>,
+    creations: Vec<Step>,
+    growths: Vec<Step>,
+    updates: Vec<Step>,
+    destructions: Vec<Step>,
+    mistakes: Vec<Mistake>,
+    /// Bytes that each pool has left to give; what this plan destroys is not among them. Of a pool
+    /// that is yet to be made all bytes: its own tables are the executor's to count.
+    free_bytes: BTreeMap<String, u64>,
+    /// Volumes that there will be before anything is destroyed.
+    volume_count: usize,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(actual: &'a Actual) -> Self {
+        let free = |pool: &ActualPool| (pool.name.clone(), pool.free_bytes);
+        Self {
+            actual,
+            pools: Vec::new(),
+            creations: Vec::new(),
+            growths: Vec::new(),
+            updates: Vec::new(),
+            destructions: Vec::new(),
+            mistakes: Vec::new(),
+            free_bytes: actual.pools.iter().map(free).collect(),
+            volume_count: actual.volumes.len(),
+        }
+    }
+
+    pub(super) fn finish(self) -> Result<Plan, Vec<Mistake>> {
+        if !self.mistakes.is_empty() {
+            return Err(self.mistakes);
+        }
+        let phases = [self.pools, self.creations, self.growths, self.updates, self.destructions];
+        Ok(Plan { steps: phases.into_iter().flatten().collect() })
+    }
+
+    fn mistake(&mut self, place: &Place, message: impl Into<String>) {
+        self.mistakes.push(Mistake::new(place, message));
+    }
+
+    fn actual_pool(&self, name: &str) -> Option<&'a ActualPool> {
+        self.actual.pools.iter().find(|pool| pool.name == name)
+    }
+
+    pub(super) fn pool(&mut self, pool: &Pool) {
+        let (name, actual) = (&pool.name.value, self.actual_pool(&pool.name.value));
+        // Should the pool be refused, its volumes need no complaint of their own.
+        self.free_bytes.entry(name.clone()).or_insert(u64::MAX);
+        match (&pool.device.value, actual) {
+            (Device::Path(path), actual) => self.pool_on(pool, path, actual),
+            (device, Some(actual)) if actual.device == *device => {}
+            (_, Some(actual)) => self.pool_elsewhere(pool, actual),
+            (Device::Null { size_bytes }, None) => {
+                self.new_pool(pool, *size_bytes, None, None);
+            }
+        }
+    }
+
+    fn pool_on(&mut self, pool: &Pool, path: &PathBuf, actual: Option<&'a ActualPool>) {
+        let name = &pool.name.value;
+        let shown = path.display();
+        let state = self.actual.devices.get(path).unwrap_or(&DeviceState::Missing);
+        match (state, actual) {
+            (DeviceState::Pool { name: found }, Some(actual)) if found == name => {
+                self.known_pool(pool, path, actual);
+            }
+            (DeviceState::Pool { name: found }, _) => {
+                let text = format!(
+                    "{shown} holds pool `{found}`: write `name: {found}`, or another device"
+                );
+                self.mistake(&pool.device.place, text);
+            }
+            (_, Some(actual)) => self.pool_elsewhere(pool, actual),
+            (DeviceState::Missing, None) => match &pool.size {
+                Some(size) => self.new_pool(pool, size.value, Some(size.value), None),
+                None if path.starts_with("/dev") => {
+                    self.mistake(&pool.device.place, format!("there is no {shown}: correct it"));
+                }
+                None => {
+                    let text = format!(
+                        "there is no {shown}: correct it, or add `size: 64GiB` to have a file made"
+                    );
+                    self.mistake(&pool.device.place, text);
+                }
+            },
+            (DeviceState::Blank { size_bytes }, None) => self.blank(pool, path, *size_bytes),
+            (DeviceState::Foreign { size_bytes, content }, None) => match &pool.size {
+                None => self.new_pool(pool, *size_bytes, None, Some(content.clone())),
+                Some(size) => {
+                    let text = format!(
+                        "{shown} exists and holds {content}: `size` is for a file to be created, \
+                         leave it out"
+                    );
+                    self.mistake(&size.place, text);
+                }
+            },
+        }
+    }
+
+    fn pool_elsewhere(&mut self, pool: &Pool, actual: &ActualPool) {
+        let text = format!(
+            "pool `{name}` is on {device} already, and pools do not move: write `device: {device}`",
+            name = actual.name,
+            device = actual.device
+        );
+        self.mistake(&pool.device.place, text);
+    }
+
+    /// A file or device without content.
+    fn blank(&mut self, pool: &Pool, path: &Path, size_bytes: u64) {
+        let shown = path.display();
+        match &pool.size {
+            Some(size) if size.value < size_bytes => {
+                let text = format!(
+                    "{shown} exists with {}: leave `size` out to use all of it",
+                    Bytes(size_bytes)
+                );
+                self.mistake(&size.place, text);
+            }
+            Some(size) => {
+                let longer = (size.value > size_bytes).then_some(size.value);
+                self.new_pool(pool, size.value, longer, None);
+            }
+            None => self.new_pool(pool, size_bytes, None, None),
+        }
+    }
+
+    fn new_pool(
+        &mut self,
+        pool: &Pool,
+        size_bytes: u64,
+        file_bytes: Option<u64>,
+        overwrites: Option<String>,
+    ) {
+        if size_bytes < POOL_BYTES_MIN {
+            let text = format!(
+                "{} has {}: a pool takes at least {}; take a larger device, or add `size` for a \
+                 file",
+                pool.device.value,
+                Bytes(size_bytes),
+                Bytes(POOL_BYTES_MIN)
+            );
+            return self.mistake(&pool.device.place, text);
+        }
+        self.free_bytes.insert(pool.name.value.clone(), size_bytes);
+        let (name, device) = (pool.name.value.clone(), pool.device.value.clone());
+        let action = Action::CreatePool { name, device, file_bytes, overwrites };
+        self.pools.push(Step { place: pool.name.place.clone(), action });
+    }
+
+    /// The pool is on its device: open and large enough?
+    fn known_pool(&mut self, pool: &Pool, path: &Path, actual: &ActualPool) {
+        let name = &actual.name;
+        if !actual.open {
+            let action = Action::OpenPool { name: name.clone(), device: path.to_owned() };
+            self.pools.push(Step { place: pool.name.place.clone(), action });
+        }
+        let Some(Located { value: to_bytes, place }) = &pool.size else { return };
+        let (from_bytes, to_bytes) = (actual.size_bytes, *to_bytes);
+        let Some(more) = to_bytes.checked_sub(from_bytes) else {
+            let size = Bytes(from_bytes);
+            let text = format!("pool `{name}` has {size}, and pools do not shrink: write `{size}`");
+            return self.mistake(place, text);
+        };
+        if more > 0 {
+            if let Some(free) = self.free_bytes.get_mut(name) {
+                *free = free.saturating_add(more);
+            }
+            let action = Action::GrowPool { name: name.clone(), from_bytes, to_bytes };
+            self.pools.push(Step { place: place.clone(), action });
+        }
+    }
+
+    pub(super) fn volume(&mut self, machine: &VirtualMachine, volume: &Volume) {
+        let flash = match &volume.storage {
+            Storage::Flash(flash) => flash,
+            Storage::Cached(cached) => {
+                let text = "cached disks are not in this version of vflash: give this volume \
+                            `flash`, or leave it out";
+                return self.mistake(&cached.place, text);
+            }
+        };
+        if !self.free_bytes.contains_key(&flash.pool.value) {
+            return self.unknown_pool(&flash.pool);
+        }
+        let name = full_name(machine, volume);
+        let actual = self.actual.volumes.iter().find(|actual| actual.name == name);
+        match actual {
+            None => self.create_volume(name, flash, volume),
+            Some(actual) => self.change_volume(actual, flash, volume),
+        }
+    }
+
+    fn unknown_pool(&mut self, pool: &Located<String>) {
+        let known: Vec<&str> = self.free_bytes.keys().map(String::as_str).collect();
+        let name = &pool.value;
+        let text = match nearest(name, &known) {
+            Some(near) => format!("there is no pool `{name}`: write `{near}`, or declare it"),
+            None => format!("there is no pool `{name}`: declare it with `kind: Pool`"),
+        };
+        self.mistake(&pool.place, text);
+    }
+
+    fn create_volume(&mut self, name: VolumeName, flash: &Flash, volume: &Volume) {
+        self.volume_count = self.volume_count.saturating_add(1);
+        if self.volume_count > EXPORTS_MAX {
+            let text = format!("one volume too many: a daemon serves at most {EXPORTS_MAX}");
+            return self.mistake(&volume.name.place, text);
+        }
+        if !flash.thin.value {
+            self.take(flash, flash.size.value);
+        }
+        let action = Action::CreateVolume(NewVolume {
+            name,
+            pool: flash.pool.value.clone(),
+            size_bytes: flash.size.value,
+            class: flash.class.value,
+            thin: flash.thin.value,
+            settings: volume.settings.clone(),
+        });
+        self.creations.push(Step { place: volume.name.place.clone(), action });
+    }
+
+    /// Takes `bytes` of the pool for this plan, or complains.
+    fn take(&mut self, flash: &Flash, bytes: u64) {
+        let pool = &flash.pool.value;
+        let Some(free) = self.free_bytes.get_mut(pool) else { return };
+        match free.checked_sub(bytes) {
+            Some(left) => *free = left,
+            None => {
+                let (needed, left) = (Bytes(bytes), Bytes(*free));
+                let text = format!(
+                    "pool `{pool}` has {left} left for this, and {needed} are needed: make it \
+                     smaller, make it thin, or grow the pool"
+                );
+                self.mistake(&flash.size.place, text);
+            }
+        }
+    }
+
+    fn change_volume(&mut self, actual: &ActualVolume, flash: &Flash, volume: &Volume) {
+        let name = &actual.name;
+        if self.refuse_fixed(actual, flash) {
+            return;
+        }
+        let settings = &volume.settings;
+        let fixed_while_attached = [
+            ("queues", actual.settings.queues != settings.queues),
+            ("readOnly", actual.settings.read_only != settings.read_only),
+        ];
+        for (field, differs) in fixed_while_attached {
+            if differs && actual.attached {
+                let text = format!(
+                    "{name} is attached, and `{field}` cannot change under a running guest: \
+                     detach it first, or leave `{field}` as it was"
+                );
+                self.mistake(&volume.name.place, text);
+            }
+        }
+        let pool = actual.pool.clone();
+        if actual.settings != *settings {
+            let (from, to) = (actual.settings.clone(), settings.clone());
+            let action = Action::UpdateVolume { name: name.clone(), pool: pool.clone(), from, to };
+            self.updates.push(Step { place: volume.name.place.clone(), action });
+        }
+        let (from_bytes, to_bytes) = (actual.size_bytes, flash.size.value);
+        let (name, place) = (name.clone(), flash.size.place.clone());
+        match to_bytes.checked_sub(from_bytes) {
+            Some(0) => {}
+            Some(more) => {
+                if !actual.thin {
+                    self.take(flash, more);
+                }
+                let action = Action::GrowVolume { name, pool, from_bytes, to_bytes };
+                self.growths.push(Step { place, action });
+            }
+            None => {
+                let action = Action::ShrinkVolume { name, pool, from_bytes, to_bytes };
+                self.destructions.push(Step { place, action });
+            }
+        }
+    }
+
+    /// True, after a complaint, if something is to change that is fixed when a volume is made.
+    fn refuse_fixed(&mut self, actual: &ActualVolume, flash: &Flash) -> bool {
+        let name = &actual.name;
+        let class = actual.class;
+        let fixed = [
+            (&flash.pool.place, "pool", actual.pool.clone(), flash.pool.value != actual.pool),
+            (&flash.class.place, "class", class.name().to_owned(), flash.class.value != class),
+            (&flash.thin.place, "thin", actual.thin.to_string(), flash.thin.value != actual.thin),
+        ];
+        let mut refused = false;
+        for (place, field, value, differs) in fixed {
+            if differs {
+                let text = format!(
+                    "{name} has `{field}: {value}`, fixed when it was made: write that, or \
+                     destroy it first with `vflash reclaim {name}`"
+                );
+                self.mistake(place, text);
+                refused = true;
+            }
+        }
+        refused
+    }
+
+    /// Volumes of the machine that its list lacks.
+    pub(super) fn surplus(&mut self, machine: &VirtualMachine) {
+        let wanted = |name: &VolumeName| {
+            machine.volumes.iter().any(|volume| volume.name.value == name.volume)
+        };
+        let actual = self.actual;
+        let of_machine = |volume: &&ActualVolume| volume.name.machine == machine.name.value;
+        for volume in actual.volumes.iter().filter(of_machine) {
+            if !wanted(&volume.name) {
+                let or = ", or put it back into `volumes`";
+                self.delete(volume, &machine.name.place, !volume.attached, or);
+            }
+        }
+    }
+
+    /// The deletion of a volume, if there is one of that name.
+    pub(super) fn deletion(&mut self, name: &VolumeName, place: &Place, force: bool) {
+        if let Some(volume) = self.actual.volumes.iter().find(|actual| actual.name == *name) {
+            self.delete(volume, place, force || !volume.attached, ", or force it");
+        }
+    }
+
+    fn delete(&mut self, volume: &ActualVolume, place: &Place, allowed: bool, or: &str) {
+        let name = volume.name.clone();
+        if !allowed {
+            let text = format!("{name} is to be deleted, and is attached: detach it first{or}");
+            return self.mistake(place, text);
+        }
+        let (pool, size_bytes) = (volume.pool.clone(), volume.size_bytes);
+        let action = Action::DeleteVolume { name, pool, size_bytes };
+        self.destructions.push(Step { place: place.clone(), action });
+    }
+}

@@ -1,0 +1,215 @@
+//! What a plan consists of, and how it reads.
+//!
+//! A plan is carried out all or nothing: everything that can be checked is checked before the first
+//! step, the steps that destroy come last, and each step before them can be undone (a created pool
+//! or volume is removed, a grown volume cut back, settings set back) should a later one fail. Each
+//! step may also be repeated: a daemon that died in the middle plans anew and does the rest.
+
+use super::mistake::{Mistake, Place};
+use super::schema::{Class, Device, VolumeName};
+use super::settings::{Limits, Principal, VolumeSettings};
+use crate::base::units::Bytes;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Steps in the order in which they are safe: pools, new volumes, growth, settings, and last what
+/// destroys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+}
+
+/// One change, and where in the manifest it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub place: Place,
+    pub action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Makes the file if it is missing, formats and opens. Undo: close; delete the file if made.
+    CreatePool {
+        name: String,
+        device: Device,
+        /// Of a file to be made, or of an empty one to be made longer.
+        file_bytes: Option<u64>,
+        /// What is on the device now and will be gone.
+        overwrites: Option<String>,
+    },
+    /// Takes a pool that was found on its device into service. Undo: close.
+    OpenPool { name: String, device: PathBuf },
+    /// Makes the pool's file longer, then the pool. Not undone: a larger pool harms nobody.
+    GrowPool { name: String, from_bytes: u64, to_bytes: u64 },
+    /// Undo: remove.
+    CreateVolume(NewVolume),
+    /// Undo: shrink back; the guest cannot have written behind the old end before it was told.
+    GrowVolume { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
+    /// Undo: set back.
+    UpdateVolume { name: VolumeName, pool: String, from: VolumeSettings, to: VolumeSettings },
+    /// Destroys what lies behind the new end.
+    ShrinkVolume { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
+    /// Destroys the volume.
+    DeleteVolume { name: VolumeName, pool: String, size_bytes: u64 },
+}
+
+/// A volume to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewVolume {
+    pub name: VolumeName,
+    pub pool: String,
+    pub size_bytes: u64,
+    pub class: Class,
+    pub thin: bool,
+    pub settings: VolumeSettings,
+}
+
+impl Plan {
+    /// What is, is what should be.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// What must be named by the one who applies, because the plan destroys it: `VM/VOLUME`, or
+    /// the path of a device.
+    pub fn destroys(&self) -> impl Iterator<Item = String> {
+        self.steps.iter().filter_map(|step| step.action.destroys())
+    }
+
+    /// The steps that destroy something that is not among `confirmed`, as mistakes.
+    pub fn unconfirmed(&self, confirmed: &[String]) -> Vec<Mistake> {
+        let unconfirmed = |step: &Step| {
+            let name = step.action.destroys().filter(|name| !confirmed.contains(name))?;
+            let (object, detail) = (step.action.object(), step.action.detail());
+            let text = format!("{object}: {detail}; confirm by naming `{name}`");
+            Some(Mistake::new(&step.place, text))
+        };
+        self.steps.iter().filter_map(unconfirmed).collect()
+    }
+}
+
+impl Action {
+    /// The name to be confirmed before content is destroyed.
+    pub fn destroys(&self) -> Option<String> {
+        match self {
+            Self::ShrinkVolume { name, .. } | Self::DeleteVolume { name, .. } => {
+                Some(name.to_string())
+            }
+            Self::CreatePool { device, overwrites: Some(_), .. } => Some(device.to_string()),
+            _ => None,
+        }
+    }
+
+    /// `pool NAME` or `volume VM/VOLUME`
+    pub fn object(&self) -> String {
+        match self {
+            Self::CreatePool { name, .. }
+            | Self::OpenPool { name, .. }
+            | Self::GrowPool { name, .. } => format!("pool {name}"),
+            Self::CreateVolume(NewVolume { name, .. })
+            | Self::GrowVolume { name, .. }
+            | Self::UpdateVolume { name, .. }
+            | Self::ShrinkVolume { name, .. }
+            | Self::DeleteVolume { name, .. } => format!("volume {name}"),
+        }
+    }
+
+    /// `+` makes, `~` changes, `-` deletes.
+    pub fn symbol(&self) -> char {
+        match self {
+            Self::CreatePool { .. } | Self::OpenPool { .. } | Self::CreateVolume(_) => '+',
+            Self::GrowPool { .. }
+            | Self::GrowVolume { .. }
+            | Self::UpdateVolume { .. }
+            | Self::ShrinkVolume { .. } => '~',
+            Self::DeleteVolume { .. } => '-',
+        }
+    }
+
+    /// What changes, from what to what.
+    pub fn detail(&self) -> String {
+        let sizes = |from: u64, to: u64| format!("size {} -> {}", Bytes(from), Bytes(to));
+        match self {
+            Self::CreatePool { device, file_bytes, overwrites, .. } => {
+                let mut text = format!("create on {device}");
+                if let Some(bytes) = file_bytes {
+                    text.push_str(&format!(", a file of {}", Bytes(*bytes)));
+                }
+                if let Some(content) = overwrites {
+                    text.push_str(&format!(", destroying {content}"));
+                }
+                text
+            }
+            Self::OpenPool { device, .. } => format!("open on {}", device.display()),
+            Self::GrowPool { from_bytes, to_bytes, .. }
+            | Self::GrowVolume { from_bytes, to_bytes, .. } => sizes(*from_bytes, *to_bytes),
+            Self::CreateVolume(volume) => created(volume),
+            Self::UpdateVolume { from, to, .. } => changes(from, to),
+            Self::ShrinkVolume { from_bytes, to_bytes, .. } => {
+                let sizes = sizes(*from_bytes, *to_bytes);
+                format!("{sizes}, destroying what lies behind {}", Bytes(*to_bytes))
+            }
+            Self::DeleteVolume { pool, size_bytes, .. } => {
+                format!("delete {} on {pool}, destroying its content", Bytes(*size_bytes))
+            }
+        }
+    }
+}
+
+/// As `vflash diff` prints it.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return writeln!(f, "No changes.");
+        }
+        for Step { action, .. } in &self.steps {
+            writeln!(f, "{} {}: {}", action.symbol(), action.object(), action.detail())?;
+        }
+        let count = |symbol| self.steps.iter().filter(|s| s.action.symbol() == symbol).count();
+        let (new, changed, gone) = (count('+'), count('~'), count('-'));
+        writeln!(f, "{new} to create, {changed} to change, {gone} to delete.")
+    }
+}
+
+fn created(volume: &NewVolume) -> String {
+    let size = Bytes(volume.size_bytes);
+    let thin = if volume.thin { ", thin" } else { "" };
+    let mut text = format!("{size} on {}, {}{thin}", volume.pool, volume.class.name());
+    let default = described(&VolumeSettings::default());
+    for ((field, value), (_, default)) in described(&volume.settings).into_iter().zip(default) {
+        if value != default {
+            text.push_str(&format!(", {field} {value}"));
+        }
+    }
+    text
+}
+
+/// `field from -> to` of every setting that differs.
+fn changes(from: &VolumeSettings, to: &VolumeSettings) -> String {
+    let (from, to) = (described(from), described(to));
+    let pairs = from.into_iter().zip(to);
+    let changed = pairs.filter(|((_, from), (_, to))| from != to);
+    let texts = changed.map(|((field, from), (_, to))| format!("{field} {from} -> {to}"));
+    texts.collect::<Vec<_>>().join(", ")
+}
+
+/// Every setting by the name and in the words of the manifest. The pattern names every field, so
+/// that a new one cannot be forgotten here.
+fn described(settings: &VolumeSettings) -> [(&'static str, String); 9] {
+    let VolumeSettings { limits, queues, read_only, when_full, access } = settings;
+    let Limits { iops, bandwidth, burst_ms } = limits;
+    let or = |text: Option<String>, none: &str| text.unwrap_or_else(|| none.to_owned());
+    let who = |who: &Option<Principal>| or(who.as_ref().map(ToString::to_string), "daemon");
+    [
+        ("iops", or(iops.map(|iops| iops.to_string()), "none")),
+        ("bandwidth", or(bandwidth.map(|bytes| format!("{}/s", Bytes(bytes))), "none")),
+        ("burst", format!("{:?}", Duration::from_millis(*burst_ms))),
+        ("readOnly", read_only.to_string()),
+        ("queues", or(queues.map(|queues| queues.to_string()), "all")),
+        ("whenFull", when_full.name().to_owned()),
+        ("owner", who(&access.owner)),
+        ("group", who(&access.group)),
+        ("mode", format!("{:04o}", access.mode)),
+    ]
+}
