@@ -1,0 +1,125 @@
+//! The check: every invariant anew, from the runs alone, trusting none of the derived sets.
+
+use super::extents::{ExtentRange, ExtentSet};
+use super::store::{Finding, inspect};
+use super::table::Table;
+use crate::base::units::EXTENT_BYTES;
+use crate::io::blocking::Blocking;
+use std::collections::BTreeSet;
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Empty: the pool is sound.
+    pub findings: Vec<Finding>,
+    pub allocations: usize,
+    pub extents_mapped: u64,
+    pub extents_unscrubbed: u64,
+    pub extents_clean: u64,
+    pub extents_metadata: u64,
+}
+
+impl CheckReport {
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    fn finding(&mut self, offset: u64, text: String) {
+        self.findings.push(Finding { offset, text, repairable: false });
+    }
+}
+
+/// Checks what is on flash; `memory` is what it must be if the pool is open.
+pub(super) fn check(blocking: &mut Blocking, memory: Option<&Table>) -> CheckReport {
+    let mut report = CheckReport::default();
+    let inspection = match inspect(blocking) {
+        Ok(inspection) => inspection,
+        Err(error) => {
+            report.finding(0, error.to_string());
+            return report;
+        }
+    };
+    report.findings = inspection.findings;
+    let table = &inspection.table;
+    if memory.is_some_and(|memory| memory != table) {
+        report.finding(0, "the table in memory and the one on flash differ".to_owned());
+    }
+    verify(table, &mut report);
+    let entry_bytes_max = inspection.root.plan.entry_bytes_max();
+    if table.entry_bytes > entry_bytes_max {
+        let text = format!("entries take {} bytes of {entry_bytes_max} (T5)", table.entry_bytes);
+        report.finding(inspection.root.table_offsets()[0], text);
+    }
+    report
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Nobody,
+    Metadata,
+    Allocation(u64),
+    Unscrubbed,
+    Clean,
+}
+
+/// T1 by marking every extent with its owner, T3 and T4 by walking the allocations.
+fn verify(table: &Table, report: &mut CheckReport) {
+    let mut owners = vec![Owner::Nobody; table.extents as usize];
+    let mut claim = |range: ExtentRange, owner: Owner, report: &mut CheckReport| {
+        for extent in range.start..range.end() {
+            match owners.get_mut(extent as usize) {
+                None => {
+                    let text = format!("extent {extent} lies beyond the device (T1)");
+                    report.finding(extent * EXTENT_BYTES, text);
+                }
+                Some(Owner::Nobody) => owners[extent as usize] = owner,
+                Some(_) => {
+                    let text = format!("extent {extent} has two owners (T1)");
+                    report.finding(extent * EXTENT_BYTES, text);
+                }
+            }
+        }
+    };
+    let sets: [(&ExtentSet, Owner); 3] = [
+        (&table.metadata, Owner::Metadata),
+        (&table.unscrubbed, Owner::Unscrubbed),
+        (&table.clean, Owner::Clean),
+    ];
+    for (set, owner) in sets {
+        set.iter().for_each(|range| claim(range, owner, report));
+    }
+    let mut names = BTreeSet::new();
+    for allocation in table.allocations.values() {
+        let id = allocation.id.0;
+        if !names.insert(&allocation.name) || id >= table.next_id {
+            report.finding(0, format!("name or id of allocation {id} is not its own (T3)"));
+        }
+        let mut end = 0;
+        let mut mapped = 0;
+        for run in allocation.runs() {
+            if run.logical < end || run.logical().end() > allocation.extents() {
+                let text = format!("allocation {id} maps extent {} wrongly (T4)", run.logical);
+                report.finding(run.physical * EXTENT_BYTES, text);
+            }
+            end = run.logical().end();
+            mapped += run.count;
+            claim(run.physical(), Owner::Allocation(id), report);
+        }
+        let thick_hole = !allocation.thin && mapped != allocation.extents();
+        if thick_hole || mapped * EXTENT_BYTES != allocation.mapped_bytes() {
+            let text = format!("allocation {id} maps {mapped} extents, not what it says (T4)");
+            report.finding(0, text);
+        }
+        report.extents_mapped += mapped;
+    }
+    for (extent, owner) in owners.iter().enumerate() {
+        if *owner == Owner::Nobody {
+            let text = format!("extent {extent} belongs to nobody (T1)");
+            report.finding(extent as u64 * EXTENT_BYTES, text);
+        }
+    }
+    report.allocations = table.allocations.len();
+    report.extents_unscrubbed = table.unscrubbed.total();
+    report.extents_clean = table.clean.total();
+    report.extents_metadata = table.metadata.total();
+}

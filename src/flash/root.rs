@@ -1,0 +1,144 @@
+//! The root: one 4 KiB block that says which table and log are the pool.
+
+use super::layout::{BLOCK_BYTES, Plan, ROOT_MAGIC, SEQUENCE_MAX, VERSION};
+use crate::base::checksum::crc32c;
+use crate::base::codec::{Reader, Writer};
+use crate::base::units::EXTENT_BYTES;
+
+/// A pool's root, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Root {
+    pub uuid: [u8; 16],
+    /// Of roots: the highest valid one is the pool.
+    pub sequence: u64,
+    pub plan: Plan,
+    /// Which of the two areas holds the table and the log.
+    pub active: usize,
+    pub table_bytes: u64,
+    pub table_checksum: u32,
+    /// Sequence of the log's first record.
+    pub record_sequence: u64,
+    /// Of this log alone: records of an earlier log in the same place do not pass.
+    pub salt: u64,
+    pub name: String,
+}
+
+/// What a root's block turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RootBlock {
+    Valid(Box<Root>),
+    /// All zeros: never written or wiped.
+    Empty,
+    /// A whole root of a version or with features that this build does not know.
+    Newer {
+        version: u32,
+        features: u32,
+    },
+    Damaged(&'static str),
+    /// Something else's bytes.
+    Foreign,
+}
+
+impl Root {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.bytes(ROOT_MAGIC).u32(VERSION).u32(0).bytes(&self.uuid).u64(self.sequence);
+        writer.u64(self.plan.device_bytes).u32(EXTENT_BYTES as u32).u32(self.active as u32);
+        writer.u64(self.table_bytes).u32(self.table_checksum).u32(0);
+        writer.u64(self.record_sequence).u64(self.salt);
+        writer.u64(self.plan.table_capacity).u64(self.plan.log_bytes);
+        for offset in self.plan.areas.into_iter().flatten() {
+            writer.u64(offset);
+        }
+        writer.u8(self.name.len() as u8).bytes(self.name.as_bytes());
+        writer.pad_to(BLOCK_BYTES as usize - 4);
+        let mut bytes = writer.into_bytes();
+        let checksum = crc32c(0, &bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        assert_eq!(bytes.len() as u64, BLOCK_BYTES, "a root is one block");
+        bytes
+    }
+
+    /// Never fails on any bytes.
+    pub(super) fn decode(block: &[u8]) -> RootBlock {
+        if block.iter().all(|byte| *byte == 0) {
+            return RootBlock::Empty;
+        }
+        let Some((body, stored)) = block.split_last_chunk::<4>() else {
+            return RootBlock::Damaged("the block is short");
+        };
+        if !body.starts_with(ROOT_MAGIC) {
+            return RootBlock::Foreign;
+        }
+        if crc32c(0, body) != u32::from_le_bytes(*stored) {
+            return RootBlock::Damaged("wrong checksum");
+        }
+        let mut reader = Reader::new(body);
+        let head = (reader.array::<8>(), reader.u32(), reader.u32());
+        let (Some(_), Some(version), Some(features)) = head else {
+            return RootBlock::Damaged("the block is short");
+        };
+        if version > VERSION || features != 0 {
+            return RootBlock::Newer { version, features };
+        }
+        match Self::fields(&mut reader) {
+            Some(root) => RootBlock::Valid(Box::new(root)),
+            None => RootBlock::Damaged("a field has an impossible value"),
+        }
+    }
+
+    fn fields(reader: &mut Reader<'_>) -> Option<Self> {
+        let uuid = reader.array()?;
+        let sequence = reader.u64()?;
+        let device_bytes = reader.u64()?;
+        if u64::from(reader.u32()?) != EXTENT_BYTES {
+            return None;
+        }
+        let active = usize::try_from(reader.u32()?).ok().filter(|active| *active < 2)?;
+        let table_bytes = reader.u64()?;
+        let table_checksum = reader.u32()?;
+        let _reserved = reader.u32()?;
+        let record_sequence = reader.u64()?;
+        let salt = reader.u64()?;
+        let table_capacity = reader.u64()?;
+        let log_bytes = reader.u64()?;
+        let areas = [[reader.u64()?, reader.u64()?], [reader.u64()?, reader.u64()?]];
+        let length = usize::from(reader.u8()?);
+        let name = String::from_utf8(reader.bytes(63)?.get(..length)?.to_vec()).ok()?;
+        if table_bytes > table_capacity || sequence.max(record_sequence) > SEQUENCE_MAX {
+            return None;
+        }
+        let plan = Plan { device_bytes, table_capacity, log_bytes, areas };
+        Some(Self {
+            uuid,
+            sequence,
+            plan,
+            active,
+            table_bytes,
+            table_checksum,
+            record_sequence,
+            salt,
+            name,
+        })
+    }
+
+    /// Byte offsets of the two copies of the active table.
+    pub(super) fn table_offsets(&self) -> [u64; 2] {
+        self.plan.areas[self.active]
+    }
+
+    /// Byte offsets of the two copies of the log.
+    pub(super) fn log_offsets(&self) -> [u64; 2] {
+        self.table_offsets().map(|offset| offset + self.plan.table_capacity)
+    }
+}
+
+/// The salt of the log that belongs to root `sequence`: differs between pools and between logs of
+/// one pool, and is the same whenever the same run is repeated.
+pub(super) fn salt(uuid: &[u8; 16], sequence: u64) -> u64 {
+    let (low, high) = uuid.split_at(8);
+    let word = |half: &[u8]| half.iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let mixed =
+        word(low) ^ word(high).rotate_left(17) ^ sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    fastrand::Rng::with_seed(mixed).u64(..)
+}
