@@ -1,0 +1,28 @@
+//! L3: vhost-user. Serves any [`crate::io::volume::Volume`] to unmodified front ends.
+//!
+//! - [`server`] the handle that control uses.
+//! - [`sockets`] the one thread for all sockets; [`peek`] what it looks at before it acts.
+//! - [`session`] one front end's session: the messages of the protocol.
+//! - [`reactor`] the threads that move data; [`served`] one export there: rings on one side, a
+//!   volume on the other.
+//! - [`queue`] one virtqueue: pop, complete, publish, notify.
+//! - [`ring`], [`inflight`], [`memory`], [`dirty`], [`fault`] what is shared with the guest.
+//! - [`mailbox`] messages between these threads.
+
+pub mod dirty;
+pub mod fault;
+pub mod inflight;
+pub mod mailbox;
+pub mod memory;
+pub mod peek;
+pub mod queue;
+pub mod reactor;
+pub mod ring;
+pub mod served;
+pub mod server;
+pub mod session;
+pub mod sockets;
+
+pub use crate::io::disk::DiskTarget;
+pub use reactor::ExportId;
+pub use server::{Export, ExportEvent, ExportStatus, Server, ServerOptions, SocketAccess};

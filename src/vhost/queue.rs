@@ -1,0 +1,264 @@
+//! One virtqueue while it runs: what is popped, marked in flight, completed and published.
+//!
+//! What always holds: a head that was started is finished exactly once; the in-flight area knows it
+//! from before its request starts until after the guest can see its end.
+
+use super::dirty::DirtyLog;
+use super::inflight::{InflightQueue, Survivor};
+use super::memory::MemoryTable;
+use super::ring::{Broken, Ring, RingAddresses};
+use crate::base::Result;
+use crate::io::volume::Origin;
+use crate::virtio::chain::{Chain, Malformed};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Everything a queue is started with.
+pub struct QueueSetup {
+    pub index: u16,
+    pub size: u16,
+    pub addresses: RingAddresses,
+    /// The first available entry to take, unless the in-flight area knows better.
+    pub base: u16,
+    pub event_index: bool,
+    pub memory: MemoryTable,
+    pub inflight: Option<InflightQueue>,
+    pub log: Option<DirtyLog>,
+    /// Signalled by the guest when it made entries available; none: it must be polled.
+    pub kick: Option<File>,
+    /// Signals the guest; none: it polls.
+    pub call: Option<File>,
+    /// Signals the front end that the ring is broken.
+    pub error: Option<File>,
+}
+
+/// A request that may be started: its head and where it came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    pub head: u16,
+    pub origin: Origin,
+}
+
+pub struct Queue {
+    index: u16,
+    ring: Ring,
+    memory: MemoryTable,
+    inflight: Option<InflightQueue>,
+    log: Option<DirtyLog>,
+    kick: Option<File>,
+    call: Option<File>,
+    error: Option<File>,
+    /// Requests of an earlier daemon, to be done before new ones.
+    survivors: VecDeque<Survivor>,
+    /// The number of the next request, for the in-flight area.
+    counter: u64,
+    started: u32,
+    broken: bool,
+    /// Takes no new request: it is about to be stopped.
+    paused: bool,
+    kicks_enabled: bool,
+    /// Reads the chain again at completion, for the dirty log.
+    logged: Chain,
+}
+
+impl Queue {
+    pub fn new(setup: QueueSetup) -> Result<Self> {
+        let QueueSetup { index, size, addresses, base, event_index, memory, mut inflight, .. } =
+            setup;
+        let mut ring = Ring::new(&memory, addresses, size, base, event_index)?;
+        let mut survivors = VecDeque::new();
+        if let Some(area) = &mut inflight {
+            survivors = area.recover(ring.used_index()).into();
+            if !survivors.is_empty() {
+                ring.set_next_available(ring.used_index().wrapping_add(survivors.len() as u16));
+            }
+        }
+        let counter = survivors.back().map_or(0, |last| last.counter.wrapping_add(1));
+        ring.suppress_kicks();
+        let mut queue = Self {
+            index,
+            ring,
+            memory,
+            inflight,
+            log: setup.log,
+            kick: setup.kick,
+            call: setup.call,
+            error: setup.error,
+            survivors,
+            counter,
+            started: 0,
+            broken: false,
+            paused: false,
+            kicks_enabled: false,
+            logged: Chain::default(),
+        };
+        // A daemon that died after its last used entry may not have told the guest of it.
+        queue.interrupt();
+        Ok(queue)
+    }
+
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    pub fn kick(&self) -> Option<BorrowedFd<'_>> {
+        self.kick.as_ref().map(AsFd::as_fd)
+    }
+
+    pub fn set_call(&mut self, call: Option<File>) {
+        self.call = call;
+        // What was published while there was no descriptor must not be lost.
+        self.interrupt();
+    }
+
+    pub fn set_error(&mut self, error: Option<File>) {
+        self.error = error;
+    }
+
+    /// Takes no new request from now on; those of an earlier daemon are still done.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// No request is under way or owed: the queue can be stopped.
+    pub fn is_quiet(&self) -> bool {
+        self.started == 0 && (self.survivors.is_empty() || self.broken)
+    }
+
+    /// Requests that an earlier daemon left and that were not started yet.
+    pub fn survivors(&self) -> usize {
+        self.survivors.len()
+    }
+
+    /// The available entry to go on with after a restart.
+    pub fn base(&self) -> u16 {
+        self.ring.next_available()
+    }
+
+    /// A file that the front end shares was cut short.
+    pub fn faulted(&self) -> bool {
+        self.memory.faulted()
+            || self.inflight.as_ref().is_some_and(InflightQueue::faulted)
+            || self.log.as_ref().is_some_and(DirtyLog::faulted)
+    }
+
+    /// Nothing more is taken from this ring until the front end sets it up again.
+    pub fn mark_broken(&mut self) {
+        self.broken = true;
+        if let Some(error) = &mut self.error {
+            // A full eventfd has been signalled already.
+            let _ = error.write(&1u64.to_ne_bytes());
+        }
+    }
+
+    /// Requests that can be started now.
+    pub fn pending(&self) -> std::result::Result<usize, Broken> {
+        match (self.broken, self.paused) {
+            (true, _) => Ok(0),
+            (_, true) => Ok(self.survivors.len()),
+            _ => Ok(self.survivors.len() + usize::from(self.ring.pending()?)),
+        }
+    }
+
+    /// The next request, which stays until [`Queue::start`].
+    pub fn peek(&self) -> std::result::Result<Candidate, Broken> {
+        let (head, counter, replayed) = match self.survivors.front() {
+            Some(survivor) => (survivor.head, survivor.counter, true),
+            None => (self.ring.peek()?, self.counter, false),
+        };
+        Ok(Candidate { head, origin: Origin { queue: self.index, counter, replayed } })
+    }
+
+    /// Reads the chain of `head`.
+    pub fn read(&self, head: u16, chain: &mut Chain) -> std::result::Result<(), Malformed> {
+        chain.read(&self.memory, self.ring.descriptors(), head)
+    }
+
+    /// Takes the candidate: from now on it is in flight.
+    pub fn start(&mut self, candidate: Candidate) {
+        let Candidate { head, origin } = candidate;
+        if let Some(area) = &mut self.inflight {
+            area.start(head, origin.counter);
+        }
+        if origin.replayed {
+            self.survivors.pop_front();
+        } else {
+            self.counter = self.counter.wrapping_add(1);
+            self.ring.take();
+        }
+        self.started += 1;
+    }
+
+    /// Ends the request of `head`, of which `written` bytes are the guest's to read. The guest sees
+    /// it after [`Queue::publish`].
+    pub fn finish(&mut self, head: u16, written: u32) {
+        assert!(self.started > 0, "a request is finished once");
+        self.started -= 1;
+        if self.log.is_some() {
+            self.log_written(head);
+        }
+        if let Some(area) = &mut self.inflight {
+            area.complete(head);
+        }
+        self.ring.push_used(head, written);
+    }
+
+    /// Shows the guest what was finished, and interrupts it if it wants that.
+    pub fn publish(&mut self) {
+        if !self.ring.publish() {
+            return;
+        }
+        if let Some(area) = &mut self.inflight {
+            area.published(self.ring.used_index());
+        }
+        if let (Some(log), used) = (&self.log, self.ring.used_segment())
+            && let Some(address) = self.memory.guest_address_of(used.address())
+        {
+            log.mark(address, used.length() as u64);
+        }
+        if self.ring.wants_interrupt() {
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&mut self) {
+        if let Some(call) = &mut self.call {
+            // A full eventfd has been signalled already.
+            let _ = call.write(&1u64.to_ne_bytes());
+        }
+    }
+
+    /// Marks what a request wrote. The chain is read again: it is the guest's to keep while the
+    /// request is in flight, and a guest that changes it spoils its own migration only.
+    fn log_written(&mut self, head: u16) {
+        let mut chain = std::mem::take(&mut self.logged);
+        if self.read(head, &mut chain).is_ok()
+            && let Some(log) = &self.log
+        {
+            for segment in chain.writable() {
+                if let Some(address) = self.memory.guest_address_of(segment.address()) {
+                    log.mark(address, segment.length() as u64);
+                }
+            }
+        }
+        self.logged = chain;
+    }
+
+    /// We look by ourselves: the guest need not kick.
+    pub fn suppress_kicks(&mut self) {
+        if std::mem::replace(&mut self.kicks_enabled, false) {
+            self.ring.suppress_kicks();
+        }
+    }
+
+    /// We are about to sleep: the guest must kick. True if requests came meanwhile.
+    pub fn enable_kicks(&mut self) -> std::result::Result<bool, Broken> {
+        if self.broken || self.paused {
+            return Ok(!self.broken && !self.survivors.is_empty());
+        }
+        self.kicks_enabled = true;
+        Ok(self.ring.enable_kicks()? || !self.survivors.is_empty())
+    }
+}

@@ -1,0 +1,603 @@
+//! A reactor: one thread, one io_uring, and every queue of the exports it serves.
+//!
+//! A turn takes requests from the rings of *hot* exports, hands operations to the kernel in one
+//! system call, and shows guests what has ended. With nothing to do it spins for a while, guests'
+//! kicks suppressed, then asks for kicks and sleeps in the ring.
+//!
+//! How long it spins adapts as halt polling does: doubled when something came soon after falling
+//! asleep, halved when nothing did. With many operations under way it does not spin: completions
+//! and requests pile up while it sleeps, and one waking takes care of them all.
+
+use super::mailbox::{Inbox, Mailbox, mailbox};
+use super::queue::{Queue, QueueSetup};
+use super::served::{DiskPort, Lent, Served};
+use crate::base::clock::Nanos;
+use crate::base::{Error, ErrorKind, Result};
+use crate::io::disk::{Completion, DiskTarget};
+use crate::io::uring::{Ended, Ring};
+use crate::io::volume::TOKEN_BITS;
+use crate::qos::Limits;
+use std::any::Any;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Sender, sync_channel};
+use std::time::Duration;
+
+/// Exports of one reactor.
+pub const SLOTS_MAX: usize = 1024;
+
+const SLOT_SHIFT: u32 = TOKEN_BITS;
+const SLOT_BITS: u32 = SLOTS_MAX.ilog2();
+const KIND_SHIFT: u32 = SLOT_SHIFT + SLOT_BITS;
+
+const KIND_OPERATION: u64 = 0;
+const KIND_KICK: u64 = 1;
+const KIND_INBOX: u64 = 2;
+const KIND_IGNORED: u64 = 3;
+
+/// Operations under way from which on spinning does not pay.
+const DEPTH_HEAVY: u32 = 6;
+
+/// How long the reactor may spin, at most.
+const SPIN_MAX: Duration = Duration::from_micros(100);
+const SPIN_FIRST: Duration = Duration::from_micros(8);
+
+/// Names an export: its reactor, its slot there, and which export of that slot it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ExportId {
+    pub(super) reactor: u16,
+    pub(super) slot: u16,
+    pub(super) generation: u32,
+}
+
+/// What control and the socket thread ask of a reactor. Messages arrive in order.
+pub enum Message {
+    /// Serve an export in a free slot. `files` are its disks.
+    Add {
+        slot: u16,
+        export: Box<AddExport>,
+        reply: Sender<Result<()>>,
+    },
+    /// Stop serving; the slot's queues must have been stopped. Replied once nothing is under way.
+    Remove {
+        slot: u16,
+        reply: Sender<()>,
+    },
+    StartQueue {
+        slot: u16,
+        setup: Box<QueueSetup>,
+        reply: Sender<Result<()>>,
+    },
+    /// Answered by [`Event::QueueStopped`] once its requests have ended.
+    StopQueue {
+        slot: u16,
+        queue: u16,
+    },
+    SetCall {
+        slot: u16,
+        queue: u16,
+        call: Option<File>,
+    },
+    SetError {
+        slot: u16,
+        queue: u16,
+        error: Option<File>,
+    },
+    SetCapacity {
+        slot: u16,
+        sectors: u64,
+    },
+    SetWriteCache {
+        slot: u16,
+        enabled: bool,
+    },
+    SetLimits {
+        slot: u16,
+        limits: Limits,
+    },
+    Volume {
+        slot: u16,
+        message: Box<dyn Any + Send>,
+    },
+    /// Ends the thread; all exports must have been removed.
+    Stop,
+}
+
+pub struct AddExport {
+    pub name: String,
+    pub device: crate::virtio::Device,
+    pub volume: Box<dyn crate::io::volume::Volume>,
+    pub disks: Vec<DiskTarget>,
+    pub limits: Limits,
+    pub metrics: std::sync::Arc<crate::metrics::VolumeMetrics>,
+}
+
+/// What a reactor tells the socket thread.
+pub enum Event {
+    /// A queue has no request under way any more; it goes on at `base`.
+    QueueStopped { reactor: u16, slot: u16, queue: u16, base: u16 },
+    /// The front end cut guest memory short; its connection must go.
+    Faulted { reactor: u16, slot: u16 },
+}
+
+/// What a slot holds besides the export.
+struct Slot {
+    served: Served,
+    /// Rings are looked at in every turn.
+    hot: bool,
+    last_request: Nanos,
+    stopping: Vec<u16>,
+    removing: Option<Sender<()>>,
+    /// Tells the polls of successive queues apart.
+    kick_generation: u32,
+    kicks: Vec<Option<u64>>,
+    fault_reported: bool,
+}
+
+pub struct Reactor {
+    index: u16,
+    ring: Ring,
+    inbox: Inbox<Message>,
+    events: Mailbox<Event>,
+    slots: Vec<Option<Slot>>,
+    hot: Vec<u16>,
+    ready: Vec<(u16, Completion)>,
+    now: Nanos,
+    last_work: Nanos,
+    spin: Duration,
+    /// The most operations under way of late; fades with each sleep.
+    depth: u32,
+    stop: bool,
+}
+
+/// Starts a reactor thread, on `cpu` if one is given.
+pub fn start(
+    index: u16,
+    cpu: Option<usize>,
+    events: Mailbox<Event>,
+) -> Result<(Mailbox<Message>, std::thread::JoinHandle<()>)> {
+    let (sender, inbox) = mailbox()?;
+    let (started, result) = sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name(format!("reactor-{index}"))
+        .spawn(move || match Reactor::new(index, cpu, inbox, events) {
+            Ok(mut reactor) => {
+                let _ = started.send(Ok(()));
+                if catch_unwind(AssertUnwindSafe(|| reactor.run())).is_err() {
+                    // Rings would stand still for ever; a restart replays what is under way.
+                    log::error!("reactor {index} failed (see the panic above): vflashd ends");
+                    std::process::abort();
+                }
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+            }
+        })
+        .map_err(|error| Error::io("cannot start a reactor thread", error))?;
+    let gone = |_| Error::new(ErrorKind::Gone, "a reactor thread ended while starting");
+    result.recv().map_err(gone)??;
+    Ok((sender, thread))
+}
+
+impl Reactor {
+    fn new(
+        index: u16,
+        cpu: Option<usize>,
+        inbox: Inbox<Message>,
+        events: Mailbox<Event>,
+    ) -> Result<Self> {
+        if let Some(cpu) = cpu {
+            pin(cpu)?;
+        }
+        let mut ring = Ring::new()?;
+        ring.poll(inbox.event(), KIND_INBOX << KIND_SHIFT);
+        Ok(Self {
+            index,
+            ring,
+            inbox,
+            events,
+            slots: (0..SLOTS_MAX).map(|_| None).collect(),
+            hot: Vec::with_capacity(SLOTS_MAX),
+            ready: Vec::new(),
+            now: Nanos::now(),
+            last_work: Nanos::default(),
+            spin: Duration::ZERO,
+            depth: 0,
+            stop: false,
+        })
+    }
+
+    fn run(&mut self) {
+        while !self.stop {
+            self.turn();
+        }
+    }
+
+    fn turn(&mut self) {
+        self.now = Nanos::now();
+        let mut work = self.serve();
+        if self.ring.queued() > 0 || self.ring.ready() {
+            self.ring.submit();
+        }
+        work += self.reap();
+        if work == 0 {
+            if self.now - self.last_work < self.spin_budget() {
+                std::hint::spin_loop();
+                return;
+            }
+            self.sleep();
+            work += self.reap();
+        }
+        self.settle();
+        if work > 0 {
+            self.last_work = self.now;
+        }
+    }
+
+    /// Takes requests from the rings of hot exports.
+    fn serve(&mut self) -> usize {
+        let mut taken = 0;
+        for at in 0..self.hot.len() {
+            let index = self.hot[at];
+            taken += self.with(index, |slot, lent| {
+                let taken = slot.served.serve(lent);
+                if taken > 0 {
+                    slot.last_request = lent.now;
+                }
+                taken
+            });
+        }
+        taken
+    }
+
+    /// Runs `call` on a slot's export with what the reactor lends it.
+    fn with<R: Default>(
+        &mut self,
+        index: u16,
+        call: impl FnOnce(&mut Slot, &mut Lent<'_>) -> R,
+    ) -> R {
+        let Some(slot) = self.slots.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+            return R::default();
+        };
+        let mut lent = Lent {
+            ring: &mut self.ring,
+            ready: &mut self.ready,
+            now: self.now,
+            prefix: KIND_OPERATION << KIND_SHIFT | u64::from(index) << SLOT_SHIFT,
+            slot: index,
+        };
+        call(slot, &mut lent)
+    }
+
+    /// Delivers every completion that is there.
+    fn reap(&mut self) -> usize {
+        let mut count = 0;
+        loop {
+            let mut idle = true;
+            while let Some(ended) = self.ring.ended() {
+                self.dispatch(ended);
+                count += 1;
+                idle = false;
+            }
+            for at in 0.. {
+                let Some((slot, completion)) = self.ready.get(at).copied() else { break };
+                self.with(slot, |slot, lent| {
+                    slot.served.completed(completion.token, completion.result, lent);
+                });
+                count += 1;
+                idle = false;
+            }
+            self.ready.clear();
+            if idle {
+                return count;
+            }
+        }
+    }
+
+    fn dispatch(&mut self, ended: Ended) {
+        let index = (ended.token >> SLOT_SHIFT) as u16 & (SLOTS_MAX as u16 - 1);
+        match ended.token >> KIND_SHIFT {
+            KIND_OPERATION => {
+                let token = ended.token & ((1 << TOKEN_BITS) - 1);
+                let result = ended.result.map(|_| ());
+                self.with(index, |slot, lent| slot.served.completed(token, result, lent));
+            }
+            KIND_KICK => self.kicked(index, ended),
+            KIND_INBOX => {
+                if !ended.more {
+                    self.ring.poll(self.inbox.event(), KIND_INBOX << KIND_SHIFT);
+                }
+                while let Some(message) = self.inbox.take() {
+                    self.message(message);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn kicked(&mut self, index: u16, ended: Ended) {
+        let Some(slot) = self.slots[usize::from(index)].as_mut() else { return };
+        if !ended.more {
+            // The kernel ended the poll (its completion queue overflowed): ask again, if the queue
+            // is still the one that asked.
+            let queue = slot.kicks.iter().position(|kick| *kick == Some(ended.token));
+            let kick = queue.and_then(|queue| slot.served.queues[queue].as_ref()?.kick());
+            if let Some(kick) = kick {
+                self.ring.poll(kick, ended.token);
+            }
+        }
+        self.heat(index);
+    }
+
+    /// Looks at the export's rings from the next turn on.
+    fn heat(&mut self, index: u16) {
+        if let Some(slot) = self.slots[usize::from(index)].as_mut() {
+            slot.last_request = self.now;
+            if !std::mem::replace(&mut slot.hot, true) {
+                self.hot.push(index);
+            }
+        }
+    }
+
+    fn operations(&self) -> u32 {
+        let slots = self.hot.iter().filter_map(|index| self.slots[usize::from(*index)].as_ref());
+        slots.map(|slot| slot.served.operations()).sum()
+    }
+
+    /// How long to look for work before falling asleep.
+    fn spin_budget(&mut self) -> Duration {
+        self.depth = self.depth.max(self.operations());
+        if self.depth < DEPTH_HEAVY { self.spin } else { Duration::ZERO }
+    }
+
+    fn sleep(&mut self) {
+        let heavy = self.depth >= DEPTH_HEAVY;
+        self.depth -= self.depth / 4;
+        if self.enable_kicks() {
+            return;
+        }
+        self.ring.wait(self.slots_timer().map(|at| at - self.now));
+        let woken = Nanos::now();
+        if !heavy {
+            self.adapt(woken - self.now);
+        }
+        self.now = woken;
+    }
+
+    /// Halt polling: something came soon after falling asleep, so it pays to spin longer.
+    fn adapt(&mut self, slept: Duration) {
+        self.spin = match slept {
+            slept if slept > SPIN_MAX => self.spin / 2,
+            _ => (self.spin * 2).clamp(SPIN_FIRST, SPIN_MAX),
+        };
+    }
+
+    /// Asks all hot exports' guests to kick, and forgets the exports that have nothing under way.
+    /// True if requests came meanwhile.
+    fn enable_kicks(&mut self) -> bool {
+        let slots = &mut self.slots;
+        let mut waiting = false;
+        self.hot.retain(|index| {
+            let Some(slot) = slots[usize::from(*index)].as_mut() else { return false };
+            let more = slot.served.enable_kicks();
+            waiting |= more;
+            slot.hot = more || slot.served.in_flight() > 0 || slot.served.next_timer().is_some();
+            slot.hot
+        });
+        waiting
+    }
+
+    fn slots_timer(&self) -> Option<Nanos> {
+        let slots = self.hot.iter().filter_map(|index| self.slots[usize::from(*index)].as_ref());
+        slots.filter_map(|slot| slot.served.next_timer()).min()
+    }
+
+    /// Shows guests what has ended, and finishes what was waiting for that.
+    fn settle(&mut self) {
+        let mut at = 0;
+        while let Some(index) = self.hot.get(at).copied() {
+            at += 1;
+            self.with(index, |slot, lent| {
+                slot.served.timers(lent);
+                slot.served.publish();
+            });
+            let Some(slot) = self.slots[usize::from(index)].as_mut() else { continue };
+            if !slot.stopping.is_empty() {
+                self.finish_stops(index);
+            } else if slot.removing.is_some() {
+                self.finish_removal(index);
+            } else if !slot.fault_reported && slot.served.faulted() {
+                slot.fault_reported = true;
+                self.events.send(Event::Faulted { reactor: self.index, slot: index });
+            }
+        }
+    }
+
+    fn finish_stops(&mut self, index: u16) {
+        let Some(slot) = self.slots[usize::from(index)].as_mut() else { return };
+        let (queues, kicks, ring) = (&mut slot.served.queues, &mut slot.kicks, &mut self.ring);
+        slot.stopping.retain(|at| {
+            let number = usize::from(*at);
+            let base = match queues.get(number).and_then(Option::as_ref) {
+                Some(queue) if !queue.is_quiet() => return true,
+                Some(queue) => queue.base(),
+                None => 0,
+            };
+            if let Some(token) = kicks.get_mut(number).and_then(Option::take) {
+                ring.cancel_poll(token, KIND_IGNORED << KIND_SHIFT);
+                // The kernel lets go of the descriptor before the queue closes it.
+                ring.submit();
+            }
+            if let Some(queue) = queues.get_mut(number) {
+                *queue = None;
+            }
+            let (reactor, slot, queue) = (self.index, index, *at);
+            self.events.send(Event::QueueStopped { reactor, slot, queue, base });
+            false
+        });
+    }
+
+    fn finish_removal(&mut self, index: u16) {
+        let Some(slot) = self.slots[usize::from(index)].as_mut() else { return };
+        if slot.served.operations() > 0 || slot.served.in_flight() > 0 {
+            return;
+        }
+        let reply = slot.removing.take();
+        if let Some(slot) = self.slots[usize::from(index)].take() {
+            self.unregister(slot.served.disks());
+        }
+        self.hot.retain(|hot| *hot != index);
+        if let Some(reply) = reply {
+            let _ = reply.send(());
+        }
+    }
+
+    fn unregister(&mut self, disks: &[DiskPort]) {
+        for disk in disks {
+            if let DiskPort::File(file) = disk {
+                self.ring.unregister(*file);
+            }
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Add { slot, export, reply } => {
+                let _ = reply.send(self.add(slot, *export));
+            }
+            Message::Remove { slot, reply } => {
+                self.heat(slot);
+                match self.slots[usize::from(slot)].as_mut() {
+                    Some(entry) => entry.removing = Some(reply),
+                    None => {
+                        let _ = reply.send(());
+                    }
+                }
+            }
+            Message::StartQueue { slot, setup, reply } => {
+                let _ = reply.send(self.start_queue(slot, *setup));
+            }
+            Message::StopQueue { slot, queue } => {
+                self.heat(slot);
+                if let Some(entry) = self.slots[usize::from(slot)].as_mut() {
+                    if let Some(Some(queue)) = entry.served.queues.get_mut(usize::from(queue)) {
+                        queue.pause();
+                    }
+                    entry.stopping.push(queue);
+                }
+            }
+            Message::Stop => self.stop = true,
+            message => self.configure(message),
+        }
+    }
+
+    /// Messages that change an export while it runs.
+    fn configure(&mut self, message: Message) {
+        let now = self.now;
+        match message {
+            Message::SetCall { slot, queue, call } => self.with_queue(slot, queue, |queue| {
+                queue.set_call(call);
+            }),
+            Message::SetError { slot, queue, error } => self.with_queue(slot, queue, |queue| {
+                queue.set_error(error);
+            }),
+            Message::SetCapacity { slot, sectors } => {
+                self.with(slot, |slot, _| slot.served.device.capacity_sectors = sectors);
+            }
+            Message::SetWriteCache { slot, enabled } => {
+                self.with(slot, |slot, lent| slot.served.set_write_cache(enabled, lent));
+            }
+            Message::SetLimits { slot, limits } => {
+                self.with(slot, |slot, _| slot.served.set_limits(limits, now));
+                self.heat(slot);
+            }
+            Message::Volume { slot, message } => {
+                self.with(slot, |slot, lent| slot.served.message(message, lent));
+                self.heat(slot);
+            }
+            _ => unreachable!("handled by `message`"),
+        }
+    }
+
+    fn with_queue(&mut self, slot: u16, queue: u16, call: impl FnOnce(&mut Queue)) {
+        self.with(slot, |slot, _| {
+            if let Some(Some(queue)) = slot.served.queues.get_mut(usize::from(queue)) {
+                call(queue);
+            }
+        });
+    }
+
+    fn add(&mut self, index: u16, export: AddExport) -> Result<()> {
+        let mut disks = Vec::with_capacity(export.disks.len());
+        for disk in &export.disks {
+            match port(&mut self.ring, disk) {
+                Ok(port) => disks.push(port),
+                Err(error) => {
+                    self.unregister(&disks);
+                    return Err(error.context(&export.name));
+                }
+            }
+        }
+        let limiter = crate::qos::Limiter::new(export.limits, self.now);
+        let queues = usize::from(export.device.queues);
+        let served = Served::new(
+            export.name,
+            export.device,
+            export.volume,
+            disks,
+            (limiter, export.metrics),
+        );
+        self.slots[usize::from(index)] = Some(Slot {
+            served,
+            hot: false,
+            last_request: self.now,
+            stopping: Vec::new(),
+            removing: None,
+            kick_generation: 0,
+            kicks: vec![None; queues],
+            fault_reported: false,
+        });
+        Ok(())
+    }
+
+    fn start_queue(&mut self, index: u16, setup: QueueSetup) -> Result<()> {
+        let number = usize::from(setup.index);
+        let Some(slot) = self.slots[usize::from(index)].as_mut() else {
+            return Err(Error::new(ErrorKind::Gone, "the export is gone"));
+        };
+        let queue = Queue::new(setup)
+            .map_err(|error| error.context(format_args!("{}: queue {number}", slot.served.name)))?;
+        assert!(slot.served.queues[number].is_none(), "a queue is stopped before it starts again");
+        if queue.survivors() > 0 {
+            let (name, count) = (&slot.served.name, queue.survivors());
+            log::info!("{name}: queue {number}: {count} requests under way are done again");
+        }
+        slot.kick_generation = (slot.kick_generation + 1) & ((1 << TOKEN_BITS) - 1);
+        if let Some(kick) = queue.kick() {
+            let token = KIND_KICK << KIND_SHIFT
+                | u64::from(index) << SLOT_SHIFT
+                | u64::from(slot.kick_generation);
+            self.ring.poll(kick, token);
+            slot.kicks[number] = Some(token);
+        }
+        slot.served.queues[number] = Some(queue);
+        slot.fault_reported = false;
+        self.heat(index);
+        Ok(())
+    }
+}
+
+fn port(ring: &mut Ring, disk: &DiskTarget) -> Result<DiskPort> {
+    match disk {
+        DiskTarget::File { file, .. } => ring.register(file.as_fd()).map(DiskPort::File),
+        DiskTarget::Null { .. } => Ok(DiskPort::Null),
+    }
+}
+
+fn pin(cpu: usize) -> Result<()> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set))
+        .map_err(|error| Error::io(format!("cannot run a reactor on CPU {cpu}"), error.into()))
+}

@@ -1,0 +1,437 @@
+//! One export on its reactor: a volume, its disks, and the queues that feed it.
+//!
+//! Everything of one volume is here and nothing of another, so a panic in it is caught at this
+//! border: the volume is fenced, its requests fail, and nobody else notices.
+
+use super::queue::{Candidate, Queue};
+use crate::base::clock::Nanos;
+use crate::io::buffer::{Segment, scatter};
+use crate::io::disk::{Completion, Errno, Operation};
+use crate::io::uring::{FileIndex, Ring};
+use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
+use crate::metrics::{OperationClass, VolumeMetrics};
+use crate::qos::{Limiter, Limits};
+use crate::virtio::chain::Chain;
+use crate::virtio::config::Device;
+use crate::virtio::request::{Action, Request as Parsed, status_byte};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// Requests of one export under way at a time; more wait in their rings.
+pub const REQUESTS_MAX: u32 = 1024;
+
+/// Requests taken from one queue in one turn, so that no queue starves the others.
+const BATCH_MAX: usize = 128;
+
+/// Where an operation goes.
+#[derive(Clone, Copy)]
+pub enum DiskPort {
+    File(FileIndex),
+    /// Completes at once, moving no data.
+    Null,
+}
+
+/// A request between its start and its end.
+struct Pending {
+    queue: u16,
+    head: u16,
+    status: Segment,
+    written: u32,
+    class: OperationClass,
+    bytes: u64,
+    started: Nanos,
+}
+
+/// What a reactor lends to an export for a call.
+pub struct Lent<'a> {
+    pub ring: &'a mut Ring,
+    /// Completions of operations that need no ring.
+    pub ready: &'a mut Vec<(u16, Completion)>,
+    pub now: Nanos,
+    /// Put above each token, to find the way back.
+    pub prefix: u64,
+    pub slot: u16,
+}
+
+struct Context<'a, 'b> {
+    lent: &'a mut Lent<'b>,
+    disks: &'a [DiskPort],
+    done: &'a mut Vec<(RequestId, Outcome)>,
+    wake: &'a mut Option<Nanos>,
+    operations: &'a mut u32,
+}
+
+impl Io for Context<'_, '_> {
+    fn now(&self) -> Nanos {
+        self.lent.now
+    }
+
+    fn submit(&mut self, disk: DiskIndex, operation: Operation<'_>, token: u64) {
+        *self.operations += 1;
+        match self.disks[usize::from(disk.0)] {
+            DiskPort::File(file) => {
+                assert!(token >> TOKEN_BITS == 0, "a volume's token keeps to its bits");
+                self.lent.ring.operate(file, &operation, self.lent.prefix | token);
+            }
+            DiskPort::Null => {
+                self.lent.ready.push((self.lent.slot, Completion { token, result: Ok(()) }));
+            }
+        }
+    }
+
+    fn complete(&mut self, request: RequestId, outcome: Outcome) {
+        self.done.push((request, outcome));
+    }
+
+    fn wake_at(&mut self, at: Nanos) {
+        *self.wake = Some(at);
+    }
+}
+
+/// Bits of a volume's tokens.
+pub const TOKEN_BITS: u32 = crate::io::volume::TOKEN_BITS;
+
+pub struct Served {
+    pub name: String,
+    pub device: Device,
+    pub queues: Vec<Option<Queue>>,
+    limiter: Limiter,
+    metrics: Arc<VolumeMetrics>,
+    volume: Box<dyn Volume>,
+    disks: Vec<DiskPort>,
+    pending: Vec<Option<Pending>>,
+    free: Vec<u32>,
+    done: Vec<(RequestId, Outcome)>,
+    /// Operations submitted and not completed.
+    operations: u32,
+    /// When the volume wants [`Volume::timer`].
+    wake: Option<Nanos>,
+    /// No request is taken before: the limit is used up.
+    throttled_until: Option<Nanos>,
+    /// Why the volume is no longer called.
+    fenced: bool,
+    chain: Chain,
+    parsed: Parsed,
+}
+
+impl Served {
+    pub fn new(
+        name: String,
+        device: Device,
+        mut volume: Box<dyn Volume>,
+        disks: Vec<DiskPort>,
+        (limiter, metrics): (Limiter, Arc<VolumeMetrics>),
+    ) -> Self {
+        volume.attach(REQUESTS_MAX);
+        let queues = (0..device.queues).map(|_| None).collect();
+        Self {
+            name,
+            device,
+            queues,
+            limiter,
+            metrics,
+            volume,
+            disks,
+            pending: (0..REQUESTS_MAX).map(|_| None).collect(),
+            free: (0..REQUESTS_MAX).rev().collect(),
+            done: Vec::with_capacity(REQUESTS_MAX as usize),
+            operations: 0,
+            wake: None,
+            throttled_until: None,
+            fenced: false,
+            chain: Chain::new(),
+            parsed: Parsed::new(),
+        }
+    }
+
+    pub fn disks(&self) -> &[DiskPort] {
+        &self.disks
+    }
+
+    /// Operations under way below, whether or not for a request.
+    pub fn operations(&self) -> u32 {
+        self.operations
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> u32 {
+        REQUESTS_MAX - self.free.len() as u32
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// The next moment at which [`Served::timers`] has work.
+    pub fn next_timer(&self) -> Option<Nanos> {
+        match (self.wake, self.throttled_until) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// Calls the volume; a panic in it fences it.
+    fn call(&mut self, lent: &mut Lent<'_>, call: impl FnOnce(&mut dyn Volume, &mut dyn Io)) {
+        let volume = self.volume.as_mut();
+        let mut context = Context {
+            lent,
+            disks: &self.disks,
+            done: &mut self.done,
+            wake: &mut self.wake,
+            operations: &mut self.operations,
+        };
+        if catch_unwind(AssertUnwindSafe(|| call(volume, &mut context))).is_err() {
+            self.fence();
+        }
+    }
+
+    fn fence(&mut self) {
+        if !std::mem::replace(&mut self.fenced, true) {
+            log::error!(
+                "{}: the volume is fenced after an internal error (see the panic above); its \
+                 requests fail until vflashd is restarted; other volumes go on",
+                self.name
+            );
+            self.wake = None;
+        }
+    }
+
+    /// Takes what the guest has queued; returns the requests taken.
+    pub fn serve(&mut self, lent: &mut Lent<'_>) -> usize {
+        let mut taken = 0;
+        if self.throttled_until.is_some_and(|until| until > lent.now) {
+            return 0;
+        }
+        self.throttled_until = None;
+        for index in 0..self.queues.len() {
+            taken += self.serve_queue(index, lent);
+        }
+        taken
+    }
+
+    fn serve_queue(&mut self, index: usize, lent: &mut Lent<'_>) -> usize {
+        let Some(queue) = &mut self.queues[index] else { return 0 };
+        queue.suppress_kicks();
+        let pending = match queue.pending() {
+            Ok(0) => return 0,
+            Ok(pending) => pending.min(BATCH_MAX),
+            Err(_) => {
+                self.broken(index, "its available index is impossible");
+                return 0;
+            }
+        };
+        let mut taken = 0;
+        while taken < pending && !self.free.is_empty() {
+            if !self.serve_one(index, lent) {
+                break;
+            }
+            taken += 1;
+        }
+        taken
+    }
+
+    fn broken(&mut self, index: usize, why: &str) {
+        if let Some(queue) = &mut self.queues[index] {
+            log::warn!("{}: queue {index} is stopped: {why}", self.name);
+            queue.mark_broken();
+            self.metrics.malformed();
+        }
+    }
+
+    /// Takes one request; false if none can be taken now.
+    fn serve_one(&mut self, index: usize, lent: &mut Lent<'_>) -> bool {
+        let Some(queue) = &mut self.queues[index] else { return false };
+        let Ok(candidate) = queue.peek() else {
+            self.broken(index, "an available entry names no descriptor");
+            return false;
+        };
+        let action = match queue.read(candidate.head, &mut self.chain) {
+            Ok(()) => self.parsed.parse(&self.chain, &self.device),
+            Err(malformed) => {
+                log::debug!("{}: queue {index}: {malformed:?}", self.name);
+                None
+            }
+        };
+        match action {
+            None => {
+                // Nobody to tell: the head goes back with nothing written.
+                self.metrics.malformed();
+                queue.start(candidate);
+                queue.finish(candidate.head, 0);
+            }
+            Some(Action::GetId) => {
+                queue.start(candidate);
+                let written = scatter(&self.device.id(), &self.parsed.data) as u32;
+                self.answer(index, candidate.head, Outcome::Done, written);
+            }
+            Some(Action::Refuse(outcome)) => {
+                self.metrics.malformed();
+                queue.start(candidate);
+                self.answer(index, candidate.head, outcome, 0);
+            }
+            Some(Action::Volume(_)) if self.fenced => {
+                queue.start(candidate);
+                self.answer(index, candidate.head, Outcome::Failed, 0);
+            }
+            Some(Action::Volume(kind)) => return self.submit(index, candidate, kind, lent),
+        }
+        true
+    }
+
+    /// Ends a request that the volume never saw. `data` bytes were written before the status.
+    fn answer(&mut self, index: usize, head: u16, outcome: Outcome, data: u32) {
+        let (Some(queue), Some(status)) = (&mut self.queues[index], self.parsed.status) else {
+            return;
+        };
+        status.copy_from(&[status_byte(outcome)]);
+        queue.finish(head, data + 1);
+    }
+
+    fn submit(
+        &mut self,
+        index: usize,
+        candidate: Candidate,
+        kind: RequestKind,
+        lent: &mut Lent<'_>,
+    ) -> bool {
+        let class = class_of(kind);
+        let bytes = match kind {
+            RequestKind::Read | RequestKind::Write => self.parsed.bytes,
+            _ => 0,
+        };
+        if kind != RequestKind::Flush
+            && let Err(until) = self.limiter.admit(bytes, lent.now)
+        {
+            self.throttled_until = Some(until);
+            self.metrics.throttled();
+            return false;
+        }
+        let (Some(queue), Some(status)) = (&mut self.queues[index], self.parsed.status) else {
+            return false;
+        };
+        let id = self.free.pop().expect("the caller looked");
+        queue.start(candidate);
+        let written = 1 + if kind == RequestKind::Read { bytes as u32 } else { 0 };
+        self.pending[id as usize] = Some(Pending {
+            queue: index as u16,
+            head: candidate.head,
+            status,
+            written,
+            class,
+            bytes,
+            started: lent.now,
+        });
+        let parsed = std::mem::take(&mut self.parsed);
+        let request = Request {
+            id: RequestId(id),
+            kind,
+            ranges: &parsed.ranges,
+            segments: &parsed.data,
+            origin: candidate.origin,
+        };
+        self.call(lent, |volume, io| volume.submit(request, io));
+        self.parsed = parsed;
+        self.settle(lent);
+        true
+    }
+
+    /// An operation of this export has completed.
+    pub fn completed(&mut self, token: u64, result: Result<(), Errno>, lent: &mut Lent<'_>) {
+        assert!(self.operations > 0, "an operation completes once");
+        self.operations -= 1;
+        if !self.fenced {
+            self.call(lent, |volume, io| volume.completed(token, result, io));
+        }
+        self.settle(lent);
+    }
+
+    /// Runs the timers that are due.
+    pub fn timers(&mut self, lent: &mut Lent<'_>) {
+        if self.wake.is_some_and(|at| at <= lent.now) && !self.fenced {
+            self.wake = None;
+            self.call(lent, |volume, io| volume.timer(io));
+            self.settle(lent);
+        }
+    }
+
+    pub fn message(&mut self, message: Box<dyn Any + Send>, lent: &mut Lent<'_>) {
+        if !self.fenced {
+            self.call(lent, |volume, io| volume.message(message, io));
+            self.settle(lent);
+        }
+    }
+
+    pub fn set_write_cache(&mut self, enabled: bool, lent: &mut Lent<'_>) {
+        self.call(lent, |volume, _| volume.set_write_cache(enabled));
+    }
+
+    pub fn set_limits(&mut self, limits: Limits, now: Nanos) {
+        self.limiter.set(limits, now);
+        self.throttled_until = None;
+    }
+
+    /// Ends the requests that the volume has completed; all of them once a fenced volume has no
+    /// operation left that could still touch guest memory.
+    fn settle(&mut self, lent: &Lent<'_>) {
+        while let Some((id, outcome)) = self.done.pop() {
+            self.end(id, outcome, lent.now);
+        }
+        if self.fenced && self.operations == 0 {
+            for id in 0..REQUESTS_MAX {
+                if self.pending[id as usize].is_some() {
+                    self.end(RequestId(id), Outcome::Failed, lent.now);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, id: RequestId, outcome: Outcome, now: Nanos) {
+        let Some(pending) = self.pending.get_mut(id.0 as usize).and_then(Option::take) else {
+            log::error!("{}: the volume ended request {} twice", self.name, id.0);
+            return self.fence();
+        };
+        self.free.push(id.0);
+        pending.status.copy_from(&[status_byte(outcome)]);
+        let ok = outcome == Outcome::Done;
+        self.metrics.completed(pending.class, pending.bytes, now - pending.started, ok);
+        let queue = self.queues[usize::from(pending.queue)].as_mut();
+        queue.expect("a queue outlives its requests").finish(pending.head, pending.written);
+    }
+
+    /// Shows guests what has ended.
+    pub fn publish(&mut self) {
+        for queue in self.queues.iter_mut().flatten() {
+            queue.publish();
+        }
+        self.metrics.set_in_flight(u64::from(self.in_flight()));
+    }
+
+    /// Before sleeping: guests must kick. True if requests are waiting already.
+    pub fn enable_kicks(&mut self) -> bool {
+        let mut waiting = false;
+        for index in 0..self.queues.len() {
+            match self.queues[index].as_mut().map(Queue::enable_kicks) {
+                None | Some(Ok(false)) => {}
+                Some(Ok(true)) => waiting = true,
+                Some(Err(_)) => self.broken(index, "its available index is impossible"),
+            }
+        }
+        waiting && self.throttled_until.is_none() && !self.free.is_empty()
+    }
+
+    /// A front end cut guest memory short.
+    pub fn faulted(&self) -> bool {
+        self.queues.iter().flatten().any(Queue::faulted)
+    }
+}
+
+fn class_of(kind: RequestKind) -> OperationClass {
+    match kind {
+        RequestKind::Read => OperationClass::Read,
+        RequestKind::Write => OperationClass::Write,
+        RequestKind::Flush => OperationClass::Flush,
+        RequestKind::Discard => OperationClass::Discard,
+        RequestKind::WriteZeroes { .. } => OperationClass::WriteZeroes,
+    }
+}

@@ -1,0 +1,177 @@
+//! The handle that control uses. Behind it: the socket thread and the reactors.
+
+use super::mailbox::{Mailbox, mailbox};
+use super::reactor::{self, ExportId, Message};
+use super::sockets::{self, Command};
+use crate::base::{Error, ErrorKind, Result};
+use crate::io::disk::DiskTarget;
+use crate::io::volume::Volume;
+use crate::metrics::VolumeMetrics;
+use crate::qos::Limits;
+use crate::virtio::Device;
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long an answer of the socket thread may take: it waits for requests under way.
+const QUIESCE_WAIT: Duration = Duration::from_secs(10);
+
+/// How many reactors, and where.
+#[derive(Clone, Debug, Default)]
+pub struct ServerOptions {
+    /// Threads that move data; at least one.
+    pub reactors: usize,
+    /// CPUs to pin them to, one each, round robin; empty: the scheduler decides.
+    pub cpus: Vec<usize>,
+}
+
+/// Who may connect to a socket: the VMM runs as a user of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketAccess {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub mode: u32,
+}
+
+impl Default for SocketAccess {
+    fn default() -> Self {
+        Self { uid: None, gid: None, mode: 0o600 }
+    }
+}
+
+/// What happens to an export, told from the socket thread: handlers must be quick.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExportEvent {
+    /// A front end connected.
+    Attached { peer_pid: Option<i32> },
+    /// It is gone, and nothing of it is under way any more.
+    Detached,
+    /// The guest switched its write cache. Must be remembered before the call returns and given
+    /// back as [`Export::write_cache`] after a restart: the guest will not say it again.
+    WriteCache { enabled: bool },
+    /// The connection was dropped for breaking the protocol, and why.
+    Refused { reason: String },
+}
+
+pub type ExportEvents = Arc<dyn Fn(ExportEvent) + Send + Sync>;
+
+/// A volume to be served on a socket.
+pub struct Export {
+    /// `vm/volume`, for messages.
+    pub name: String,
+    pub socket: PathBuf,
+    pub access: SocketAccess,
+    pub device: Device,
+    /// The state of the guest's write cache: true unless a guest turned it off.
+    pub write_cache: bool,
+    pub volume: Box<dyn Volume>,
+    /// The volume's disks; `DiskIndex` is the position.
+    pub disks: Vec<DiskTarget>,
+    pub limits: Limits,
+    pub metrics: Arc<VolumeMetrics>,
+    pub events: ExportEvents,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExportStatus {
+    pub connected: bool,
+    pub peer_pid: Option<i32>,
+    pub queues_running: u16,
+}
+
+struct Shared {
+    commands: Mailbox<Command>,
+    reactors: Vec<Mailbox<Message>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Serves exports; clones are the same server.
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+impl Server {
+    /// Starts the threads.
+    pub fn start(options: &ServerOptions) -> Result<Self> {
+        let (events, event_inbox) = mailbox()?;
+        let (mut reactors, mut threads) = (Vec::new(), Vec::new());
+        for index in 0..options.reactors.max(1) {
+            let cpu = options.cpus.get(index % options.cpus.len().max(1)).copied();
+            let (mailbox, thread) = reactor::start(index as u16, cpu, events.clone())?;
+            reactors.push(mailbox);
+            threads.push(thread);
+        }
+        let (commands, command_inbox) = mailbox()?;
+        threads.push(sockets::start(command_inbox, event_inbox, reactors.clone())?);
+        Ok(Self { shared: Arc::new(Shared { commands, reactors, threads: Mutex::new(threads) }) })
+    }
+
+    fn ask<R>(&self, command: impl FnOnce(Sender<R>) -> Command) -> Result<R> {
+        let (reply, answer) = channel();
+        self.shared.commands.send(command(reply));
+        answer.recv_timeout(QUIESCE_WAIT).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => {
+                Error::new(ErrorKind::Gone, "the vhost-user server has stopped")
+            }
+            RecvTimeoutError::Timeout => {
+                let text = format!("requests are still under way after {QUIESCE_WAIT:?}");
+                Error::new(ErrorKind::Busy, text)
+            }
+        })
+    }
+
+    /// Serves `export` on its socket from now on, replacing a stale socket of that name.
+    pub fn add(&self, export: Export) -> Result<ExportId> {
+        let export = Box::new(export);
+        self.ask(|reply| Command::Add { export, reply })?
+    }
+
+    /// Disconnects the front end, waits until nothing is under way, closes and removes the socket
+    /// and drops the volume. [`ErrorKind::Busy`]: the drive still works on requests, and the export
+    /// goes as soon as they have ended.
+    pub fn remove(&self, id: ExportId) -> Result<()> {
+        self.ask(|reply| Command::Remove { id, reply })?
+    }
+
+    /// Tells the guest a new capacity, in 512-byte sectors. Before a larger one the volume must
+    /// have been told; after a smaller one it may be.
+    pub fn set_capacity(&self, id: ExportId, sectors: u64) -> Result<()> {
+        self.ask(|reply| Command::SetCapacity { id, sectors, reply })?
+    }
+
+    pub fn status(&self, id: ExportId) -> Result<ExportStatus> {
+        self.ask(|reply| Command::Status { id, reply })?
+    }
+
+    /// Changes the limits of a running export.
+    pub fn set_limits(&self, id: ExportId, limits: Limits) -> Result<()> {
+        self.send(id, Message::SetLimits { slot: id.slot, limits })
+    }
+
+    /// Delivers `message` to the volume, on its reactor.
+    pub fn message(&self, id: ExportId, message: Box<dyn Any + Send>) -> Result<()> {
+        self.send(id, Message::Volume { slot: id.slot, message })
+    }
+
+    fn send(&self, id: ExportId, message: Message) -> Result<()> {
+        let gone = || Error::new(ErrorKind::Gone, "no such export");
+        let reactor = self.shared.reactors.get(usize::from(id.reactor)).ok_or_else(gone)?;
+        if reactor.send(message) { Ok(()) } else { Err(gone()) }
+    }
+
+    /// Ends everything cleanly: no request is under way when this returns. Guests wait and
+    /// reconnect to the next daemon. [`ErrorKind::Busy`]: requests are held up (by a drive, or by a
+    /// full pool); the process may end all the same, and the next daemon does them again.
+    pub fn stop(self) -> Result<()> {
+        self.ask(|reply| Command::Stop { reply })?;
+        let threads = std::mem::take(&mut *self.shared.threads.lock().expect("never poisoned"));
+        for thread in threads {
+            thread.join().map_err(|_| Error::new(ErrorKind::Gone, "a data thread had failed"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,498 @@
+//! The socket thread: every listener and every connection of the daemon.
+//!
+//! A connection moves through these states; a message is handled only in *open*, with all its bytes
+//! there and the rings it touches at rest, so that no guest waits for another's front end or disk:
+//!
+//! ```text
+//! listening -- accept --> open -- message touches running rings --> parked (rings being stopped)
+//!     ^                    | ^                                        |
+//!     |                    | +-------- last ring stopped, handled <---+
+//!     |                    v
+//!     +-- all at rest -- closing <-- peer gone, protocol broken, memory cut short, removal
+//! ```
+
+use super::mailbox::{Inbox, Mailbox};
+use super::peek::{Peeked, Touches, peek, peek_descriptor, request};
+use super::reactor::{AddExport, Event, ExportId, Message, SLOTS_MAX};
+use super::server::{Export, ExportEvent, ExportEvents, ExportStatus, SocketAccess};
+use super::session::Session;
+use crate::base::limits::EXPORTS_MAX;
+use crate::base::{Error, ErrorKind, Result};
+use crate::virtio::Device;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket, sockopt,
+};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use vhost::vhost_user::BackendReqHandler;
+
+const TOKEN_COMMANDS: u64 = u64::MAX;
+const TOKEN_EVENTS: u64 = u64::MAX - 1;
+
+/// What the handle asks of this thread.
+pub enum Command {
+    Add { export: Box<Export>, reply: Sender<Result<ExportId>> },
+    Remove { id: ExportId, reply: Sender<Result<()>> },
+    SetCapacity { id: ExportId, sectors: u64, reply: Sender<Result<()>> },
+    Status { id: ExportId, reply: Sender<Result<ExportStatus>> },
+    Stop { reply: Sender<()> },
+}
+
+/// A front end's connection.
+struct Connection {
+    handler: BackendReqHandler<Mutex<Session>>,
+    session: Arc<Mutex<Session>>,
+    stream: UnixStream,
+    /// Where CONFIG_CHANGE goes, once the front end has given it.
+    channel: Option<OwnedFd>,
+    /// Rings being stopped; while there are any, no message is handled.
+    stopping: Vec<u16>,
+    closing: bool,
+    peer_pid: Option<i32>,
+}
+
+impl Connection {
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().expect("this thread alone locks it, and aborts when it panics")
+    }
+}
+
+/// One export as this thread sees it.
+struct Socket {
+    id: ExportId,
+    name: String,
+    path: PathBuf,
+    listener: UnixListener,
+    device: Device,
+    write_cache: bool,
+    events: ExportEvents,
+    connection: Option<Connection>,
+    removing: Option<Sender<Result<()>>>,
+}
+
+struct Sockets {
+    epoll: Epoll,
+    commands: Inbox<Command>,
+    events: Inbox<Event>,
+    reactors: Vec<Mailbox<Message>>,
+    /// By reactor, then slot.
+    sockets: Vec<Vec<Option<Socket>>>,
+    generation: u32,
+    stopping: Option<Sender<()>>,
+}
+
+/// Starts the thread.
+pub fn start(
+    commands: Inbox<Command>,
+    events: Inbox<Event>,
+    reactors: Vec<Mailbox<Message>>,
+) -> Result<JoinHandle<()>> {
+    let os = |error: nix::Error| Error::io("cannot start the socket thread", error.into());
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os)?;
+    let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
+    epoll.add(commands.event(), readable(TOKEN_COMMANDS)).map_err(os)?;
+    epoll.add(events.event(), readable(TOKEN_EVENTS)).map_err(os)?;
+    let sockets = reactors.iter().map(|_| Vec::new()).collect();
+    let mut thread =
+        Sockets { epoll, commands, events, reactors, sockets, generation: 0, stopping: None };
+    std::thread::Builder::new()
+        .name("vhost-user".into())
+        .spawn(move || {
+            let run = std::panic::AssertUnwindSafe(|| thread.run());
+            if std::panic::catch_unwind(run).is_err() {
+                log::error!("the socket thread failed (see the panic above): vflashd ends");
+                std::process::abort();
+            }
+        })
+        .map_err(|error| Error::io("cannot start the socket thread", error))
+}
+
+fn token(id: ExportId) -> u64 {
+    u64::from(id.reactor) << 16 | u64::from(id.slot)
+}
+
+impl Sockets {
+    fn run(&mut self) {
+        let mut ready = [EpollEvent::empty(); 64];
+        loop {
+            let count = match self.epoll.wait(&mut ready, EpollTimeout::NONE) {
+                Ok(count) => count,
+                Err(nix::Error::EINTR) => continue,
+                Err(error) => panic!("epoll_wait failed: {error}"),
+            };
+            for event in &ready[..count] {
+                match event.data() {
+                    TOKEN_COMMANDS => self.commands(),
+                    TOKEN_EVENTS => self.reactor_events(),
+                    token => self.readable((token >> 16) as u16, token as u16),
+                }
+            }
+            if self.stopping.is_some() && self.sockets.iter().flatten().all(Option::is_none) {
+                return self.finish_stop();
+            }
+        }
+    }
+
+    fn finish_stop(&mut self) {
+        for reactor in &self.reactors {
+            reactor.send(Message::Stop);
+        }
+        if let Some(reply) = self.stopping.take() {
+            let _ = reply.send(());
+        }
+    }
+
+    fn commands(&mut self) {
+        self.commands.acknowledge();
+        while let Some(command) = self.commands.take() {
+            match command {
+                Command::Add { export, reply } => {
+                    let _ = reply.send(self.add(*export));
+                }
+                Command::Remove { id, reply } => match self.find(id) {
+                    Ok(socket) => {
+                        socket.removing = Some(reply);
+                        self.close(id.reactor, id.slot, "the volume is being removed");
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(error));
+                    }
+                },
+                Command::SetCapacity { id, sectors, reply } => {
+                    let _ = reply.send(self.set_capacity(id, sectors));
+                }
+                Command::Status { id, reply } => {
+                    let _ = reply.send(self.find(id).map(|socket| socket.status()));
+                }
+                Command::Stop { reply } => {
+                    self.stopping = Some(reply);
+                    let ids: Vec<_> =
+                        self.sockets.iter().flatten().flatten().map(|socket| socket.id).collect();
+                    for id in ids {
+                        self.close(id.reactor, id.slot, "vflashd stops");
+                    }
+                }
+            }
+        }
+    }
+
+    fn find(&mut self, id: ExportId) -> Result<&mut Socket> {
+        self.slot(id.reactor, id.slot)
+            .filter(|socket| socket.id == id)
+            .ok_or_else(|| Error::new(ErrorKind::Gone, "no such export"))
+    }
+
+    fn slot(&mut self, reactor: u16, slot: u16) -> Option<&mut Socket> {
+        self.sockets.get_mut(usize::from(reactor))?.get_mut(usize::from(slot))?.as_mut()
+    }
+
+    fn add(&mut self, export: Export) -> Result<ExportId> {
+        if self.stopping.is_some() {
+            return Err(Error::new(ErrorKind::Gone, "vflashd is stopping"));
+        }
+        let count = |slots: &Vec<Option<Socket>>| slots.iter().flatten().count();
+        let full = || {
+            let text = format!("{}: this daemon serves {EXPORTS_MAX} volumes at most", export.name);
+            Error::new(ErrorKind::Full, text)
+        };
+        let total: usize = self.sockets.iter().map(count).sum();
+        let (reactor, slots) = (0u16..)
+            .zip(&mut self.sockets)
+            .min_by_key(|(_, slots)| count(slots))
+            .filter(|(_, slots)| total < EXPORTS_MAX && count(slots) < SLOTS_MAX)
+            .ok_or_else(full)?;
+        let free = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+        self.generation = self.generation.wrapping_add(1);
+        let id = ExportId { reactor, slot: free as u16, generation: self.generation };
+
+        let listener = bind_socket(&export.socket, export.access)
+            .map_err(|error| error.context(&export.name))?;
+        let socket = Socket {
+            id,
+            name: export.name.clone(),
+            path: export.socket,
+            listener,
+            device: export.device.clone(),
+            write_cache: export.write_cache,
+            events: export.events,
+            connection: None,
+            removing: None,
+        };
+        let (reply, added) = channel();
+        let export = Box::new(AddExport {
+            name: export.name,
+            device: export.device,
+            volume: export.volume,
+            disks: export.disks,
+            limits: export.limits,
+            metrics: export.metrics,
+        });
+        self.reactors[usize::from(reactor)].send(Message::Add { slot: id.slot, export, reply });
+        added.recv().map_err(|_| Error::new(ErrorKind::Gone, "a reactor has ended"))??;
+        socket.listen(&self.epoll)?;
+        if free == slots.len() {
+            slots.push(None);
+        }
+        slots[free] = Some(socket);
+        Ok(id)
+    }
+
+    fn set_capacity(&mut self, id: ExportId, sectors: u64) -> Result<()> {
+        let reactor = self.reactors[usize::from(id.reactor)].clone();
+        let socket = self.find(id)?;
+        socket.device.capacity_sectors = sectors;
+        reactor.send(Message::SetCapacity { slot: id.slot, sectors });
+        if let Some(connection) = &socket.connection {
+            connection.session().device.capacity_sectors = sectors;
+            connection.announce_config_change(&socket.name);
+        }
+        Ok(())
+    }
+
+    fn reactor_events(&mut self) {
+        self.events.acknowledge();
+        while let Some(event) = self.events.take() {
+            match event {
+                Event::QueueStopped { reactor, slot, queue, base } => {
+                    if let Some(socket) = self.slot(reactor, slot)
+                        && let Some(connection) = &mut socket.connection
+                    {
+                        connection.session().stopped(queue, base);
+                        connection.stopping.retain(|stopping| *stopping != queue);
+                    }
+                    self.progress(reactor, slot);
+                }
+                Event::Faulted { reactor, slot } => {
+                    self.close(reactor, slot, "the front end cut guest memory short");
+                }
+            }
+        }
+    }
+
+    fn readable(&mut self, reactor: u16, slot: u16) {
+        let Some(socket) = self.sockets[usize::from(reactor)][usize::from(slot)].as_mut() else {
+            return;
+        };
+        if socket.connection.is_none()
+            && let Err(error) = socket.accept(&self.epoll, &self.reactors)
+        {
+            log::warn!("{}: a front end could not connect: {error}", socket.name);
+            return;
+        }
+        self.progress(reactor, slot);
+    }
+
+    /// Handles the messages that can be handled now.
+    fn progress(&mut self, reactor: u16, slot: u16) {
+        loop {
+            let mailbox = self.reactors[usize::from(reactor)].clone();
+            let Some(socket) = self.slot(reactor, slot) else { return };
+            let Some(connection) = &mut socket.connection else { return };
+            if !connection.stopping.is_empty() {
+                return;
+            }
+            if connection.closing {
+                return self.closed(reactor, slot);
+            }
+            let (request, touches) = match peek(&connection.stream) {
+                Peeked::Partial => return,
+                Peeked::Closed => return self.close(reactor, slot, ""),
+                Peeked::Message { request, touches } => (request, touches),
+            };
+            if connection.stop_touched(touches, &mailbox) {
+                return;
+            }
+            if request == request::SET_BACKEND_REQ_FD {
+                connection.channel = peek_descriptor(&connection.stream);
+            }
+            let handled = connection.handler.handle_request();
+            let started = connection.session().start_ready();
+            if let Err(error) = handled {
+                return self.close(reactor, slot, &format!("message {request}: {error}"));
+            }
+            if let Err(error) = started {
+                return self.close(reactor, slot, &error.to_string());
+            }
+            socket.note_write_cache();
+        }
+    }
+
+    /// Ends a connection once its rings are at rest. `reason` is empty if the peer simply left.
+    fn close(&mut self, reactor: u16, slot: u16, reason: &str) {
+        let mailbox = self.reactors[usize::from(reactor)].clone();
+        let Some(socket) = self.slot(reactor, slot) else { return };
+        if let Some(connection) = &mut socket.connection
+            && !std::mem::replace(&mut connection.closing, true)
+        {
+            if !reason.is_empty() {
+                log::warn!("{}: the front end is disconnected: {reason}", socket.name);
+                (socket.events)(ExportEvent::Refused { reason: reason.into() });
+            }
+            connection.stop_touched(Touches::All, &mailbox);
+        }
+        if socket.connection.as_ref().is_none_or(|connection| connection.stopping.is_empty()) {
+            self.closed(reactor, slot);
+        }
+    }
+
+    /// Nothing of the connection is under way any more.
+    fn closed(&mut self, reactor: u16, slot: u16) {
+        let stopping = self.stopping.is_some();
+        let Some(socket) = self.sockets[usize::from(reactor)][usize::from(slot)].as_mut() else {
+            return;
+        };
+        if let Some(connection) = socket.connection.take() {
+            let _ = self.epoll.delete(&connection.stream);
+            drop(connection);
+            (socket.events)(ExportEvent::Detached);
+        } else if stopping || socket.removing.is_some() {
+            let _ = self.epoll.delete(&socket.listener);
+        }
+        if stopping || socket.removing.is_some() {
+            self.dispose(reactor, slot);
+        } else if let Err(error) = socket.listen(&self.epoll) {
+            log::error!("{}: cannot listen again: {error}", socket.name);
+        }
+    }
+
+    fn dispose(&mut self, reactor: u16, slot: u16) {
+        let mailbox = &self.reactors[usize::from(reactor)];
+        let Some(socket) = self.sockets[usize::from(reactor)][usize::from(slot)].take() else {
+            return;
+        };
+        let (reply, removed) = channel();
+        mailbox.send(Message::Remove { slot, reply });
+        // All rings are at rest, so at most the volume's own housekeeping is under way.
+        let result = removed.recv().map_err(|_| Error::new(ErrorKind::Gone, "a reactor has ended"));
+        if let Some(reply) = socket.removing {
+            let _ = std::fs::remove_file(&socket.path);
+            let _ = reply.send(result);
+        }
+    }
+}
+
+impl Socket {
+    fn status(&self) -> ExportStatus {
+        match &self.connection {
+            None => ExportStatus::default(),
+            Some(connection) => ExportStatus {
+                connected: true,
+                peer_pid: connection.peer_pid,
+                queues_running: connection.session().queues_running(),
+            },
+        }
+    }
+
+    fn listen(&self, epoll: &Epoll) -> Result<()> {
+        epoll
+            .add(&self.listener, EpollEvent::new(EpollFlags::EPOLLIN, token(self.id)))
+            .map_err(|error| Error::io("cannot watch a socket", error.into()))
+    }
+
+    fn accept(&mut self, epoll: &Epoll, reactors: &[Mailbox<Message>]) -> Result<()> {
+        let os = |error| Error::io("accepting", error);
+        let (stream, _) = self.listener.accept().map_err(os)?;
+        let credentials = getsockopt(&stream, sockopt::PeerCredentials).ok();
+        let session = Session::new(
+            self.name.clone(),
+            self.device.clone(),
+            self.write_cache,
+            (self.id.slot, reactors[usize::from(self.id.reactor)].clone()),
+        );
+        let session = Arc::new(Mutex::new(session));
+        let handler =
+            BackendReqHandler::from_stream(stream.try_clone().map_err(os)?, session.clone());
+        // Edge-triggered: a partial message must not keep this thread awake.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        epoll
+            .add(&stream, EpollEvent::new(flags, token(self.id)))
+            .and_then(|()| epoll.delete(&self.listener))
+            .map_err(|error| os(error.into()))?;
+        let peer_pid = credentials.map(|credentials| credentials.pid());
+        self.connection = Some(Connection {
+            handler,
+            session,
+            stream,
+            channel: None,
+            stopping: Vec::new(),
+            closing: false,
+            peer_pid,
+        });
+        (self.events)(ExportEvent::Attached { peer_pid });
+        Ok(())
+    }
+
+    /// Tells control when the guest has switched its write cache.
+    fn note_write_cache(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        let enabled = connection.session().write_cache;
+        if std::mem::replace(&mut self.write_cache, enabled) != enabled {
+            (self.events)(ExportEvent::WriteCache { enabled });
+        }
+    }
+}
+
+impl Connection {
+    /// Has the running rings among those touched stopped; true if there are any to wait for.
+    fn stop_touched(&mut self, touches: Touches, reactor: &Mailbox<Message>) -> bool {
+        let session = self.session.lock().expect("see Connection::session");
+        let slot = session.slot();
+        let running: Vec<u16> = session
+            .running()
+            .filter(|index| match touches {
+                Touches::None => false,
+                Touches::One(one) => one == *index,
+                Touches::All => true,
+            })
+            .filter(|index| !self.stopping.contains(index))
+            .collect();
+        for queue in running {
+            reactor.send(Message::StopQueue { slot, queue });
+            self.stopping.push(queue);
+        }
+        !self.stopping.is_empty()
+    }
+
+    /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG: the front end reads the config space again.
+    fn announce_config_change(&self, name: &str) {
+        let Some(channel) = &self.channel else {
+            log::info!("{name}: the front end has no back-end channel; it sees the size later");
+            return;
+        };
+        let message: Vec<u8> = [2u32, 1, 0].into_iter().flat_map(u32::to_le_bytes).collect();
+        let flags =
+            nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
+        if let Err(error) = nix::sys::socket::send(channel.as_raw_fd(), &message, flags) {
+            log::warn!("{name}: the front end could not be told the new size: {error}");
+        }
+    }
+}
+
+/// Makes the listening socket; a stale one of that name is replaced. Its mode is never wider than
+/// asked for, not even for a moment.
+fn bind_socket(path: &Path, access: SocketAccess) -> Result<UnixListener> {
+    let place = |error: std::io::Error| Error::io(format!("socket {}", path.display()), error);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(place)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(place(error)),
+        _ => {}
+    }
+    let os = |error: nix::Error| place(error.into());
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(os)?;
+    nix::sys::stat::fchmod(fd.as_fd(), Mode::from_bits_truncate(0o600)).map_err(os)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path).map_err(os)?).map_err(os)?;
+    std::os::unix::fs::chown(path, access.uid, access.gid).map_err(place)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(access.mode);
+    std::fs::set_permissions(path, mode).map_err(place)?;
+    listen(&fd, Backlog::new(64).expect("64 is a legal backlog")).map_err(os)?;
+    Ok(UnixListener::from(fd))
+}
