@@ -1,0 +1,365 @@
+//! Manifests: from what is wanted to what is, all or nothing.
+//!
+//! Everything that can be checked is checked before the first step. Steps run in the plan's order:
+//! those that can be undone first, then those that destroy. If one fails, what can be undone is
+//! undone, in reverse order, and the answer says so. Guests are told of larger volumes at the very
+//! end, so that growth can be undone too.
+//!
+//! Each step is durable by itself. A daemon killed between two leaves what the finished ones made;
+//! planning again gives the rest.
+
+use super::api::{self, Change, ErrorCode, EventKind, Failure};
+use super::changes::NewVolume;
+use super::engine::Engine;
+use super::inspect;
+use super::pool::NewPool;
+use super::served::socket_access;
+use crate::manifest::{
+    self, Action, Actual, ActualPool, ActualVolume, Device, DeviceState, Mistake, Plan, Step,
+    VolumeName, VolumeSettings, Wanted,
+};
+use std::path::{Path, PathBuf};
+
+type Result<T> = std::result::Result<T, Failure>;
+
+/// How to take a step back.
+enum Undo {
+    ClosePool { name: String, made_file: Option<PathBuf> },
+    DestroyVolume(String),
+    ShrinkVolume { name: String, size_bytes: u64 },
+    SetBack { name: String, settings: VolumeSettings },
+}
+
+impl Engine {
+    pub fn apply(&self, change: &Change) -> Result<api::Plan> {
+        let _changes = self.lock_changes();
+        let wanted = read(change)?;
+        let plan = self.plan(&wanted)?;
+        self.carry_out(&plan, &change.confirm)
+    }
+
+    pub fn diff(&self, change: &Change) -> Result<api::Plan> {
+        let _changes = self.lock_changes();
+        let wanted = read(change)?;
+        Ok(described(&self.plan(&wanted)?, false))
+    }
+
+    pub fn delete(&self, change: &Change) -> Result<api::Plan> {
+        let _changes = self.lock_changes();
+        let wanted = read(change)?;
+        let actual = self.actual(&Wanted::default())?;
+        let plan = manifest::plan_deletion(&wanted, &actual, change.force).map_err(mistaken)?;
+        self.carry_out(&plan, &change.confirm)
+    }
+
+    /// Applies manifests without anybody to ask: nothing is destroyed.
+    pub fn apply_files(&self, files: &[PathBuf]) {
+        let applied = manifest::load(files).map_err(mistaken).and_then(|sources| {
+            let _changes = self.lock_changes();
+            let wanted = manifest::parse(&sources).map_err(mistaken)?;
+            self.carry_out(&self.plan(&wanted)?, &[])
+        });
+        let failure = applied.err().map(|failure| failure.to_string());
+        if let Some(text) = &failure {
+            self.events().add(EventKind::Error, "vflashd", text);
+        }
+        self.state().manifest_failure = failure;
+    }
+
+    fn plan(&self, wanted: &Wanted) -> Result<Plan> {
+        let mut mistakes = manifest::plan::check_sockets(wanted, self.run_dir());
+        for (_, volume) in wanted.volumes() {
+            if let Err(error) = socket_access(&volume.settings.access) {
+                mistakes.push(Mistake::new(&volume.name.place, error.to_string()));
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(mistaken(mistakes));
+        }
+        manifest::plan(wanted, &self.actual(wanted)?).map_err(mistaken)
+    }
+
+    /// What there is, with what lies on the devices of wanted pools.
+    fn actual(&self, wanted: &Wanted) -> Result<Actual> {
+        let mut actual = Actual::default();
+        for pool in self.open_pools() {
+            pool.refresh()?;
+            let facts = pool.facts();
+            let device = wanted_as(wanted, &pool.device);
+            if let Device::Path(path) = &device {
+                let state = DeviceState::Pool { name: pool.name.clone() };
+                actual.devices.insert(path.clone(), state);
+            }
+            self.add_pool(&mut actual, &pool.name, device, &facts);
+        }
+        for path in wanted.devices() {
+            if actual.devices.contains_key(path) {
+                continue;
+            }
+            let found = inspect::look(path)?;
+            if let (DeviceState::Pool { name }, Some(facts)) = (&found.state, &found.pool) {
+                self.add_pool(&mut actual, name, Device::Path(path.clone()), facts);
+            }
+            actual.devices.insert(path.clone(), found.state);
+        }
+        Ok(actual)
+    }
+
+    fn add_pool(
+        &self,
+        actual: &mut Actual,
+        name: &str,
+        device: Device,
+        facts: &super::pool::PoolFacts,
+    ) {
+        let state = self.state();
+        actual.pools.push(ActualPool {
+            name: name.to_owned(),
+            device,
+            size_bytes: facts.space.total_bytes,
+            free_bytes: facts.space.free_bytes + facts.space.scrub_bytes,
+            open: state.pools.contains_key(name),
+        });
+        for (volume, allocation) in &facts.allocations {
+            // A name of another making is not ours to plan for.
+            let Some(parsed) = VolumeName::parse(volume) else { continue };
+            let served = state.volumes.get(volume);
+            actual.volumes.push(ActualVolume {
+                name: parsed,
+                pool: name.to_owned(),
+                size_bytes: allocation.size_bytes,
+                class: manifest_class(allocation.class),
+                thin: allocation.thin,
+                // Unreadable ones count as the default: an update replaces them.
+                settings: VolumeSettings::decode(&allocation.attributes).unwrap_or_default(),
+                attached: served.is_some_and(|served| served.link.is_attached()),
+            });
+        }
+    }
+
+    fn carry_out(&self, plan: &Plan, confirm: &[String]) -> Result<api::Plan> {
+        let unconfirmed = plan.unconfirmed(confirm);
+        if !unconfirmed.is_empty() {
+            let names = plan.destroys().filter(|name| !confirm.contains(name)).collect();
+            let text = "data would be destroyed, so nothing was done";
+            return Err(Failure {
+                mistakes: unconfirmed.iter().map(api_mistake).collect(),
+                unconfirmed: names,
+                ..Failure::new(ErrorCode::Unconfirmed, text)
+            });
+        }
+        let mut done = Vec::new();
+        for step in &plan.steps {
+            match self.step(&step.action) {
+                Ok(undo) => done.extend(undo),
+                Err(failure) => return Err(self.take_back(step, failure, done)),
+            }
+        }
+        for step in &plan.steps {
+            self.tell_guest(&step.action);
+        }
+        Ok(described(plan, true))
+    }
+
+    /// Carries one step out; returns how to undo it, if it can be.
+    fn step(&self, action: &Action) -> Result<Option<Undo>> {
+        match action {
+            Action::CreatePool { name, device, file_bytes, overwrites } => {
+                let new = NewPool {
+                    name: name.clone(),
+                    device: device.to_string(),
+                    size_bytes: *file_bytes,
+                    overwrite: overwrites.is_some(),
+                };
+                let made = matches!(device, Device::Path(path) if !path.exists());
+                let made_file = made.then(|| PathBuf::from(&new.device));
+                self.make_pool(&new)?;
+                Ok(Some(Undo::ClosePool { name: name.clone(), made_file }))
+            }
+            Action::OpenPool { name, device } => {
+                self.open_pool(&device.display().to_string(), Some(name))?;
+                Ok(Some(Undo::ClosePool { name: name.clone(), made_file: None }))
+            }
+            Action::GrowPool { name, to_bytes, .. } => {
+                self.lengthen_pool(name, *to_bytes)?;
+                Ok(None)
+            }
+            Action::CreateVolume(new) => {
+                let name = new.name.to_string();
+                let (pool, _) = self.make_volume(&NewVolume {
+                    name: name.clone(),
+                    pool: new.pool.clone(),
+                    size_bytes: new.size_bytes,
+                    thin: new.thin,
+                    class: flash_class(new.class),
+                    settings: new.settings.clone(),
+                })?;
+                let undo = Undo::DestroyVolume(name.clone());
+                match self.serve(&pool, &name) {
+                    Ok(()) => Ok(Some(undo)),
+                    Err(failure) => Err(self.undo_one(undo).err().unwrap_or(failure)),
+                }
+            }
+            Action::GrowVolume { name, from_bytes, to_bytes, .. } => {
+                let name = name.to_string();
+                self.grow(&name, *to_bytes)?;
+                Ok(Some(Undo::ShrinkVolume { name, size_bytes: *from_bytes }))
+            }
+            Action::UpdateVolume { name, from, to, .. } => {
+                let name = name.to_string();
+                self.set_settings(&name, to)?;
+                Ok(Some(Undo::SetBack { name, settings: from.clone() }))
+            }
+            Action::ShrinkVolume { name, to_bytes, .. } => {
+                self.shrink(&name.to_string(), *to_bytes).map(|()| None)
+            }
+            Action::DeleteVolume { name, .. } => self.destroy(&name.to_string()).map(|()| None),
+        }
+    }
+
+    fn undo_one(&self, undo: Undo) -> Result<()> {
+        match undo {
+            Undo::ClosePool { name, made_file } => {
+                self.close_pool(&name)?;
+                if let Some(path) = made_file {
+                    std::fs::remove_file(&path).map_err(|error| {
+                        let text = format!("removing {}: {error}", path.display());
+                        Failure::new(ErrorCode::Io, text)
+                    })?;
+                }
+                Ok(())
+            }
+            Undo::DestroyVolume(name) => self.destroy(&name),
+            Undo::ShrinkVolume { name, size_bytes } => self.shrink(&name, size_bytes),
+            Undo::SetBack { name, settings } => self.set_settings(&name, &settings),
+        }
+    }
+
+    /// Undoes what was done, latest first, and adds to the failure what became of it.
+    fn take_back(&self, failed: &Step, failure: Failure, done: Vec<Undo>) -> Failure {
+        let mut left = Vec::new();
+        for undo in done.into_iter().rev() {
+            if let Err(failure) = self.undo_one(undo) {
+                left.push(failure.message);
+            }
+        }
+        let outcome = match left.as_slice() {
+            [] => "what this apply had done before was undone".to_owned(),
+            left => format!("and undoing the rest failed: {}", left.join("; ")),
+        };
+        let Failure { code, message, .. } = failure;
+        let object = failed.action.object();
+        let text = format!("{}: {object}: {message}; {outcome}", failed.place);
+        self.events().add(EventKind::Error, object, &text);
+        Failure::new(code, text)
+    }
+
+    /// After everything has succeeded.
+    fn tell_guest(&self, action: &Action) {
+        let (events, object) = (self.events(), action.object());
+        let announced = match action {
+            Action::GrowVolume { name, from_bytes, to_bytes, .. } => {
+                self.note_resize(&name.to_string(), *from_bytes, *to_bytes);
+                self.announce(&name.to_string())
+            }
+            Action::ShrinkVolume { name, from_bytes, to_bytes, .. } => {
+                self.note_resize(&name.to_string(), *from_bytes, *to_bytes);
+                Ok(())
+            }
+            Action::CreateVolume(_) => {
+                events.add(EventKind::Created, &object, action.detail());
+                Ok(())
+            }
+            Action::UpdateVolume { .. } => {
+                events.add(EventKind::Updated, &object, action.detail());
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if let Err(failure) = announced {
+            events.add(EventKind::Error, object, failure.message);
+        }
+    }
+}
+
+fn read(change: &Change) -> Result<Wanted> {
+    let source = |source: &api::Source| manifest::Source {
+        name: source.name.clone(),
+        directory: source.directory.as_ref().map(PathBuf::from),
+        text: source.text.clone(),
+    };
+    let sources: Vec<_> = change.sources.iter().map(source).collect();
+    manifest::parse(&sources).map_err(mistaken)
+}
+
+fn mistaken(mistakes: Vec<Mistake>) -> Failure {
+    let count = mistakes.len();
+    let text = match count {
+        1 => "the manifest has a mistake; nothing was done".to_owned(),
+        _ => format!("the manifests have {count} mistakes; nothing was done"),
+    };
+    let mistakes = mistakes.iter().map(api_mistake).collect();
+    Failure { mistakes, ..Failure::new(ErrorCode::Invalid, text) }
+}
+
+fn api_mistake(mistake: &Mistake) -> api::Mistake {
+    api::Mistake {
+        file: mistake.place.file.to_string(),
+        line: mistake.place.line,
+        column: mistake.place.column,
+        message: mistake.message.clone(),
+    }
+}
+
+fn described(plan: &Plan, done: bool) -> api::Plan {
+    let step = |step: &Step| api::Step {
+        action: match step.action {
+            Action::CreatePool { .. } | Action::CreateVolume(_) => api::Action::Create,
+            Action::OpenPool { .. } => api::Action::Open,
+            Action::UpdateVolume { .. } => api::Action::Update,
+            Action::GrowPool { .. } | Action::GrowVolume { .. } | Action::ShrinkVolume { .. } => {
+                api::Action::Resize
+            }
+            Action::DeleteVolume { .. } => api::Action::Delete,
+        },
+        object: step.action.object(),
+        detail: step.action.detail(),
+        destroys: step.action.destroys().is_some(),
+    };
+    api::Plan {
+        steps: plan.steps.iter().map(step).collect(),
+        destroys: plan.destroys().collect(),
+        done,
+    }
+}
+
+/// The device of an open pool in the words of the manifest, if both mean the same file: a path may
+/// lead through links.
+fn wanted_as(wanted: &Wanted, device: &str) -> Device {
+    if let Some(size) = device.strip_prefix("null:")
+        && let Ok(size) = crate::base::units::Bytes::parse(size)
+    {
+        return Device::Null { size_bytes: size.0 };
+    }
+    let path = Path::new(device);
+    let real = path.canonicalize();
+    let same = |wanted: &&PathBuf| match (&real, wanted.canonicalize()) {
+        (Ok(real), Ok(wanted)) => *real == wanted,
+        _ => wanted.as_path() == path,
+    };
+    Device::Path(wanted.devices().find(same).cloned().unwrap_or_else(|| path.to_owned()))
+}
+
+fn manifest_class(class: crate::flash::Class) -> manifest::Class {
+    match class {
+        crate::flash::Class::Volatile => manifest::Class::Volatile,
+        crate::flash::Class::Nonvolatile => manifest::Class::Nonvolatile,
+    }
+}
+
+fn flash_class(class: manifest::Class) -> crate::flash::Class {
+    match class {
+        manifest::Class::Volatile => crate::flash::Class::Volatile,
+        manifest::Class::Nonvolatile => crate::flash::Class::Nonvolatile,
+    }
+}

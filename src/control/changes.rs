@@ -1,0 +1,400 @@
+//! Changes of single things. Each is durable when it returns; who calls holds the changes lock.
+
+use super::api::{self, Check, CreatePool, ErrorCode, EventKind, Failure, Pools, Volume};
+use super::engine::Engine;
+use super::inspect;
+use super::pool::{NewPool, OpenPool, lengthen};
+use super::served::{self, Served};
+use crate::base::units::{Bytes, SECTOR_BYTES};
+use crate::base::{Error, ErrorKind};
+use crate::flash::{self, AllocationId, NewAllocation};
+use crate::manifest::{DeviceState, VolumeSettings};
+use std::sync::Arc;
+use std::time::Duration;
+
+type Result<T> = std::result::Result<T, Failure>;
+
+/// How long an attached volume may take to stop using a tail that is cut off.
+const SHRINK_WAIT: Duration = Duration::from_secs(10);
+
+/// Sizes are multiples of it.
+const SIZE_UNIT_BYTES: u64 = 4096;
+
+/// A volume to be made.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// `VM/VOLUME`
+    pub name: String,
+    pub pool: String,
+    pub size_bytes: u64,
+    pub thin: bool,
+    pub class: flash::Class,
+    pub settings: VolumeSettings,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::Io => ErrorCode::Io,
+            ErrorKind::Full => ErrorCode::Full,
+            ErrorKind::Corrupt => ErrorCode::Corrupt,
+            ErrorKind::Fenced => ErrorCode::Fenced,
+            ErrorKind::Unsupported => ErrorCode::Unsupported,
+            ErrorKind::Invalid => ErrorCode::Invalid,
+            ErrorKind::Gone => ErrorCode::NotFound,
+            ErrorKind::Busy => ErrorCode::Busy,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// Refuses what would destroy `names` unless each is confirmed.
+pub(super) fn require(names: &[String], confirm: &[String], what: &str) -> Result<()> {
+    let missing: Vec<String> =
+        names.iter().filter(|name| !confirm.contains(name)).cloned().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let text = format!("{what} {}: nothing was done", missing.join(", "));
+    Err(Failure { unconfirmed: missing, ..Failure::new(ErrorCode::Unconfirmed, text) })
+}
+
+/// Pools.
+impl Engine {
+    pub fn pools(&self) -> Pools {
+        let mut pools: Vec<_> = self.open_pools().iter().map(|pool| pool.report()).collect();
+        let state = self.state();
+        pools.extend(state.failed.iter().map(|(device, (name, reason))| api::Pool {
+            name: name.clone(),
+            uuid: String::new(),
+            device: device.clone(),
+            state: api::PoolState::Failed,
+            message: Some(reason.clone()),
+            space: None,
+            scrubbed_bytes: 0,
+            volumes: 0,
+        }));
+        Pools { pools }
+    }
+
+    pub fn pool(&self, name: &str) -> Result<api::Pool> {
+        let Pools { pools } = self.pools();
+        match pools.into_iter().find(|pool| pool.name == name) {
+            Some(pool) => Ok(pool),
+            None => self.open_pool_named(name).map(|pool| pool.report()),
+        }
+    }
+
+    pub fn create_pool(&self, request: &CreatePool) -> Result<api::Pool> {
+        let _changes = self.lock_changes();
+        Ok(self.make_pool(&NewPool::from(request))?.report())
+    }
+
+    pub(super) fn make_pool(&self, new: &NewPool) -> Result<Arc<OpenPool>> {
+        if let Some(other) = self.state().pools.get(&new.name) {
+            let text = format!("pool {} exists already, on {}", new.name, other.device);
+            return Err(Failure::new(ErrorCode::Busy, text));
+        }
+        if self.is_open(&new.device) {
+            let text = format!("{} is a pool already that is open", new.device);
+            return Err(Failure::new(ErrorCode::Busy, text));
+        }
+        new.examine()?;
+        let pool = OpenPool::create(new)?;
+        let pool = self.take_up(pool, EventKind::PoolCreated)?;
+        self.remember_pools();
+        Ok(pool)
+    }
+
+    pub fn check_pool(&self, name: &str) -> Result<Check> {
+        let pool = self.open_pool_named(name)?;
+        let report = pool.with_keeper(|keeper| Ok(keeper.call(|pool| pool.check())))?;
+        Ok(Check::from_report(&pool.name, report))
+    }
+
+    pub fn grow_pool(&self, name: &str) -> Result<api::Pool> {
+        let _changes = self.lock_changes();
+        Ok(self.take_up_growth(name)?.report())
+    }
+
+    /// Makes the pool's file longer, and the pool with it.
+    pub(super) fn lengthen_pool(&self, name: &str, size_bytes: u64) -> Result<()> {
+        let pool = self.open_pool_named(name)?;
+        lengthen(std::path::Path::new(&pool.device), size_bytes)?;
+        self.take_up_growth(name).map(drop)
+    }
+
+    fn take_up_growth(&self, name: &str) -> Result<Arc<OpenPool>> {
+        let pool = self.open_pool_named(name)?;
+        let before = pool.facts().space.total_bytes;
+        pool.change(|pool| pool.grow())?;
+        let after = pool.facts().space.total_bytes;
+        let text = format!("grown from {} to {}", Bytes(before), Bytes(after));
+        self.events().add(EventKind::PoolGrown, format!("pool {name}"), text);
+        Ok(pool)
+    }
+
+    /// Takes a pool out of service and out of the list of pools to be opened, also one that could
+    /// not be opened. What it holds stays.
+    pub fn close(&self, name: &str, request: &api::ClosePool) -> Result<Pools> {
+        let _changes = self.lock_changes();
+        let failed = {
+            let mut state = self.state();
+            let before = state.failed.len();
+            state.failed.retain(|_, (failed, _)| failed != name);
+            before != state.failed.len()
+        };
+        if failed {
+            self.remember_pools();
+        } else {
+            let pool = self.open_pool_named(name)?;
+            let volumes: Vec<String> = pool.facts().allocations.keys().cloned().collect();
+            self.refuse_attached(&volumes, request.force)?;
+            self.close_pool(name)?;
+        }
+        let text = "taken out of service; what it holds stays";
+        self.events().add(EventKind::PoolClosed, format!("pool {name}"), text);
+        Ok(self.pools())
+    }
+
+    /// Takes a pool out of service: its volumes first, then the device.
+    pub(super) fn close_pool(&self, name: &str) -> Result<()> {
+        let pool = self.open_pool_named(name)?;
+        for volume in pool.facts().allocations.keys() {
+            if let Ok(served) = self.served(volume) {
+                served.stop(&self.host)?;
+                self.state().volumes.remove(volume);
+            }
+        }
+        {
+            let mut state = self.state();
+            state.pools.remove(name);
+            state.watched.remove(name);
+        }
+        pool.stop();
+        self.remember_pools();
+        Ok(())
+    }
+}
+
+impl From<&CreatePool> for NewPool {
+    fn from(request: &CreatePool) -> Self {
+        Self {
+            name: request.name.clone(),
+            device: request.device.clone(),
+            size_bytes: request.size_bytes,
+            overwrite: request.confirm.contains(&request.device),
+        }
+    }
+}
+
+impl NewPool {
+    /// Refuses a device that holds something, unless that may be destroyed.
+    pub fn examine(&self) -> Result<()> {
+        if self.overwrite || self.device.starts_with("null:") {
+            return Ok(());
+        }
+        let content = match inspect::look(std::path::Path::new(&self.device))?.state {
+            DeviceState::Missing | DeviceState::Blank { .. } => return Ok(()),
+            DeviceState::Pool { name } => format!("pool {name}"),
+            DeviceState::Foreign { content, .. } => content,
+        };
+        let text = format!("{} holds {content}, which would be destroyed", self.device);
+        let unconfirmed = vec![self.device.clone()];
+        Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, text) })
+    }
+}
+
+impl Check {
+    /// For an open pool and for the command line on a pool that nobody holds.
+    pub fn from_report(pool: &str, report: flash::CheckReport) -> Self {
+        let bytes = |extents: u64| extents * crate::base::units::EXTENT_BYTES;
+        Self {
+            pool: pool.to_owned(),
+            clean: report.is_clean(),
+            volumes: report.allocations,
+            mapped_bytes: bytes(report.extents_mapped),
+            scrub_bytes: bytes(report.extents_unscrubbed),
+            free_bytes: bytes(report.extents_clean),
+            metadata_bytes: bytes(report.extents_metadata),
+            findings: report
+                .findings
+                .into_iter()
+                .map(|finding| api::Finding {
+                    offset_bytes: finding.offset,
+                    text: finding.text,
+                    repairable: finding.repairable,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Volumes.
+impl Engine {
+    /// Makes an allocation; it is not served yet.
+    pub(super) fn make_volume(&self, new: &NewVolume) -> Result<(Arc<OpenPool>, AllocationId)> {
+        let pool = self.open_pool_named(&new.pool)?;
+        self.host.run_dir.socket(&new.name)?;
+        let allocation = NewAllocation {
+            name: new.name.clone(),
+            size_bytes: new.size_bytes,
+            thin: new.thin,
+            class: new.class,
+            attributes: new.settings.encode(),
+        };
+        let wanted = if new.thin { 0 } else { new.size_bytes };
+        let made = pool.with_keeper(|keeper| {
+            keeper.call_after_scrub(wanted, move |pool| pool.create(allocation))
+        });
+        pool.refresh()?;
+        Ok((pool, made?))
+    }
+
+    /// Opens the socket of a volume that was made.
+    pub(super) fn serve(&self, pool: &Arc<OpenPool>, name: &str) -> Result<()> {
+        let facts = pool.allocation(name).ok_or_else(|| {
+            Failure::new(ErrorCode::NotFound, format!("volume {name} is not in {}", pool.name))
+        })?;
+        let served = Served::start(&self.host, pool, name, &facts);
+        let failure = served.failure.clone();
+        self.state().volumes.insert(name.to_owned(), served);
+        match failure {
+            None => Ok(()),
+            Some(text) => Err(Failure::new(ErrorCode::Io, text)),
+        }
+    }
+
+    /// Changes settings. Other limits take effect in place; anything else serves the volume anew,
+    /// which an attached guest notices as a reconnect.
+    pub(super) fn set_settings(&self, name: &str, settings: &VolumeSettings) -> Result<()> {
+        let served = self.served(name)?;
+        let (id, attributes) = (served.id, settings.encode());
+        served.pool.change(move |pool| pool.set_attributes(id, attributes))?;
+        let same = VolumeSettings { limits: settings.limits, ..served.settings.clone() };
+        if served.failure.is_some() || same != *settings {
+            served.stop(&self.host)?;
+            return self.serve(&served.pool, name);
+        }
+        self.host.server.set_limits(served.export_id()?, served::limits(settings.limits))?;
+        if let Some(served) = self.state().volumes.get_mut(name) {
+            served.settings = settings.clone();
+        }
+        Ok(())
+    }
+
+    /// Makes a volume larger; its guest is not told yet.
+    pub(super) fn grow(&self, name: &str, size_bytes: u64) -> Result<()> {
+        let served = self.served(name)?;
+        let id = served.id;
+        let grown = served.pool.with_keeper(|keeper| keeper.resize(id, size_bytes, SHRINK_WAIT));
+        served.pool.refresh()?;
+        Ok(grown?)
+    }
+
+    /// Tells the guest the size that the volume has by now.
+    pub(super) fn announce(&self, name: &str) -> Result<()> {
+        let served = self.served(name)?;
+        if let Some(export) = served.link.export() {
+            let sectors = served.facts()?.size_bytes / SECTOR_BYTES;
+            self.host.server.set_capacity(export, sectors)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts a volume's tail off. The guest is told first, so that it asks for nothing there that
+    /// would fail for a reason it does not know.
+    pub(super) fn shrink(&self, name: &str, size_bytes: u64) -> Result<()> {
+        let served = self.served(name)?;
+        let (id, old) = (served.id, served.facts()?.size_bytes);
+        if let Some(export) = served.link.export() {
+            self.host.server.set_capacity(export, size_bytes / SECTOR_BYTES)?;
+        }
+        let shrunk = served.pool.with_keeper(|keeper| keeper.resize(id, size_bytes, SHRINK_WAIT));
+        if let Err(error) = shrunk {
+            // The volume refuses its tail by now: resizing it to what it is takes that back.
+            let restored = served.pool.with_keeper(|keeper| keeper.resize(id, old, SHRINK_WAIT));
+            self.announce(name)?;
+            restored?;
+            return Err(error.into());
+        }
+        Ok(served.pool.refresh()?)
+    }
+
+    /// Takes a volume down and destroys it.
+    pub(super) fn destroy(&self, name: &str) -> Result<()> {
+        let served = self.served(name)?;
+        let id = served.id;
+        served.stop(&self.host)?;
+        if let Err(error) = served.pool.change(move |pool| pool.remove(id)) {
+            // It exists on, so it is served on.
+            self.serve(&served.pool, name)?;
+            return Err(error.into());
+        }
+        self.host.run_dir.forget(name);
+        self.state().volumes.remove(name);
+        self.events().add(EventKind::Deleted, served.object(), "destroyed; its space is scrubbed");
+        Ok(())
+    }
+
+    pub fn resize(&self, name: &str, request: &api::Resize) -> Result<Volume> {
+        let _changes = self.lock_changes();
+        let old = self.served(name)?.facts()?.size_bytes;
+        if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SIZE_UNIT_BYTES) {
+            let text = format!(
+                "volume {name} cannot have {} bytes: write a multiple of 4KiB",
+                request.size_bytes
+            );
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
+        if request.size_bytes < old {
+            let what = format!("what lies behind {} would be lost of", Bytes(request.size_bytes));
+            require(&[name.to_owned()], &request.confirm, &what)?;
+            self.shrink(name, request.size_bytes)?;
+        } else if request.size_bytes > old {
+            self.grow(name, request.size_bytes)?;
+            self.announce(name)?;
+        }
+        if request.size_bytes != old {
+            self.note_resize(name, old, request.size_bytes);
+        }
+        self.volume(name)
+    }
+
+    pub(super) fn note_resize(&self, name: &str, old: u64, new: u64) {
+        let text = format!("resized from {} to {}", Bytes(old), Bytes(new));
+        self.events().add(EventKind::Resized, format!("volume {name}"), text);
+    }
+
+    pub fn reclaim(&self, name: &str, request: &api::Reclaim) -> Result<api::Plan> {
+        let _changes = self.lock_changes();
+        let served = self.served(name)?;
+        self.refuse_attached(&[name.to_owned()], request.force)?;
+        require(&[name.to_owned()], &request.confirm, "the content would be destroyed of")?;
+        let size = served.facts().map_or(0, |facts| facts.size_bytes);
+        self.destroy(name)?;
+        let step = api::Step {
+            action: api::Action::Delete,
+            object: served.object(),
+            detail: format!("{} in pool {}", Bytes(size), served.pool.name),
+            destroys: true,
+        };
+        Ok(api::Plan { steps: vec![step], destroys: vec![name.to_owned()], done: true })
+    }
+
+    pub(super) fn refuse_attached(&self, names: &[String], force: bool) -> Result<()> {
+        let state = self.state();
+        let attached = |name: &&String| {
+            state.volumes.get(*name).is_some_and(|volume| volume.link.is_attached())
+        };
+        let names: Vec<_> = names.iter().filter(attached).map(String::as_str).collect();
+        if force || names.is_empty() {
+            return Ok(());
+        }
+        let text = format!(
+            "{} in use by a virtual machine: detach first (`vflash detach`), or use --force",
+            names.join(", ")
+        );
+        Err(Failure::new(ErrorCode::Busy, text))
+    }
+}

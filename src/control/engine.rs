@@ -1,0 +1,318 @@
+//! The composition: pools, the vhost-user server, and a volume for each allocation.
+//!
+//! Two locks. `changes` is held throughout a change, so that changes do not mix. `state` is held
+//! only to read or replace entries, never while anything is waited for, so that looking is always
+//! possible. What exists is what the pools hold; nothing here is written down anywhere else.
+
+use super::api::{
+    Attachment, ErrorCode, EventKind, Failure, Health, QUEUE_SIZE, State, Status, Volume, Volumes,
+};
+use super::events::{EventLog, now_ms};
+use super::pool::OpenPool;
+use super::rundir::{Remembered, RunDir};
+use super::served::{Host, Served};
+use super::watch::Watched;
+use crate::base::{Error, ErrorKind, Result};
+use crate::vhost::{Server, ServerOptions};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+/// How long a change under way is waited for at the end.
+const CHANGE_WAIT: Duration = Duration::from_secs(5);
+
+pub struct Engine {
+    pub(super) host: Host,
+    started_ms: u64,
+    reactors: usize,
+    /// What the last daemon served is served again.
+    restored: AtomicBool,
+    changes: Mutex<()>,
+    state: Mutex<Everything>,
+}
+
+/// What there is, by name.
+#[derive(Default)]
+pub(super) struct Everything {
+    pub pools: BTreeMap<String, Arc<OpenPool>>,
+    /// Pools that could not be opened, by device: name and reason.
+    pub failed: BTreeMap<String, (String, String)>,
+    /// By `VM/VOLUME`.
+    pub volumes: BTreeMap<String, Served>,
+    /// Why the manifests of `-f` were not applied.
+    pub manifest_failure: Option<String>,
+    /// The last look at each pool.
+    pub watched: BTreeMap<String, Watched>,
+}
+
+impl Engine {
+    /// Starts the data path; serves nothing yet.
+    pub fn start(run_dir: RunDir, options: &ServerOptions) -> Result<Self> {
+        let events = Arc::new(EventLog::new(uuid::Uuid::new_v4().to_string()));
+        let host = Host { server: Server::start(options)?, events, run_dir: Arc::new(run_dir) };
+        host.events.add(EventKind::Started, "vflashd", env!("CARGO_PKG_VERSION"));
+        Ok(Self {
+            host,
+            started_ms: now_ms(),
+            reactors: options.reactors,
+            restored: AtomicBool::new(false),
+            changes: Mutex::default(),
+            state: Mutex::default(),
+        })
+    }
+
+    pub fn events(&self) -> &EventLog {
+        &self.host.events
+    }
+
+    /// Held by whoever changes anything.
+    pub(super) fn lock_changes(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, Everything> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the pools of the last daemon and those given, and serves what they hold. What cannot
+    /// be opened is noted and does not stop the rest.
+    pub fn restore(&self, devices: &[String]) {
+        let _changes = self.lock_changes();
+        let remembered = self.host.run_dir.remembered().unwrap_or_else(|error| {
+            self.host.events.add(EventKind::Error, "vflashd", error.to_string());
+            Vec::new()
+        });
+        let named = remembered.iter().map(|pool| (pool.device.as_str(), Some(pool.name.as_str())));
+        let devices: Vec<String> = devices.iter().map(|device| absolute(device)).collect();
+        let given = devices.iter().map(|device| (device.as_str(), None));
+        for (device, name) in named.chain(given) {
+            if self.is_open(device) {
+                continue;
+            }
+            let opened = OpenPool::open(device, name)
+                .and_then(|pool| self.take_up(pool, EventKind::PoolOpened));
+            if let Err(error) = opened {
+                let name = name.unwrap_or(device).to_owned();
+                self.host.events.add(
+                    EventKind::PoolFailed,
+                    format!("pool {name}"),
+                    error.to_string(),
+                );
+                self.state().failed.insert(device.to_owned(), (name, error.to_string()));
+            }
+        }
+        // Not before: a daemon killed meanwhile must leave the whole list behind.
+        self.remember_pools();
+    }
+
+    /// Everything that was to be served from the start is, as far as it can be.
+    pub fn set_restored(&self) {
+        self.restored.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_open(&self, device: &str) -> bool {
+        self.state().pools.values().any(|pool| pool.device == device)
+    }
+
+    /// Opens a pool and serves its volumes.
+    pub(super) fn open_pool(&self, device: &str, name: Option<&str>) -> Result<Arc<OpenPool>> {
+        let pool = self.take_up(OpenPool::open(device, name)?, EventKind::PoolOpened)?;
+        self.remember_pools();
+        Ok(pool)
+    }
+
+    /// Makes an open pool one of ours.
+    pub(super) fn take_up(&self, pool: OpenPool, kind: EventKind) -> Result<Arc<OpenPool>> {
+        let pool = Arc::new(pool);
+        let refusal = self.refuses(&pool);
+        if let Some(error) = refusal {
+            pool.stop();
+            return Err(error);
+        }
+        {
+            let mut state = self.state();
+            state.failed.remove(&pool.device);
+            state.pools.insert(pool.name.clone(), pool.clone());
+        }
+        let text = format!("on {}, {} volumes", pool.device, pool.facts().allocations.len());
+        self.host.events.add(kind, format!("pool {}", pool.name), text);
+        for (name, facts) in pool.facts().allocations {
+            let served = Served::start(&self.host, &pool, &name, &facts);
+            self.state().volumes.insert(name, served);
+        }
+        Ok(pool)
+    }
+
+    /// Names of pools, and of volumes in all pools, are unique on a host.
+    fn refuses(&self, pool: &OpenPool) -> Option<Error> {
+        let state = self.state();
+        let text = if let Some(other) = state.pools.get(&pool.name) {
+            format!("pool {} is open already, on {}", pool.name, other.device)
+        } else {
+            let facts = pool.facts();
+            let twice = facts.allocations.keys().find(|name| state.volumes.contains_key(*name))?;
+            format!("pool {}: volume {twice} exists in another pool that is open", pool.name)
+        };
+        Some(Error::new(ErrorKind::Busy, format!("{}: {text}", pool.device)))
+    }
+
+    pub(super) fn remember_pools(&self) {
+        let state = self.state();
+        let open = state
+            .pools
+            .values()
+            .map(|pool| Remembered { name: pool.name.clone(), device: pool.device.clone() });
+        // A drive that is away today may be back at the next start.
+        let failed = state
+            .failed
+            .iter()
+            .map(|(device, (name, _))| Remembered { name: name.clone(), device: device.clone() });
+        let pools: Vec<Remembered> = open.chain(failed).collect();
+        drop(state);
+        if let Err(error) = self.host.run_dir.remember(&pools) {
+            self.host.events.add(EventKind::Error, "vflashd", error.to_string());
+        }
+    }
+
+    pub(super) fn open_pool_named(
+        &self,
+        name: &str,
+    ) -> std::result::Result<Arc<OpenPool>, Failure> {
+        self.state().pools.get(name).cloned().ok_or_else(|| {
+            let text = format!("there is no pool `{name}`; `vflash get pools` lists them");
+            Failure::new(ErrorCode::NotFound, text)
+        })
+    }
+
+    pub(super) fn served(&self, name: &str) -> std::result::Result<Served, Failure> {
+        self.state().volumes.get(name).cloned().ok_or_else(|| {
+            let text = format!("there is no volume `{name}`; `vflash get volumes` lists them");
+            Failure::new(ErrorCode::NotFound, text)
+        })
+    }
+
+    pub fn volumes(&self) -> Volumes {
+        let served: Vec<Served> = self.state().volumes.values().cloned().collect();
+        // One that was deleted meanwhile is left out.
+        let volumes = served.iter().filter_map(|served| served.report(&self.host).ok()).collect();
+        Volumes { volumes }
+    }
+
+    pub fn volume(&self, name: &str) -> std::result::Result<Volume, Failure> {
+        Ok(self.served(name)?.report(&self.host)?)
+    }
+
+    pub fn attachment(&self, name: &str) -> std::result::Result<Attachment, Failure> {
+        let served = self.served(name)?;
+        served.export_id()?;
+        Ok(Attachment {
+            name: served.name.clone(),
+            socket: served.socket.display().to_string(),
+            serial: served.serial.clone(),
+            size_bytes: served.facts()?.size_bytes,
+            read_only: served.settings.read_only,
+            queues_max: served.queues(),
+            queue_size: QUEUE_SIZE,
+            attached: served.link.is_attached(),
+        })
+    }
+
+    pub fn health(&self) -> Health {
+        let problems = self.problems();
+        let state = match problems.is_empty() {
+            _ if !self.restored.load(Ordering::Acquire) => State::Starting,
+            true => State::Ok,
+            false => State::Degraded,
+        };
+        Health { state, problems }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let state = self.state();
+        let failed = state.failed.values().map(|(name, reason)| format!("pool {name}: {reason}"));
+        let pools: Vec<_> = state.pools.values().map(|pool| pool.report()).collect();
+        let pools = pools
+            .into_iter()
+            .filter_map(|pool| pool.message.map(|text| format!("pool {}: {text}", pool.name)));
+        let volumes = state.volumes.values().filter_map(|volume| {
+            volume.failure.as_ref().map(|reason| format!("{}: {reason}", volume.object()))
+        });
+        failed.chain(pools).chain(volumes).chain(state.manifest_failure.clone()).collect()
+    }
+
+    pub fn status(&self) -> Status {
+        let Health { state, problems } = self.health();
+        let everything = self.state();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            instance: self.events().instance().to_owned(),
+            run_dir: self.host.run_dir.path().display().to_string(),
+            started_ms: self.started_ms,
+            reactors: self.reactors,
+            state,
+            problems,
+            pools: everything.pools.len() + everything.failed.len(),
+            volumes: everything.volumes.len(),
+            attached: everything
+                .volumes
+                .values()
+                .filter(|volume| volume.link.is_attached())
+                .count(),
+            last_event: self.events().last(),
+        }
+    }
+
+    pub fn run_dir(&self) -> &std::path::Path {
+        self.host.run_dir.path()
+    }
+
+    /// Whether the socket thread, and with it all reactors that it asks, still answers.
+    pub fn answers(&self) -> bool {
+        let served = self.state().volumes.values().find_map(|volume| volume.link.export());
+        // A volume that went meanwhile was answered about, too.
+        served.is_none_or(|id| matches!(self.host.server.status(id), Ok(_) | Err(_)))
+    }
+
+    /// The open pools, to look at without holding anything.
+    pub fn open_pools(&self) -> Vec<Arc<OpenPool>> {
+        self.state().pools.values().cloned().collect()
+    }
+
+    /// Takes a pool's facts anew and tells what is worth an event.
+    pub fn watch(&self, pool: &OpenPool) {
+        pool.refresh_if_idle();
+        let now = Watched::look(pool);
+        let before = self.state().watched.get(&pool.name).cloned().unwrap_or_default();
+        let now = before.tell(now, &pool.name, self.events());
+        self.state().watched.insert(pool.name.clone(), now);
+    }
+
+    /// Stops serving. No request is under way when this returns; guests wait for the next daemon.
+    pub fn stop(&self) -> Result<()> {
+        // A change that waits for a drive must not keep the guests' requests from being ended.
+        let deadline = Instant::now() + CHANGE_WAIT;
+        let _changes = loop {
+            match self.changes.try_lock() {
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                lock => break lock.ok(),
+            }
+        };
+        let stopped = self.host.server.clone().stop();
+        for pool in self.open_pools() {
+            pool.stop();
+        }
+        stopped
+    }
+}
+
+/// A device as it is named from anywhere.
+fn absolute(device: &str) -> String {
+    match std::path::absolute(device) {
+        Ok(path) if !device.starts_with("null:") => path.display().to_string(),
+        _ => device.to_owned(),
+    }
+}

@@ -1,0 +1,152 @@
+//! `/metrics`: every pool and every volume, in the Prometheus text format.
+
+use super::engine::Engine;
+use super::pool::OpenPool;
+use super::served::Served;
+use crate::flash::{Space, VolumeCounters};
+use crate::metrics::{Exposition, MetricKind, VolumeSeries, write_volumes};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+type SpaceField = (&'static str, fn(&Space) -> u64);
+
+/// Labels of `vflash_pool_space_bytes`.
+const SPACE: [SpaceField; 4] = [
+    ("allocated", |space| space.allocated_bytes),
+    ("free", |space| space.free_bytes),
+    ("scrub", |space| space.scrub_bytes),
+    ("metadata", |space| space.metadata_bytes),
+];
+
+type Counter = (&'static str, &'static str, fn(&VolumeCounters) -> &AtomicU64);
+
+/// What a flash volume counts besides requests.
+const COUNTERS: [Counter; 4] = [
+    (
+        "vflash_volume_merged_blocks_total",
+        "Blocks read, merged and written because a request covered them in part.",
+        |counters| &counters.merged,
+    ),
+    (
+        "vflash_volume_zeros_written_total",
+        "Pieces zeroed by writing zeros because the drive can neither zero nor discard.",
+        |counters| &counters.zeros_written,
+    ),
+    ("vflash_volume_extents_mapped_total", "Extents mapped on first write.", |counters| {
+        &counters.extents_mapped
+    }),
+    ("vflash_volume_extents_unmapped_total", "Extents given back by a discard.", |counters| {
+        &counters.extents_unmapped
+    }),
+];
+
+impl Engine {
+    /// The whole page.
+    pub fn prometheus(&self) -> String {
+        let mut page = Exposition::new();
+        let status = self.status();
+        page.family("vflash_info", MetricKind::Gauge, "The daemon; always 1.")
+            .sample(&[("version", &status.version)], 1);
+        page.family(
+            "vflash_problems",
+            MetricKind::Gauge,
+            "Pools and volumes not served as wanted.",
+        )
+        .sample(&[], status.problems.len());
+        write_pools(&mut page, &self.open_pools());
+        let volumes: Vec<Served> = self.state().volumes.values().cloned().collect();
+        write_served(&mut page, &volumes);
+        page.into_text()
+    }
+}
+
+fn write_pools(page: &mut Exposition, pools: &[Arc<OpenPool>]) {
+    let facts: Vec<_> = pools.iter().map(|pool| (&pool.name, pool.facts(), pool.scrub())).collect();
+    let mut space = page.family(
+        "vflash_pool_space_bytes",
+        MetricKind::Gauge,
+        "Where the bytes of a pool are; all uses add up to its size.",
+    );
+    for (name, facts, _) in &facts {
+        for (used_as, bytes) in SPACE {
+            space.sample(&[("pool", name), ("use", used_as)], bytes(&facts.space));
+        }
+    }
+    let mut provisioned = page.family(
+        "vflash_pool_provisioned_bytes",
+        MetricKind::Gauge,
+        "Sizes of all volumes, thin ones included.",
+    );
+    for (name, facts, _) in &facts {
+        provisioned.sample(&[("pool", name)], facts.space.provisioned_bytes);
+    }
+    let mut fenced = page.family(
+        "vflash_pool_fenced",
+        MetricKind::Gauge,
+        "1 if changes are refused because the outcome of a commit is open.",
+    );
+    for (name, facts, _) in &facts {
+        fenced.sample(&[("pool", name)], u8::from(facts.fenced));
+    }
+    let mut scrubbed = page.family(
+        "vflash_pool_scrubbed_bytes_total",
+        MetricKind::Counter,
+        "Freed space that was zeroed since the daemon started.",
+    );
+    for (name, _, scrub) in &facts {
+        scrubbed.sample(&[("pool", name)], scrub.scrubbed_bytes);
+    }
+    let mut failing = page.family(
+        "vflash_pool_scrub_failing",
+        MetricKind::Gauge,
+        "1 if the last attempt to zero freed space failed.",
+    );
+    for (name, _, scrub) in &facts {
+        failing.sample(&[("pool", name)], u8::from(scrub.failure.is_some()));
+    }
+}
+
+fn write_served(page: &mut Exposition, volumes: &[Served]) {
+    let labels: Vec<_> = volumes
+        .iter()
+        .map(|volume| {
+            let (vm, name) = volume.name.split_once('/').unwrap_or(("", &volume.name));
+            [("pool", volume.pool.name.as_str()), ("vm", vm), ("volume", name)]
+        })
+        .collect();
+    let each = || labels.iter().zip(volumes);
+    type Sample = fn(&Served) -> u64;
+    let gauges: [(&str, &str, Sample); 4] = [
+        ("vflash_volume_size_bytes", "Size.", |volume| {
+            volume.facts().map_or(0, |facts| facts.size_bytes)
+        }),
+        ("vflash_volume_mapped_bytes", "Bytes of the device that it holds.", |volume| {
+            volume.facts().map_or(0, |facts| facts.mapped_bytes)
+        }),
+        ("vflash_volume_served", "1 if its socket is open.", |volume| {
+            u64::from(volume.failure.is_none())
+        }),
+        ("vflash_volume_attached", "1 if a front end is connected.", |volume| {
+            u64::from(volume.link.is_attached())
+        }),
+    ];
+    for (name, help, value) in gauges {
+        let mut family = page.family(name, MetricKind::Gauge, help);
+        for (labels, volume) in each() {
+            family.sample(labels, value(volume));
+        }
+    }
+    for (name, help, counter) in COUNTERS {
+        let mut family = page.family(name, MetricKind::Counter, help);
+        for (labels, volume) in each() {
+            family.sample(labels, counter(&volume.counters).load(Ordering::Relaxed));
+        }
+    }
+    let snapshots: Vec<_> = volumes.iter().map(|volume| volume.metrics.snapshot()).collect();
+    let series: Vec<_> = labels
+        .iter()
+        .zip(&snapshots)
+        .map(|(labels, snapshot)| VolumeSeries { labels, snapshot })
+        .collect();
+    write_volumes(page, &series);
+}

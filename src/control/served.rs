@@ -1,0 +1,382 @@
+//! A volume while it is served: an allocation of a pool behind a socket.
+//!
+//! A volume that cannot be served stays in the list with the reason; it stops nobody else.
+
+use super::api::{self, Class, EventKind, Operations, VolumeState};
+use super::events::EventLog;
+use super::pool::{AllocationFacts, OpenPool};
+use super::rundir::RunDir;
+use crate::base::limits::QUEUES_MAX;
+use crate::base::units::SECTOR_BYTES;
+use crate::base::{Error, ErrorKind, Result};
+use crate::flash::{self, AllocationId, FullPolicy, VolumeCounters, VolumeOptions};
+use crate::manifest::{Principal, VolumeSettings, WhenFull};
+use crate::metrics::{OperationClass, VolumeMetrics};
+use crate::qos;
+use crate::vhost::{Export, ExportEvent, ExportId, Server, SocketAccess};
+use crate::virtio::Device;
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What serving needs besides the volume.
+#[derive(Clone)]
+pub struct Host {
+    pub server: Server,
+    pub events: Arc<EventLog>,
+    pub run_dir: Arc<RunDir>,
+}
+
+#[derive(Clone)]
+pub struct Served {
+    /// `VM/VOLUME`
+    pub name: String,
+    pub pool: Arc<OpenPool>,
+    pub id: AllocationId,
+    pub settings: VolumeSettings,
+    pub serial: String,
+    pub socket: PathBuf,
+    pub link: Arc<Link>,
+    pub metrics: Arc<VolumeMetrics>,
+    pub counters: Arc<VolumeCounters>,
+    /// Why it is not served.
+    pub failure: Option<String>,
+}
+
+/// The way to a volume on its reactor, and what its socket last told.
+pub struct Link {
+    server: Server,
+    route: Mutex<Route>,
+    attached: AtomicBool,
+    write_cache: AtomicBool,
+}
+
+enum Route {
+    /// Its export is being made. A guest may connect before its id is known here, so answers to
+    /// its first requests wait.
+    Waiting(Vec<Box<dyn Any + Send>>),
+    Known(ExportId),
+    Closed,
+}
+
+impl Link {
+    fn new(server: Server, write_cache: bool) -> Self {
+        Self {
+            server,
+            route: Mutex::new(Route::Waiting(Vec::new())),
+            attached: AtomicBool::new(false),
+            write_cache: AtomicBool::new(write_cache),
+        }
+    }
+
+    fn send(&self, message: Box<dyn Any + Send>) {
+        match &mut *self.route.lock().unwrap_or_else(PoisonError::into_inner) {
+            Route::Waiting(messages) => messages.push(message),
+            Route::Known(id) => deliver(&self.server, *id, message),
+            Route::Closed => {}
+        }
+    }
+
+    fn open(&self, id: ExportId) {
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Route::Waiting(messages) = std::mem::replace(&mut *route, Route::Known(id)) {
+            messages.into_iter().for_each(|message| deliver(&self.server, id, message));
+        }
+    }
+
+    fn close(&self) -> Option<ExportId> {
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *route, Route::Closed) {
+            Route::Known(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    pub fn export(&self) -> Option<ExportId> {
+        match *self.route.lock().unwrap_or_else(PoisonError::into_inner) {
+            Route::Known(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    pub fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Relaxed)
+    }
+}
+
+/// An export that is gone needs no message any more.
+fn deliver(server: &Server, id: ExportId, message: Box<dyn Any + Send>) {
+    if let Err(error) = server.message(id, message) {
+        log::debug!("a message to a volume: {error}");
+    }
+}
+
+impl Served {
+    /// Serves the allocation, or says in `failure` why not.
+    pub fn start(host: &Host, pool: &Arc<OpenPool>, name: &str, facts: &AllocationFacts) -> Self {
+        let settings = VolumeSettings::decode(&facts.attributes);
+        let link = Link::new(host.server.clone(), host.run_dir.write_cache(name));
+        let mut served = Self {
+            name: name.to_owned(),
+            pool: pool.clone(),
+            id: facts.id,
+            settings: settings.as_ref().cloned().unwrap_or_default(),
+            serial: serial(pool.uuid, facts.id, facts.class),
+            socket: host.run_dir.socket(name).unwrap_or_default(),
+            link: Arc::new(link),
+            metrics: Arc::default(),
+            counters: Arc::default(),
+            failure: None,
+        };
+        if let Err(error) = settings.and_then(|_| served.export(host, facts)) {
+            served.fail(host, &error);
+        }
+        served
+    }
+
+    fn fail(&mut self, host: &Host, error: &Error) {
+        self.link.close();
+        host.events.add(EventKind::Error, self.object(), error.to_string());
+        self.failure = Some(error.to_string());
+    }
+
+    /// As events and plans name it.
+    pub fn object(&self) -> String {
+        format!("volume {}", self.name)
+    }
+
+    fn export(&mut self, host: &Host, facts: &AllocationFacts) -> Result<()> {
+        self.socket = host.run_dir.prepare(&self.name)?;
+        let geometry = self.pool.target.geometry();
+        let link = self.link.clone();
+        let options = VolumeOptions {
+            notify: Arc::new(move |message| link.send(message)),
+            full: full_policy(self.settings.when_full),
+            geometry,
+            counters: self.counters.clone(),
+        };
+        let volume = self.pool.with_keeper(|keeper| keeper.volume(self.id, options))?;
+        let export = Export {
+            name: self.name.clone(),
+            socket: self.socket.clone(),
+            access: socket_access(&self.settings.access)?,
+            device: Device {
+                capacity_sectors: facts.size_bytes / SECTOR_BYTES,
+                block_bytes: geometry.block_bytes,
+                optimal_bytes: geometry.optimal_bytes,
+                read_only: self.settings.read_only,
+                discard: true,
+                serial: self.serial.clone(),
+                queues: self.queues(),
+            },
+            write_cache: self.link.write_cache.load(Ordering::Relaxed),
+            volume: Box::new(volume),
+            disks: vec![self.pool.target.clone()],
+            limits: limits(self.settings.limits),
+            metrics: self.metrics.clone(),
+            events: self.listener(host),
+        };
+        let added = host.server.add(export);
+        if added.is_err() {
+            self.detach_from_pool();
+        }
+        self.link.open(added?);
+        Ok(())
+    }
+
+    /// Queues that a front end may use.
+    pub fn queues(&self) -> u16 {
+        let most = QUEUES_MAX as u16;
+        self.settings.queues.map_or(most, |queues| queues.clamp(1, most))
+    }
+
+    /// Called on the socket thread.
+    fn listener(&self, host: &Host) -> Arc<dyn Fn(ExportEvent) + Send + Sync> {
+        let (host, link) = (host.clone(), self.link.clone());
+        let (name, object) = (self.name.clone(), self.object());
+        Arc::new(move |event| match event {
+            ExportEvent::Attached { peer_pid } => {
+                link.attached.store(true, Ordering::Relaxed);
+                let by = peer_pid.map_or(String::new(), |pid| format!(" by process {pid}"));
+                host.events.add(EventKind::Attached, &object, format!("attached{by}"));
+            }
+            ExportEvent::Detached => {
+                link.attached.store(false, Ordering::Relaxed);
+                host.events.add(EventKind::Detached, &object, "detached");
+            }
+            ExportEvent::WriteCache { enabled } => {
+                if link.write_cache.swap(enabled, Ordering::Relaxed) == enabled {
+                    return;
+                }
+                if let Err(error) = host.run_dir.set_write_cache(&name, enabled) {
+                    host.events.add(EventKind::Error, &object, error.to_string());
+                }
+                let text = if enabled { "on" } else { "off" };
+                host.events.add(EventKind::WriteCache, &object, format!("write cache {text}"));
+            }
+            ExportEvent::Refused { reason } => {
+                host.events.add(EventKind::Error, &object, reason);
+            }
+        })
+    }
+
+    /// Ends serving: nothing is under way when this returns.
+    pub fn stop(&self, host: &Host) -> Result<()> {
+        if let Some(export) = self.link.export() {
+            host.server.remove(export)?;
+            self.link.close();
+            self.link.attached.store(false, Ordering::Relaxed);
+            self.detach_from_pool();
+        }
+        Ok(())
+    }
+
+    fn detach_from_pool(&self) {
+        let detached = self.pool.with_keeper(|keeper| {
+            keeper.detached(self.id);
+            Ok(())
+        });
+        if let Err(error) = detached {
+            log::debug!("volume {}: {error}", self.name);
+        }
+    }
+
+    /// The export of a volume that is served.
+    pub fn export_id(&self) -> Result<ExportId> {
+        let reason = || self.failure.as_deref().unwrap_or("it is being taken down");
+        self.link.export().ok_or_else(|| {
+            let text = format!("volume {} is not served: {}", self.name, reason());
+            Error::new(ErrorKind::Fenced, text)
+        })
+    }
+
+    pub fn facts(&self) -> Result<AllocationFacts> {
+        self.pool.allocation(&self.name).ok_or_else(|| {
+            let text = format!("volume {} is no more in pool {}", self.name, self.pool.name);
+            Error::new(ErrorKind::Gone, text)
+        })
+    }
+
+    pub fn report(&self, host: &Host) -> Result<api::Volume> {
+        let facts = self.facts()?;
+        let status = self.link.export().and_then(|id| host.server.status(id).ok());
+        let status = status.unwrap_or_default();
+        Ok(api::Volume {
+            name: self.name.clone(),
+            pool: self.pool.name.clone(),
+            size_bytes: facts.size_bytes,
+            mapped_bytes: facts.mapped_bytes,
+            thin: facts.thin,
+            class: api_class(facts.class),
+            read_only: self.settings.read_only,
+            limits: api::Limits {
+                iops: self.settings.limits.iops,
+                bandwidth_bytes: self.settings.limits.bandwidth,
+                burst_ms: self.settings.limits.burst_ms,
+            },
+            serial: self.serial.clone(),
+            socket: self.socket.display().to_string(),
+            state: match self.failure {
+                None => VolumeState::Served,
+                Some(_) => VolumeState::Failed,
+            },
+            message: self.failure.clone(),
+            attached: status.connected,
+            peer_pid: status.peer_pid,
+            queues_running: status.queues_running,
+            write_cache: self.link.write_cache.load(Ordering::Relaxed),
+            operations: self.operations(),
+        })
+    }
+
+    fn operations(&self) -> Vec<Operations> {
+        let snapshot = self.metrics.snapshot();
+        let operations = OperationClass::ALL.iter().map(|class| {
+            let counted = snapshot.class(*class);
+            Operations {
+                kind: class.name().to_owned(),
+                operations: counted.operations(),
+                bytes: counted.bytes,
+                errors: counted.errors,
+            }
+        });
+        operations.collect()
+    }
+}
+
+pub fn limits(limits: crate::manifest::Limits) -> qos::Limits {
+    let burst = Duration::from_millis(limits.burst_ms);
+    qos::Limits { iops: limits.iops, bandwidth: limits.bandwidth, burst }
+}
+
+fn full_policy(when_full: WhenFull) -> FullPolicy {
+    match when_full {
+        WhenFull::Wait => FullPolicy::Wait,
+        WhenFull::Enospc => FullPolicy::Fail,
+    }
+}
+
+/// Looks the names up.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`]: no such user or group.
+pub fn socket_access(access: &crate::manifest::Access) -> Result<SocketAccess> {
+    use nix::unistd::{Group, User};
+    let unknown = |kind: &str, name: &str| {
+        let text = format!("`access` of the socket: there is no {kind} `{name}` on this host");
+        Error::new(ErrorKind::Invalid, text)
+    };
+    let uid = match &access.owner {
+        None => None,
+        Some(Principal::Id(id)) => Some(*id),
+        Some(Principal::Name(name)) => {
+            let user = User::from_name(name).ok().flatten();
+            Some(user.ok_or_else(|| unknown("user", name))?.uid.as_raw())
+        }
+    };
+    let gid = match &access.group {
+        None => None,
+        Some(Principal::Id(id)) => Some(*id),
+        Some(Principal::Name(name)) => {
+            let group = Group::from_name(name).ok().flatten();
+            Some(group.ok_or_else(|| unknown("group", name))?.gid.as_raw())
+        }
+    };
+    Ok(SocketAccess { uid, gid, mode: access.mode })
+}
+
+pub fn api_class(class: flash::Class) -> Class {
+    match class {
+        flash::Class::Volatile => Class::Volatile,
+        flash::Class::Nonvolatile => Class::Nonvolatile,
+    }
+}
+
+/// What the guest reads as the disk's serial number: its class, and an identity that no other
+/// volume of the pool ever had or will have. 20 bytes, all that GET_ID can tell.
+fn serial(pool: [u8; 16], id: AllocationId, class: flash::Class) -> String {
+    let class = match class {
+        flash::Class::Volatile => "vo",
+        flash::Class::Nonvolatile => "nv",
+    };
+    let (head, _) = pool.split_first_chunk::<8>().expect("16 bytes hold 8");
+    let identity = u64::from_be_bytes(*head).wrapping_add(id.0) & 0xff_ffff_ffff;
+    format!("vflash-{class}-{identity:010x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_names_the_class_and_fits_get_id() {
+        let pool = [0xff; 16];
+        let first = serial(pool, AllocationId(1), flash::Class::Volatile);
+        let second = serial(pool, AllocationId(2), flash::Class::Nonvolatile);
+        assert_eq!(first, "vflash-vo-0000000000");
+        assert_eq!(second, "vflash-nv-0000000001");
+        assert_eq!(first.len(), crate::virtio::config::ID_BYTES);
+    }
+}
