@@ -1,0 +1,69 @@
+//! vflash, the command line.
+//!
+//! Reading order: [`arguments`] (what can be said), [`verbs`], [`pools`], [`attach`] (what is
+//! done), [`client`] and [`http`] (how the daemon is asked), [`consent`], [`output`], [`manual`].
+
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod attach;
+mod client;
+mod consent;
+mod events;
+mod http;
+mod manual;
+mod output;
+mod pools;
+mod tables;
+mod verbs;
+
+use arguments::{Arguments, PoolVerb, Verb};
+use clap::Parser;
+use client::Client;
+use std::process::ExitCode;
+use vflash::control::api::Failure;
+
+/// `vflash pool check` answers as fsck does.
+const CHECK_DAMAGED: u8 = 4;
+const CHECK_IMPOSSIBLE: u8 = 8;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let check = matches!(arguments.verb, Verb::Pool(PoolVerb::Check { .. }));
+    match run(arguments) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("vflash: {failure}");
+            if check { ExitCode::from(CHECK_IMPOSSIBLE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let Arguments { run_dir, output, verb } = arguments;
+    let client = Client::new(&run_dir);
+    match verb {
+        Verb::Apply(change) => verbs::apply(&client, output, &change),
+        Verb::Diff(files) => verbs::diff(&client, output, &files),
+        Verb::Delete(delete) => verbs::delete(&client, output, &delete),
+        Verb::Get(get) => verbs::get(&client, output, &get),
+        Verb::Describe { object } => verbs::describe(&client, output, &object),
+        Verb::Status => verbs::status(&client, output),
+        Verb::Resize(resize) => verbs::resize(&client, output, &resize),
+        Verb::Reclaim(reclaim) => verbs::reclaim(&client, output, &reclaim),
+        Verb::Attach(attach) => attach::attach(&client, output, &attach),
+        Verb::Detach(detach) => attach::detach(&detach),
+        Verb::Events(events) => events::events(&client, output, &events),
+        Verb::Pool(PoolVerb::Create(create)) => pools::create(&client, output, &create),
+        Verb::Pool(PoolVerb::Show { pool, wait }) => pools::show(&client, output, &pool, wait),
+        Verb::Pool(PoolVerb::Check { pool }) => {
+            let clean = pools::check(&client, output, &pool)?;
+            return Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(CHECK_DAMAGED) });
+        }
+        Verb::Pool(PoolVerb::Grow { pool }) => pools::grow(&client, output, &pool),
+        Verb::Pool(PoolVerb::Close { pool, force }) => pools::close(&client, output, &pool, force),
+        Verb::Completion { shell } => manual::completion(shell),
+        Verb::Man { dir } => manual::man(dir.as_deref()),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
