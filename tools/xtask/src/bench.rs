@@ -1,0 +1,118 @@
+//! `cargo xtask bench`: vflash beside the raw file and qemu-storage-daemon, on this machine, now.
+//!
+//! Rounds are interleaved: in each cell the peers take turns, in another order each round, and what
+//! is compared is the median of the rounds' ratios. So a machine that is busy or slow for a while
+//! is so for all.
+
+mod cells;
+mod disturbance;
+mod goals;
+mod peers;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::scratch::Scratch;
+use cells::{Cell, Samples};
+use disturbance::Usage;
+use peers::{Pages, Peers};
+use table::Setting;
+
+/// Compare vflash with the raw file and with qemu-storage-daemon
+///
+/// Measures IOPS, bandwidth, latency and the server's CPU time in each cell (pattern, depth, number
+/// of queues), with the server pinned to core 1 and the client to core 0, and says which goals are
+/// met. Missed goals are shown, not failed. Takes about ten minutes and 9 GiB of disk. Where at
+/// least 64 huge pages of 2 MiB are free (vm.nr_hugepages), guest memory and fio's buffers lie on
+/// them.
+#[derive(clap::Args)]
+pub(crate) struct BenchArguments {
+    /// Rounds over all cells
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Seconds that one measurement counts, after half a second that does not
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// One round of short measurements: shows that everything runs, says little about speed
+    #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
+    quick: bool,
+    /// Only cells whose name contains this, for example `qd32` or `null-randread-4k-qd1-1q-poll`
+    #[arg(long, value_name = "PART")]
+    only: Option<String>,
+    /// Print the names of the cells and do nothing
+    #[arg(long)]
+    list: bool,
+    /// Write what is printed at the end, which is markdown, to this file too
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Only record with perf where vflashd spends its time in this cell
+    #[arg(long, value_name = "CELL")]
+    profile: Option<String>,
+}
+
+/// Runs the benchmark and prints its tables.
+pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
+    let cells = wanted(arguments)?;
+    if arguments.list {
+        cells.iter().for_each(|cell| println!("{}", cell.name()));
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let pages = Pages::detect();
+    let peers = Peers::start(&scratch, pages)?;
+    if arguments.profile.is_some() {
+        return peers.profile(&cells[0], arguments.seconds);
+    }
+    let (rounds, seconds) =
+        if arguments.quick { (1, 0.5) } else { (arguments.rounds, arguments.seconds) };
+    let before = Usage::now(&peers.servers())?;
+    let samples = measure(&peers, &cells, rounds, seconds)?;
+    let others = Usage::now(&peers.servers())?.others_since(&before);
+    let idle = match arguments.only {
+        None => Some(peers.idle(seconds.max(2.0))?),
+        Some(_) => None,
+    };
+    let setting = Setting { pages, others };
+    let text = table::render(&cells, &samples, idle.as_ref(), setting);
+    println!("{text}");
+    if let Some(path) = &arguments.markdown {
+        std::fs::write(path, &text).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The cells that are asked for; with `--profile` exactly one.
+fn wanted(arguments: &BenchArguments) -> Result<Vec<Cell>> {
+    let mut cells = cells::all();
+    if let Some(part) = &arguments.only {
+        cells.retain(|cell| cell.name().contains(part.as_str()));
+    }
+    if let Some(name) = &arguments.profile {
+        cells.retain(|cell| cell.name() == *name);
+    }
+    ensure!(!cells.is_empty(), "no cell is called so; `cargo xtask bench --list` shows them");
+    Ok(cells)
+}
+
+fn measure(peers: &Peers, cells: &[Cell], rounds: u32, seconds: f64) -> Result<Samples> {
+    let mut samples = Samples::default();
+    let begun = Instant::now();
+    let total = cells.len() * rounds as usize;
+    for round in 0..rounds {
+        for (at, cell) in cells.iter().enumerate() {
+            let mut found = Vec::new();
+            for peer in cell.peers(round) {
+                let sample = peers.measure(cell, peer, seconds)?;
+                found.push(format!("{} {:.1}k", peer.name(), sample.iops / 1e3));
+                samples.add(cell, peer, sample);
+            }
+            let done = round as usize * cells.len() + at + 1;
+            let (elapsed, found) = (begun.elapsed().as_secs(), found.join(", "));
+            eprintln!("[{done:3}/{total}] {elapsed:4} s  {}: {found}", cell.name());
+        }
+    }
+    Ok(samples)
+}

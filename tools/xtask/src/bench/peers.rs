@@ -1,0 +1,329 @@
+//! The servers that are compared, and one measurement of one of them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use vflash_guest::process::die_with_parent;
+
+use super::cells::{Cell, Medium, Peer, Sample};
+use super::goals::Idle;
+use crate::scratch::Scratch;
+
+const FILE_BYTES: u64 = 4 << 30;
+const SERVER_CPU: &str = "1";
+const CLIENT_CPU: &str = "0";
+const IDLE_DEVICES: usize = 100;
+
+/// Huge pages of 2 MiB that the largest cell takes, with some to spare.
+const HUGE_PAGES_MIN: u64 = 64;
+
+/// What guest memory and fio's buffers are made of: a transfer of 128 KiB is one run of memory on
+/// huge pages, and 32 on small ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    Small,
+    Huge,
+}
+
+impl Pages {
+    /// Huge ones if enough are free.
+    pub(crate) fn detect() -> Self {
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let number = |name| text.lines().find_map(|line: &str| line.strip_prefix(name));
+        let number =
+            |name| number(name).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        let (free, kib): (Option<u64>, Option<u64>) =
+            (number("HugePages_Free:"), number("Hugepagesize:"));
+        match (free, kib) {
+            (Some(HUGE_PAGES_MIN..), Some(2048)) => Self::Huge,
+            _ => Self::Small,
+        }
+    }
+
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            Self::Small => "Guest memory and fio's buffers on pages of 4 KiB",
+            Self::Huge => "Guest memory and fio's buffers on pages of 2 MiB",
+        }
+    }
+}
+
+/// A server, killed when dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// All servers of a benchmark; while one is measured the others are idle.
+pub(crate) struct Peers {
+    /// The file that fio and qemu-storage-daemon use.
+    image: PathBuf,
+    data: PathBuf,
+    run: PathBuf,
+    pages: Pages,
+    file: Server,
+    null: Server,
+    vflashd: Server,
+}
+
+impl Peers {
+    /// Makes the files, starts the servers, and writes every block once.
+    pub(crate) fn start(scratch: &Scratch, pages: Pages) -> Result<Self> {
+        crate::packages::need(crate::packages::PEERS)?;
+        let cores = std::thread::available_parallelism()?.get();
+        ensure!(cores >= 2, "this takes two cores, one for the server and one for the client");
+        eprintln!("building");
+        crate::cargo::build_release()?;
+        eprintln!("writing two files of 4 GiB");
+        let (data, run) = (scratch.data.path().to_owned(), scratch.run.path().to_owned());
+        let image = data.join("file.img");
+        fio(&image, "write", Pages::Small, &["--bs=1M", "--iodepth=8", "--size=4G"])?;
+        let file = format!("driver=file,filename={},aio=io_uring,cache.direct=on", text(&image));
+        let null = format!("driver=null-co,size={FILE_BYTES},read-zeroes=off");
+        let file = start_storage_daemon(&run.join("qsd-file.sock"), &file)?;
+        let null = start_storage_daemon(&run.join("qsd-null.sock"), &null)?;
+        let vflashd = start_vflashd(&data, &run)?;
+        let peers = Self { image, data, run, pages, file, null, vflashd };
+        peers.client(&["fill", "--socket", &text(&peers.socket(Peer::Vflash, Medium::File))])?;
+        Ok(peers)
+    }
+
+    fn socket(&self, peer: Peer, medium: Medium) -> PathBuf {
+        let name = if medium == Medium::Null { "null" } else { "file" };
+        match peer {
+            Peer::Vflash => self.run.join(format!("vflash/bench/{name}.sock")),
+            _ => self.run.join(format!("qsd-{name}.sock")),
+        }
+    }
+
+    fn pid(&self, peer: Peer, medium: Medium) -> u32 {
+        match (peer, medium) {
+            (Peer::Vflash, _) => self.vflashd.0.id(),
+            (_, Medium::File) => self.file.0.id(),
+            (_, Medium::Null) => self.null.0.id(),
+        }
+    }
+
+    /// The processes of all servers.
+    pub(crate) fn servers(&self) -> [u32; 3] {
+        [&self.file, &self.null, &self.vflashd].map(|server| server.0.id())
+    }
+
+    pub(crate) fn measure(&self, cell: &Cell, peer: Peer, seconds: f64) -> Result<Sample> {
+        if peer == Peer::Raw {
+            return self.measure_raw(cell, seconds);
+        }
+        let socket = text(&self.socket(peer, cell.medium));
+        let pid = self.pid(peer, cell.medium).to_string();
+        let (queues, depth) = (cell.queues.to_string(), cell.depth.to_string());
+        let (block, runtime) = (format!("{}KiB", cell.block_kib), seconds.to_string());
+        let mut arguments = vec!["load", "--socket", &socket, "--server-pid", &pid];
+        arguments.extend(["--rw", cell.pattern, "--queues", &queues, "--depth", &depth]);
+        arguments.extend(["--block-size", &block, "--runtime", &runtime]);
+        if cell.poll {
+            arguments.push("--poll");
+        }
+        if self.pages == Pages::Huge {
+            arguments.push("--hugetlb");
+        }
+        let report = self.client(&arguments)?;
+        let number = |name: &str| report[name].as_f64().unwrap_or(f64::NAN);
+        let errors = number("errors");
+        ensure!(errors == 0.0, "{}, {}: {errors} errors", cell.name(), peer.name());
+        Ok(Sample {
+            iops: number("iops"),
+            megabytes_per_second: number("megabytes_per_second"),
+            p50: number("latency_p50_us"),
+            p99: number("latency_p99_us"),
+            cpu: number("server_cpu_us"),
+            hung: number("guards") != 0.0,
+        })
+    }
+
+    fn measure_raw(&self, cell: &Cell, seconds: f64) -> Result<Sample> {
+        // The latency counts from submission, as the client's does.
+        let report = fio(
+            &self.image,
+            cell.pattern,
+            self.pages,
+            &[
+                "--lat_percentiles=1",
+                "--clat_percentiles=0",
+                "--randrepeat=0",
+                "--norandommap",
+                &format!("--bs={}k", cell.block_kib),
+                &format!("--iodepth={}", cell.depth),
+                &format!("--numjobs={}", cell.queues),
+                "--group_reporting",
+                "--time_based",
+                "--ramp_time=500ms",
+                // fio takes whole numbers only.
+                &format!("--runtime={:.0}ms", seconds * 1e3),
+            ],
+        )?;
+        let job = &report["jobs"][0];
+        let side = &job[if cell.is_write() { "write" } else { "read" }];
+        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+        let percentile = |share: &str| number(&side["lat_ns"]["percentile"][share]) / 1e3;
+        let iops = number(&side["iops"]);
+        // With group reporting fio gives the mean share of a core per job.
+        let share = (number(&job["usr_cpu"]) + number(&job["sys_cpu"])) / 100.0;
+        Ok(Sample {
+            iops,
+            megabytes_per_second: number(&side["bw_bytes"]) / 1e6,
+            p50: percentile("50.000000"),
+            p99: percentile("99.000000"),
+            cpu: share * f64::from(cell.queues) * 1e6 / iops,
+            hung: false,
+        })
+    }
+
+    /// vflashd while 100 front ends are connected and do nothing.
+    pub(crate) fn idle(&self, seconds: f64) -> Result<Idle> {
+        let pid = self.vflashd.0.id().to_string();
+        let runtime = seconds.to_string();
+        let sockets: Vec<String> = (0..IDLE_DEVICES)
+            .map(|index| text(&self.run.join(format!("vflash/idle/v{index}.sock"))))
+            .collect();
+        let mut arguments = vec!["idle", "--server-pid", &pid, "--runtime", &runtime];
+        arguments.extend(sockets.iter().map(String::as_str));
+        let report = self.client(&arguments)?;
+        let number = |name: &str| report[name].as_f64().unwrap_or(f64::NAN);
+        ensure!(number("devices") == IDLE_DEVICES as f64, "not all front ends connected");
+        Ok(Idle {
+            cpu_share: number("server_cpu_share"),
+            resident_bytes: number("server_resident_bytes"),
+        })
+    }
+
+    /// Profiles vflashd in one cell and prints the hottest functions; says so where perf cannot.
+    pub(crate) fn profile(&self, cell: &Cell, seconds: f64) -> Result<()> {
+        let data = self.data.join("perf.data");
+        let pid = self.vflashd.0.id().to_string();
+        let mut record = Command::new("perf");
+        // The CPU clock is there also where a virtual machine has no hardware counters.
+        record.args(["record", "-q", "-e", "cpu-clock", "-F", "1999", "-p", &pid, "-o"]);
+        record.arg(&data).args(["--", "sleep", &seconds.to_string()]);
+        let perf = die_with_parent(&mut record).stdout(Stdio::null()).spawn();
+        let Ok(mut perf) = perf else {
+            println!("No profile: perf is not installed (Debian package linux-perf).");
+            return Ok(());
+        };
+        // Both run for the same time; the client's ramp is in the profile too.
+        let sample = self.measure(cell, Peer::Vflash, seconds)?;
+        let recorded = perf.wait()?;
+        println!("{}: {:.0} IOPS, {:.2} µs of CPU each", cell.name(), sample.iops, sample.cpu);
+        if !recorded.success() {
+            println!("No profile: perf cannot record here ({recorded}); its words are above.");
+            return Ok(());
+        }
+        let mut report = Command::new("perf");
+        report.args(["report", "--stdio"]);
+        let report = report.args(["--percent-limit", "0.5", "-i"]).arg(&data).output()?;
+        ensure!(report.status.success(), "perf report ends with {}", report.status);
+        println!("{}", String::from_utf8_lossy(&report.stdout));
+        Ok(())
+    }
+
+    /// Runs the client and gives what it printed, also if it was not content.
+    fn client(&self, arguments: &[&str]) -> Result<Value> {
+        let mut command = Command::new("taskset");
+        command.args(["-c", CLIENT_CPU]).arg(crate::cargo::release_binary("vflash-bench"));
+        command.args(arguments).stderr(Stdio::inherit());
+        let output = die_with_parent(&mut command).output()?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("vflash-bench {}: {}", arguments.join(" "), output.status))
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn spawn(command: &mut Command) -> Result<Server> {
+    let mut pinned = Command::new("taskset");
+    pinned.args(["-c", SERVER_CPU]).arg(command.get_program()).args(command.get_args());
+    let child = die_with_parent(&mut pinned).stdin(Stdio::null()).spawn();
+    Ok(Server(child.with_context(|| format!("start {command:?}"))?))
+}
+
+fn start_storage_daemon(socket: &Path, disk: &str) -> Result<Server> {
+    let export = format!(
+        "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},\
+         writable=on,num-queues=2",
+        text(socket)
+    );
+    let mut command = Command::new("qemu-storage-daemon");
+    command.args(["--blockdev", &format!("{disk},node-name=disk"), "--export", &export]);
+    let mut server = spawn(&mut command)?;
+    wait_for(socket, &mut server)?;
+    Ok(server)
+}
+
+fn start_vflashd(data: &Path, run: &Path) -> Result<Server> {
+    let (manifest, run) = (data.join("bench.yaml"), run.join("vflash"));
+    std::fs::write(&manifest, manifest_for(&data.join("pool.img")))?;
+    let mut command = Command::new(crate::cargo::release_binary("vflashd"));
+    command.arg("--run-dir").arg(&run).arg("--file").arg(&manifest);
+    command.args(["--reactors", "1", "--log-level", "warn"]);
+    let mut server = spawn(&mut command)?;
+    for name in ["bench/file", "bench/null", &format!("idle/v{}", IDLE_DEVICES - 1)] {
+        wait_for(&run.join(format!("{name}.sock")), &mut server)?;
+    }
+    Ok(server)
+}
+
+/// One volume on a file, one on nothing, and a hundred that stay idle.
+fn manifest_for(pool: &Path) -> String {
+    let mut yaml = format!(
+        "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: drive}}\n\
+         spec: {{device: {}, size: 4352MiB}}\n---\n\
+         apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: none}}\n\
+         spec: {{device: \"null:8GiB\"}}\n---\n\
+         apiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: bench}}\n\
+         spec:\n  volumes:\n  - name: file\n    flash: {{pool: drive, size: 4GiB}}\n  \
+         - name: \"null\"\n    flash: {{pool: none, size: 4GiB}}\n---\n\
+         apiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: idle}}\n\
+         spec:\n  volumes:\n",
+        text(pool)
+    );
+    for index in 0..IDLE_DEVICES {
+        yaml += &format!("  - name: v{index}\n    flash: {{pool: none, size: 8MiB}}\n");
+    }
+    yaml
+}
+
+fn wait_for(socket: &Path, server: &mut Server) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !socket.exists() {
+        if let Some(status) = server.0.try_wait()? {
+            bail!("the server of {} ended with {status}", socket.display());
+        }
+        ensure!(Instant::now() < deadline, "no {} within a minute", socket.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+fn fio(image: &Path, pattern: &str, pages: Pages, options: &[&str]) -> Result<Value> {
+    let mut command = Command::new("fio");
+    command.args(["--name=raw", "--ioengine=io_uring", "--direct=1", "--output-format=json"]);
+    // One job runs on the client's core, two on both.
+    command.args(["--cpus_allowed_policy=split", "--cpus_allowed=0,1"]);
+    if pages == Pages::Huge {
+        command.arg("--iomem=shmhuge");
+    }
+    command.arg(format!("--filename={}", text(image))).arg(format!("--rw={pattern}"));
+    command.args(options).stderr(Stdio::inherit());
+    let output = die_with_parent(&mut command).output().context("start fio")?;
+    ensure!(output.status.success(), "fio --rw={pattern} ended with {}", output.status);
+    serde_json::from_slice(&output.stdout).context("read what fio printed")
+}

@@ -1,0 +1,76 @@
+//! `cargo xtask`: what is done with this repository, each by one command.
+
+mod bench;
+mod cargo;
+mod demo;
+mod kill;
+mod packages;
+mod scratch;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Show what vflash does: a pool, a virtual machine, a live resize, a crash of the daemon
+    Demo,
+    /// Run all checks: what CI runs
+    Test(test::Options),
+    Bench(bench::BenchArguments),
+    /// Search for crash states of the pool that break it, longer than the tests do
+    Crash {
+        /// Random runs of operations, each cut at every write
+        #[arg(long, default_value_t = 1_000)]
+        runs: u32,
+    },
+    /// Run every fuzz loop
+    Fuzz {
+        /// Seconds for each of them
+        #[arg(long, default_value_t = 600)]
+        seconds: u32,
+    },
+    /// Kill the daemon under load, many more times than the tests do
+    Soak {
+        /// Kills under a QEMU guest
+        #[arg(long, default_value_t = 1_000)]
+        guest_kills: u32,
+        /// Kills under the load client
+        #[arg(long, default_value_t = 20_000)]
+        client_kills: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything passed.
+fn run(task: Task) -> Result<bool> {
+    scratch::clean_up_on_signals()?;
+    match task {
+        Task::Demo => demo::run(),
+        Task::Test(options) => test::run(&options),
+        Task::Bench(arguments) => bench::run(&arguments).map(|()| true),
+        Task::Crash { runs } => test::crash(runs),
+        Task::Fuzz { seconds } => test::fuzz(seconds),
+        Task::Soak { guest_kills, client_kills } => test::soak(guest_kills, client_kills),
+    }
+}
