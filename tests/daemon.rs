@@ -1,0 +1,117 @@
+//! How vflashd behaves as a service.
+
+mod vflashd;
+
+use serde_json::Value;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::Instant;
+use vflashd::{SOON, Vflashd, machine_manifest, pool_manifest};
+
+/// What systemd would be told, until `wanted` came.
+fn told_until(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
+    let deadline = Instant::now() + SOON;
+    let mut told = Vec::new();
+    let mut buffer = [0; 4096];
+    while !told.iter().any(|line| line == wanted) {
+        let length = socket.recv(&mut buffer).unwrap();
+        let message = String::from_utf8(buffer[..length].to_vec()).unwrap();
+        told.extend(message.lines().map(str::to_owned));
+        assert!(Instant::now() < deadline, "{wanted}: {told:?}");
+    }
+    told
+}
+
+#[test]
+fn systemd_is_told_of_start_health_and_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vflashd"))
+        .arg("--run-dir")
+        .arg(folder.path().join("run"))
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "30000000")
+        .spawn()
+        .unwrap();
+    let told = told_until(&socket, "READY=1");
+    assert!(!told.iter().any(|line| line == "WATCHDOG=1"), "ready first: {told:?}");
+    let told = told_until(&socket, "WATCHDOG=1");
+    let status = told.iter().any(|line| line.starts_with("STATUS=0 pools, 0 volumes"));
+    assert!(status, "{told:?}");
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+    told_until(&socket, "STOPPING=1");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn manifests_are_applied_at_the_start_and_at_sighup() {
+    let mut daemon = Vflashd::start();
+    daemon.stop();
+    let manifest = daemon.path("manifest.yaml");
+    let write = |size: &str| {
+        let text = pool_manifest(daemon.folder.path()) + &machine_manifest("vm", &[("a", size)]);
+        std::fs::write(&manifest, text).unwrap();
+    };
+    write("size: 16MiB");
+    let file = manifest.display().to_string();
+    daemon.run(&["-f", &file]);
+    let size = |daemon: &Vflashd| daemon.get("/v1/volumes/vm/a")["sizeBytes"].as_u64().unwrap();
+    assert_eq!(size(&daemon), 16 << 20);
+    let hangup = |daemon: &Vflashd| {
+        let pid = nix::unistd::Pid::from_raw(daemon.pid() as i32);
+        let last = daemon.get("/v1/status")["lastEvent"].as_u64().unwrap();
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGHUP).unwrap();
+        daemon.get(&format!("/v1/events?after={last}&waitSeconds=30"))
+    };
+    let text = pool_manifest(daemon.folder.path());
+    std::fs::write(&manifest, text + &machine_manifest("vm", &[("a", "size: 32MiB")])).unwrap();
+    assert_eq!(hangup(&daemon)["events"][0]["kind"], "resized");
+    assert_eq!(size(&daemon), 32 << 20);
+    // Nobody is there to be asked: what would destroy data is a problem, and is not done.
+    let text = pool_manifest(daemon.folder.path());
+    std::fs::write(&manifest, text + &machine_manifest("vm", &[("a", "size: 8MiB")])).unwrap();
+    assert_eq!(hangup(&daemon)["events"][0]["kind"], "error");
+    assert_eq!(size(&daemon), 32 << 20);
+    assert_eq!(daemon.get("/healthz")["state"], "degraded");
+    // A manifest that is wrong keeps nobody from being served.
+    std::fs::write(&manifest, "kind: Nonsense\n").unwrap();
+    daemon.kill();
+    daemon.run(&["-f", &file]);
+    assert_eq!(size(&daemon), 32 << 20);
+    let problems = daemon.get("/healthz")["problems"].to_string();
+    assert!(problems.contains("manifest.yaml:1:"), "{problems}");
+}
+
+#[test]
+fn capabilities_are_printed_without_a_run_directory() {
+    let output = Command::new(env!("CARGO_BIN_EXE_vflashd"))
+        .args(["--run-dir", "/nonexistent/x", "--print-capabilities"])
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let capabilities: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(capabilities["type"], "block");
+}
+
+#[test]
+fn what_ships_for_systemd_and_libvirt_fits_the_daemon() {
+    let shipped = |name: &str| {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/systemd/");
+        std::fs::read_to_string(format!("{folder}{name}")).unwrap()
+    };
+    let unit = shipped("vflashd.service");
+    let value = |key: &str| {
+        let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_else(|| panic!("{key} is missing")).to_owned()
+    };
+    assert_eq!((value("Type"), value("Restart")), ("notify".into(), "always".into()));
+    assert_eq!(value("RuntimeDirectoryPreserve"), "yes");
+    let run_dir = format!("/run/{}", value("RuntimeDirectory"));
+    assert_eq!(run_dir, vflash::control::api::RUN_DIR);
+    let descriptor: Value = serde_json::from_str(&shipped("50-vflash.json")).unwrap();
+    assert_eq!(descriptor["type"], "block");
+    assert!(value("ExecStart").starts_with(descriptor["binary"].as_str().unwrap()));
+}

@@ -1,0 +1,232 @@
+//! What a front end and its guest rely on.
+
+mod common;
+
+use common::{Daemon, connect, export, operate, workload};
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use vflash::base::units::MIB;
+use vflash::io::disk::Errno;
+use vflash::io::volume::{Io, Outcome, Request, RequestKind, Volume};
+use vflash::metrics::OperationClass;
+use vflash::vhost::{ExportEvent, Server, ServerOptions};
+use vflash_bench::queue::Kind;
+use vflash_bench::runner::Runner;
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+
+/// Sends one request on queue 0 and waits for its status.
+fn ask(device: &mut vflash_bench::device::Device, kind: Kind, sector: u64, length: u32) -> u8 {
+    let slot = device.queues[0].take_slot().unwrap();
+    device.queues[0].submit(&device.memory, slot, kind, sector, length);
+    device.queues[0].publish(&device.memory);
+    let mut completed = Vec::new();
+    while completed.is_empty() {
+        if !device.queues[0].arm(&device.memory) {
+            let woken = vflash_bench::queue::sleep(&device.queues, Duration::from_secs(30));
+            assert!(woken.unwrap(), "no completion for 30 s");
+        }
+        device.queues[0].completed(&device.memory, &mut completed).unwrap();
+    }
+    completed[0].status
+}
+
+#[test]
+fn every_kind_of_request_is_right_on_thick_and_thin_volumes() {
+    let daemon = Daemon::start(2);
+    for (name, thin, queues, depth) in [("thick", false, 1, 1), ("thin", true, 4, 64)] {
+        let served = daemon.serve(name, 16 * MIB, thin);
+        let mut runner = Runner::new(connect(&served.socket, queues, depth), workload(7));
+        operate(&mut runner, 4000);
+        runner.read_back().unwrap();
+        runner.device.stop().unwrap();
+        assert_eq!(runner.errors, 0);
+        let seen = served.metrics.snapshot();
+        for class in [OperationClass::Read, OperationClass::Write, OperationClass::Discard] {
+            assert!(seen.class(class).operations() > 0, "{class:?} is counted");
+        }
+    }
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn a_queue_goes_on_after_each_reconnect_and_reset() {
+    let daemon = Daemon::start(1);
+    let served = daemon.serve("disk", 16 * MIB, false);
+    let mut runner = Runner::new(connect(&served.socket, 2, 32), workload(8));
+    for _ in 0..20 {
+        operate(&mut runner, 100);
+        // Requests are in flight: the front end goes away without a word and comes back.
+        runner.device.reconnect().unwrap();
+    }
+    runner.read_back().unwrap();
+    let oracle = {
+        runner.device.stop().unwrap();
+        runner.into_oracle()
+    };
+    let mut device = connect(&served.socket, 2, 32);
+    device.frontend().unwrap().reset_device().unwrap();
+    drop(device);
+    // After a reset the guest sets everything up anew.
+    let mut runner = Runner::with_oracle(connect(&served.socket, 1, 8), workload(9), oracle);
+    runner.read_back().unwrap();
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn a_resize_reaches_the_front_end() {
+    let daemon = Daemon::start(1);
+    let served = daemon.serve("disk", 16 * MIB, false);
+    let mut device = connect(&served.socket, 1, 8);
+    let (near, mut far) = UnixStream::pair().unwrap();
+    device.frontend().unwrap().set_backend_request_fd(&near.as_raw_fd()).unwrap();
+    assert_eq!(ask(&mut device, Kind::Read, 16 * MIB / 512, 512), 1, "past the end: IOERR");
+
+    let larger = 24 * MIB;
+    daemon.keeper.resize(served.allocation, larger, Duration::from_secs(10)).unwrap();
+    daemon.server.set_capacity(served.id, larger / 512).unwrap();
+    let mut message = [0; 12];
+    far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    far.read_exact(&mut message).unwrap();
+    let words = message.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap()));
+    assert_eq!(words.collect::<Vec<_>>(), [2, 1, 0], "BACKEND_CONFIG_CHANGE_MSG, no reply wanted");
+    assert_eq!(device.read_capacity().unwrap(), larger / 512);
+    assert_eq!(ask(&mut device, Kind::Write, larger / 512 - 1, 512), 0);
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn every_page_that_a_request_writes_is_in_the_dirty_log() {
+    const LOG_ALL: u64 = 1 << 26;
+    let daemon = Daemon::start(1);
+    let served = daemon.serve("disk", 16 * MIB, false);
+    let mut device = connect(&served.socket, 1, 8);
+    let bytes = (device.memory.length() / 4096).div_ceil(8) as u64;
+    let log = tempfile::tempfile().unwrap();
+    log.set_len(bytes).unwrap();
+    let region = vhost::VhostUserDirtyLogRegion {
+        mmap_size: bytes,
+        mmap_offset: 0,
+        mmap_handle: log.as_raw_fd(),
+    };
+    device.frontend().unwrap().set_log_base(0, Some(region)).unwrap();
+    let dirty = || {
+        let mut map = vec![0; bytes as usize];
+        log.read_exact_at(&mut map, 0).unwrap();
+        let pages = 0..map.len() * 8;
+        pages.filter(|page| map[page / 8] & 1 << (page % 8) != 0).collect::<Vec<_>>()
+    };
+    assert_eq!(ask(&mut device, Kind::Read, 0, 8192), 0);
+    assert_eq!(dirty().len(), 0, "not while it is not negotiated");
+
+    device.set_features(LOG_ALL, 0).unwrap();
+    assert_eq!(ask(&mut device, Kind::Write, 0, 8192), 0);
+    let layout = device.queues[0].layout;
+    let data: Vec<usize> = (0..8).map(|slot| device.queues[0].data(slot) / 4096).collect();
+    let after_write = dirty();
+    assert!(after_write.contains(&(layout.used / 4096)), "the used ring");
+    assert!(after_write.iter().all(|page| !data.contains(page)), "a write reads guest memory");
+    assert_eq!(ask(&mut device, Kind::Read, 0, 8192), 0);
+    let read: Vec<usize> =
+        dirty().into_iter().filter(|page| (data[0]..data[7] + 8).contains(page)).collect();
+    assert_eq!(read.len(), 2, "the two pages of 8 KiB: {read:?}");
+
+    device.set_features(0, LOG_ALL).unwrap();
+    log.set_len(0).unwrap();
+    log.set_len(bytes).unwrap();
+    assert_eq!(ask(&mut device, Kind::Read, 0, 8192), 0);
+    assert_eq!(dirty().len(), 0, "not after it was switched off");
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn the_write_cache_is_the_guests_to_switch_and_is_remembered() {
+    const WRITEBACK: u32 = 32;
+    let daemon = Daemon::start(1);
+    let served = daemon.serve("disk", 16 * MIB, false);
+    let mut device = connect(&served.socket, 1, 8);
+    let flags = VhostUserConfigFlags::WRITABLE;
+    device.frontend().unwrap().set_config(WRITEBACK, flags, &[0]).unwrap();
+    let switched = ExportEvent::WriteCache { enabled: false };
+    let wait = || served.events.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(matches!(wait(), ExportEvent::Attached { .. }));
+    assert_eq!(wait(), switched);
+    let (_, byte) = device.frontend().unwrap().get_config(WRITEBACK, 1, flags, &[0]).unwrap();
+    assert_eq!(byte, [0]);
+    assert_eq!(ask(&mut device, Kind::Write, 0, 4096), 0);
+    // The guest goes on with another front end process; nobody tells us again.
+    drop(device);
+    let mut device = connect(&served.socket, 1, 8);
+    let (_, byte) = device.frontend().unwrap().get_config(WRITEBACK, 1, flags, &[0]).unwrap();
+    assert_eq!(byte, [0], "still off after a reconnect");
+    device.frontend().unwrap().reset_device().unwrap();
+    let (_, byte) = device.frontend().unwrap().get_config(WRITEBACK, 1, flags, &[0]).unwrap();
+    assert_eq!(byte, [1], "a reset turns it on");
+    daemon.server.stop().unwrap();
+}
+
+/// Works for writes, and panics when it is read.
+struct Panics;
+
+impl Volume for Panics {
+    fn attach(&mut self, _requests_max: u32) {}
+
+    fn submit(&mut self, request: Request<'_>, io: &mut dyn Io) {
+        assert!(request.kind != RequestKind::Read, "planted: this volume cannot be read");
+        io.complete(request.id, Outcome::Done);
+    }
+
+    fn completed(&mut self, _token: u64, _result: Result<(), Errno>, _io: &mut dyn Io) {}
+}
+
+#[test]
+fn a_panic_fences_its_volume_and_no_other() {
+    let daemon = Daemon::start(1);
+    let neighbour = daemon.serve("neighbour", 16 * MIB, false);
+    let mut runner = Runner::new(connect(&neighbour.socket, 1, 16), workload(10));
+    let bad = daemon.socket("bad");
+    daemon.server.add(export(&bad, 1 << 16, Box::new(Panics))).unwrap();
+    let mut device = connect(&bad, 1, 8);
+    assert_eq!(ask(&mut device, Kind::Write, 0, 512), 0);
+    operate(&mut runner, 500);
+    assert_eq!(ask(&mut device, Kind::Read, 0, 512), 1, "the request that panicked fails");
+    assert_eq!(ask(&mut device, Kind::Write, 0, 512), 1, "and so does every later one");
+    operate(&mut runner, 500);
+    runner.read_back().unwrap();
+    device.stop().unwrap();
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn hundreds_of_devices_are_served_by_few_threads() {
+    const DEVICES: usize = 300;
+    let folder = tempfile::tempdir().unwrap();
+    let limit = nix::sys::resource::Resource::RLIMIT_NOFILE;
+    let (_, hard) = nix::sys::resource::getrlimit(limit).unwrap();
+    nix::sys::resource::setrlimit(limit, hard, hard).unwrap();
+    let server = Server::start(&ServerOptions { reactors: 2, cpus: vec![] }).unwrap();
+    let mut ids = Vec::new();
+    let mut devices = Vec::new();
+    for index in 0..DEVICES {
+        let socket = folder.path().join(format!("{index}.sock"));
+        ids.push(server.add(export(&socket, 1 << 16, Box::new(Panics))).unwrap());
+        devices.push(connect(&socket, 2, 4));
+    }
+    for device in &mut devices {
+        assert_eq!(ask(device, Kind::Write, 0, 512), 0);
+    }
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
+    assert!(threads < 40, "{threads} threads");
+    for id in ids.drain(..DEVICES / 2) {
+        server.remove(id).unwrap();
+    }
+    for device in &mut devices[DEVICES / 2..] {
+        assert_eq!(ask(device, Kind::Write, 0, 512), 0);
+    }
+    assert!(!folder.path().join("0.sock").exists(), "a removed socket is gone");
+    server.stop().unwrap();
+}
