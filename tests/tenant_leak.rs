@@ -86,7 +86,7 @@ impl World {
             counters: Arc::new(VolumeCounters::default()),
         };
         let volume = self.keeper.volume(id, options).expect("volume");
-        SimReactor::new(volume, Box::new(self.disk.clone()), messages, 4)
+        SimReactor::new(volume, vec![Box::new(self.disk.clone())], messages, 4)
     }
 
     fn fill(&mut self, id: AllocationId) {

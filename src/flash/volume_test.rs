@@ -55,7 +55,7 @@ impl Bench {
         let counters = Arc::new(VolumeCounters::default());
         let options = VolumeOptions { notify, full, geometry, counters: counters.clone() };
         let volume = keeper.volume(id, options).expect("volume");
-        let reactor = SimReactor::new(volume, Box::new(disk.clone()), messages, 16);
+        let reactor = SimReactor::new(volume, vec![Box::new(disk.clone())], messages, 16);
         Self { disk, keeper, id, counters, reactor }
     }
 

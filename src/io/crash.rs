@@ -2,7 +2,7 @@
 //! have left (README.md, "What a power cut leaves").
 //!
 //! Crash points are the submission of every write, zero and discard and the completion of every
-//! flush. At each, an operation is *durable* if a successful flush was submitted after the
+//! flush and durable write. At each, an operation is *durable* if a successful flush was submitted after the
 //! operation completed and has itself completed; no failed flush may lie between. Every other one
 //! that was submitted is kept, dropped or torn at 512 bytes: all combinations when there are at
 //! most [`Explorer::exhaustive_max`] of them, else a seeded sample.
@@ -107,10 +107,15 @@ impl Drop for Announce {
 
 fn crash_points(log: &[Logged]) -> Vec<u64> {
     let mut points = vec![0];
-    points.extend(log.iter().filter_map(|entry| match entry.kind {
-        OperationKind::Flush => entry.completed,
-        _ => Some(entry.submitted),
-    }));
+    for entry in log {
+        let submitted = Some(entry.submitted);
+        let (begin, end) = match entry.kind {
+            OperationKind::Flush => (None, entry.completed),
+            OperationKind::WriteDurable => (submitted, entry.completed),
+            _ => (submitted, None),
+        };
+        points.extend(begin.into_iter().chain(end));
+    }
     points.sort_unstable();
     points.dedup();
     points
@@ -153,6 +158,9 @@ fn is_durable(entry: &Logged, log: &[Logged], point: u64) -> bool {
     let Some(completed) = entry.completed.filter(|at| *at <= point && !entry.failed) else {
         return false;
     };
+    if entry.kind == OperationKind::WriteDurable {
+        return true;
+    }
     let flushes = log
         .iter()
         .skip_while(|other| other.submitted <= completed)
@@ -164,7 +172,9 @@ fn is_durable(entry: &Logged, log: &[Logged], point: u64) -> bool {
 
 fn apply(content: &mut Content, entry: &Logged) {
     match entry.kind {
-        OperationKind::Write => content.write(entry.offset, &entry.data),
+        OperationKind::Write | OperationKind::WriteDurable => {
+            content.write(entry.offset, &entry.data);
+        }
         OperationKind::Zero | OperationKind::Discard => content.zero(entry.offset, entry.length),
         OperationKind::Read | OperationKind::Flush => {}
     }

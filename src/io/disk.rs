@@ -31,6 +31,9 @@ pub enum OperationKind {
     /// lose it. Durable against power loss only after a completed `Flush` that was submitted after
     /// this write completed.
     Write,
+    /// As `Write`, and durable when it completes. Says nothing of other operations: one that
+    /// failed leaves a write, not a flush, in doubt.
+    WriteDurable,
     /// Makes every write, zero and discard that completed before it was submitted durable.
     Flush,
     /// The range reads as zeros afterwards and stays allocated. Durability as for `Write`.
@@ -51,6 +54,18 @@ pub struct Operation<'a> {
     pub length: u64,
     /// Empty unless reading or writing.
     pub segments: &'a [Segment],
+}
+
+impl OperationKind {
+    /// Writes its segments.
+    pub fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::WriteDurable)
+    }
+
+    /// Moves its segments' bytes.
+    pub fn transfers(self) -> bool {
+        self == Self::Read || self.writes()
+    }
 }
 
 /// Why an operation failed: the `errno` of the operating system.

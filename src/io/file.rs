@@ -161,6 +161,10 @@ impl FileDisk {
             OperationKind::Read | OperationKind::Write => {
                 return transfer(&self.file, kind, offset, segments);
             }
+            OperationKind::WriteDurable => {
+                transfer(&self.file, kind, offset, segments)?;
+                self.file.sync_data()
+            }
             OperationKind::Flush => self.file.sync_data(),
             // A device knows no allocation: let it unmap if it can, which wears it least.
             OperationKind::Zero if self.device => {

@@ -265,7 +265,7 @@ impl State {
     fn submit(&mut self, handle: u64, operation: Operation<'_>, token: u64) {
         self.check(&operation);
         let mut data = Vec::new();
-        if operation.kind == OperationKind::Write {
+        if operation.kind.writes() {
             data.resize(operation.length as usize, 0);
             buffer::gather(operation.segments, &mut data);
         }
@@ -309,7 +309,7 @@ impl State {
         assert!(length.is_multiple_of(block_bytes.into()), "{kind:?} of {length} is aligned");
         assert!(offset + length <= size_bytes, "{kind:?} {offset}+{length} is inside the disk");
         assert_eq!(length == 0, kind == OperationKind::Flush, "only a flush has no length");
-        if matches!(kind, OperationKind::Read | OperationKind::Write) {
+        if kind.transfers() {
             assert_eq!(buffer::total_bytes(segments) as u64, length, "segments fit the length");
         }
         for segment in segments {
@@ -328,7 +328,7 @@ impl State {
         if unsupported {
             return Some(always(Errno(libc::EOPNOTSUPP)));
         }
-        if self.faults.full && matches!(kind, OperationKind::Write | OperationKind::Zero) {
+        if self.faults.full && (kind.writes() || kind == OperationKind::Zero) {
             return Some(always(Errno(libc::ENOSPC)));
         }
         let failure = self.faults.fail.as_mut()?;
@@ -383,7 +383,7 @@ impl State {
 
     fn execute(&mut self, pending: &Pending) -> Result<(), Errno> {
         if let Some(failure) = pending.failure {
-            if failure.torn && pending.kind == OperationKind::Write {
+            if failure.torn && pending.kind.writes() {
                 let sectors = self.random.u64(0..=pending.length / SECTOR_BYTES);
                 let bytes = &pending.data[..(sectors * SECTOR_BYTES) as usize];
                 self.content.write(pending.offset, bytes);
@@ -396,7 +396,9 @@ impl State {
                 self.content.read(pending.offset, &mut bytes);
                 buffer::scatter(&bytes, &pending.segments);
             }
-            OperationKind::Write => self.content.write(pending.offset, &pending.data),
+            OperationKind::Write | OperationKind::WriteDurable => {
+                self.content.write(pending.offset, &pending.data);
+            }
             OperationKind::Zero | OperationKind::Discard => {
                 self.content.zero(pending.offset, pending.length);
             }

@@ -1,9 +1,13 @@
-//! A reactor for tests: drives one [`Volume`] over any [`Disk`], in the caller's thread.
+//! A reactor for tests: drives one [`Volume`] over its [`Disk`]s, in the caller's thread.
+//!
+//! Time stands still unless the test moves it ([`SimReactor::advance`]), or nothing but a timer is
+//! left to wait for: then it jumps there.
 
 use super::buffer::{PinnedBuffer, Segment};
 use super::disk::{Completion, Disk, Operation};
 use super::volume::{
-    DiskIndex, Io, Origin, Outcome, Request, RequestId, RequestKind, SectorRange, Volume,
+    DiskIndex, Io, Origin, Outcome, Request, RequestId, RequestKind, SectorRange, TOKEN_BITS,
+    Volume,
 };
 use crate::base::clock::Nanos;
 use crate::base::units::SECTOR_BYTES;
@@ -22,13 +26,20 @@ pub struct SimReactor<V> {
     io: SimIo,
     inbox: Receiver<Box<dyn Any + Send>>,
     free: Vec<u32>,
+    /// Requests were submitted since the volume was told that all are.
+    submitted: bool,
 }
 
 struct SimIo {
-    disk: Box<dyn Disk + Send>,
-    under_way: usize,
+    disks: Vec<SimPort>,
     ended: BTreeMap<u32, Outcome>,
     now: Nanos,
+    wake: Option<Nanos>,
+}
+
+struct SimPort {
+    disk: Box<dyn Disk + Send>,
+    under_way: usize,
 }
 
 impl Io for SimIo {
@@ -37,9 +48,10 @@ impl Io for SimIo {
     }
 
     fn submit(&mut self, disk: DiskIndex, operation: Operation<'_>, token: u64) {
-        assert_eq!(disk, DiskIndex(0), "one disk");
-        self.under_way += 1;
-        self.disk.submit(operation, token);
+        assert!(token >> TOKEN_BITS == 0, "a volume's token keeps to its bits");
+        let port = self.disks.get_mut(usize::from(disk.0)).expect("a disk of this volume");
+        port.under_way += 1;
+        port.disk.submit(operation, token);
     }
 
     fn complete(&mut self, request: RequestId, outcome: Outcome) {
@@ -47,7 +59,9 @@ impl Io for SimIo {
         assert_eq!(before, None, "request {} is completed once", request.0);
     }
 
-    fn wake_at(&mut self, _at: Nanos) {}
+    fn wake_at(&mut self, at: Nanos) {
+        self.wake = Some(at);
+    }
 }
 
 /// Messages for a volume from other threads: what a server's `message` would carry.
@@ -61,15 +75,41 @@ pub fn inbox() -> Inbox {
 }
 
 impl<V: Volume> SimReactor<V> {
+    /// `disks` by [`DiskIndex`].
     pub fn new(
         mut volume: V,
-        disk: Box<dyn Disk + Send>,
+        disks: Vec<Box<dyn Disk + Send>>,
         inbox: Receiver<Box<dyn Any + Send>>,
         requests_max: u32,
     ) -> Self {
         volume.attach(requests_max);
-        let io = SimIo { disk, under_way: 0, ended: BTreeMap::new(), now: Nanos(0) };
-        Self { volume, io, inbox, free: (0..requests_max).rev().collect() }
+        let disks = disks.into_iter().map(|disk| SimPort { disk, under_way: 0 }).collect();
+        let io = SimIo { disks, ended: BTreeMap::new(), now: Nanos(0), wake: None };
+        Self { volume, io, inbox, free: (0..requests_max).rev().collect(), submitted: false }
+    }
+
+    pub fn now(&self) -> Nanos {
+        self.io.now
+    }
+
+    /// Time passes; the volume's timer is called if its time has come.
+    pub fn advance(&mut self, by: Duration) {
+        self.io.now = self.io.now + by;
+        self.timer();
+    }
+
+    fn timer(&mut self) -> bool {
+        let due = self.io.wake.is_some_and(|at| at <= self.io.now);
+        if due {
+            self.io.wake = None;
+            self.volume.timer(&mut self.io);
+        }
+        due
+    }
+
+    /// Operations under way below, on all disks.
+    pub fn operations(&self) -> usize {
+        self.io.disks.iter().map(|port| port.under_way).sum()
     }
 
     /// Submits a request; `None` if as many as may be are under way.
@@ -79,27 +119,52 @@ impl<V: Volume> SimReactor<V> {
         ranges: &[SectorRange],
         segments: &[Segment],
     ) -> Option<RequestId> {
+        self.submit_from(Origin { queue: 0, counter: 0, replayed: false }, kind, ranges, segments)
+    }
+
+    /// As [`SimReactor::submit`], from a named place in a queue.
+    pub fn submit_from(
+        &mut self,
+        origin: Origin,
+        kind: RequestKind,
+        ranges: &[SectorRange],
+        segments: &[Segment],
+    ) -> Option<RequestId> {
         let id = RequestId(self.free.pop()?);
-        let origin = Origin { queue: 0, counter: 0, replayed: false };
         self.volume.submit(Request { id, kind, ranges, segments, origin }, &mut self.io);
+        self.submitted = true;
         Some(id)
     }
 
-    /// One turn: what the disk has completed and what others have sent. With `wait`, blocks until
-    /// there is something.
+    /// One turn: what the disks have completed, what others have sent, and the timer if nothing
+    /// else is left. With `wait`, blocks until there is something.
     pub fn turn(&mut self, wait: bool) {
+        if std::mem::take(&mut self.submitted) {
+            self.volume.gathered(&mut self.io);
+        }
         let mut completions = Vec::new();
-        self.io.disk.poll(&mut completions, wait && self.io.under_way > 0);
-        let mut moved = !completions.is_empty();
-        for Completion { token, result } in completions {
-            self.io.under_way -= 1;
-            self.volume.completed(token, result, &mut self.io);
+        let mut moved = false;
+        let busy = self.io.disks.iter().filter(|port| port.under_way > 0).count();
+        for index in 0..self.io.disks.len() {
+            let port = &mut self.io.disks[index];
+            port.disk.poll(&mut completions, wait && busy == 1 && port.under_way > 0);
+            port.under_way -= completions.len();
+            for Completion { token, result } in completions.drain(..) {
+                moved = true;
+                self.volume.completed(token, result, &mut self.io);
+            }
         }
         while let Ok(message) = self.inbox.try_recv() {
             moved = true;
             self.volume.message(message, &mut self.io);
         }
-        if wait && !moved && self.io.under_way == 0 && self.io.ended.is_empty() {
+        if !wait || moved || self.operations() > 0 || !self.io.ended.is_empty() {
+            return;
+        }
+        if let Some(at) = self.io.wake {
+            self.io.now = self.io.now.max(at);
+            self.timer();
+        } else {
             let message = self.inbox.recv_timeout(MESSAGE_WAIT).expect("something moves");
             self.volume.message(message, &mut self.io);
         }

@@ -114,7 +114,7 @@ impl Ring {
         let file = Fixed(file.0);
         let user_data = token | (operation.length / SECTOR_BYTES) << TOKEN_BITS;
         let entry = match operation.kind {
-            OperationKind::Read | OperationKind::Write => {
+            OperationKind::Read | OperationKind::Write | OperationKind::WriteDurable => {
                 self.transfer(file, operation).user_data(user_data)
             }
             OperationKind::Flush => opcode::Fsync::new(file)
@@ -129,11 +129,18 @@ impl Ring {
 
     fn transfer(&mut self, file: Fixed, operation: &Operation<'_>) -> squeue::Entry {
         let read = operation.kind == OperationKind::Read;
+        let flags = match operation.kind {
+            OperationKind::WriteDurable => libc::RWF_DSYNC,
+            _ => 0,
+        };
+        let offset = operation.offset;
         if let [segment] = operation.segments {
             let (address, length) = (segment.address(), segment.length() as u32);
             return match read {
-                true => opcode::Read::new(file, address, length).offset(operation.offset).build(),
-                false => opcode::Write::new(file, address, length).offset(operation.offset).build(),
+                true => opcode::Read::new(file, address, length).offset(offset).build(),
+                false => {
+                    opcode::Write::new(file, address, length).offset(offset).rw_flags(flags).build()
+                }
             };
         }
         let count = operation.segments.len();
@@ -146,10 +153,11 @@ impl Ring {
         self.segments.extend_from_slice(operation.segments);
         let vector = self.segments[start..].as_ptr().cast::<libc::iovec>();
         match read {
-            true => opcode::Readv::new(file, vector, count as u32).offset(operation.offset).build(),
-            false => {
-                opcode::Writev::new(file, vector, count as u32).offset(operation.offset).build()
-            }
+            true => opcode::Readv::new(file, vector, count as u32).offset(offset).build(),
+            false => opcode::Writev::new(file, vector, count as u32)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
         }
     }
 

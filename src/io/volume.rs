@@ -99,6 +99,10 @@ pub trait Volume: Send {
     /// A guest's request, already checked against capacity, read-only and features.
     fn submit(&mut self, request: Request<'_>, io: &mut dyn Io);
 
+    /// All that one look at the queues found has been submitted: a volume that gathers requests
+    /// begins their operations now at the latest.
+    fn gathered(&mut self, _io: &mut dyn Io) {}
+
     /// An operation of this volume has completed.
     fn completed(&mut self, token: u64, result: Result<(), Errno>, io: &mut dyn Io);
 

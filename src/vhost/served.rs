@@ -207,6 +207,9 @@ impl Served {
         for index in 0..self.queues.len() {
             taken += self.serve_queue(index, lent);
         }
+        if taken > 0 && !self.fenced {
+            self.call(lent, |volume, io| volume.gathered(io));
+        }
         taken
     }
 
