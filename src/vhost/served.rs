@@ -24,6 +24,10 @@ pub const REQUESTS_MAX: u32 = 1024;
 /// Requests taken from one queue in one turn, so that no queue starves the others.
 const BATCH_MAX: usize = 128;
 
+/// Operations handed to the kernel together: the drive begins with the first while the rest are
+/// still being read from the rings.
+const SUBMIT_BATCH: usize = 4;
+
 /// Where an operation goes.
 #[derive(Clone, Copy)]
 pub enum DiskPort {
@@ -230,6 +234,9 @@ impl Served {
                 break;
             }
             taken += 1;
+            if lent.ring.queued() >= SUBMIT_BATCH {
+                lent.ring.submit();
+            }
         }
         taken
     }
