@@ -4,11 +4,13 @@
 //! is compared is the median of the rounds' ratios. So a machine that is busy or slow for a while
 //! is so for all.
 
+mod cache;
 mod cells;
 mod disturbance;
 mod goals;
 mod pages;
 mod peers;
+mod servers;
 mod table;
 
 use std::path::PathBuf;
@@ -32,6 +34,9 @@ use table::Setting;
 /// they are free (vm.nr_hugepages).
 #[derive(clap::Args)]
 pub(crate) struct BenchArguments {
+    /// What to compare
+    #[arg(value_enum, default_value = "flash")]
+    part: Part,
     /// Rounds over all cells
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -55,12 +60,24 @@ pub(crate) struct BenchArguments {
     profile: Option<String>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// A flash volume with the raw file and qemu-storage-daemon
+    Flash,
+    /// A cached disk on a slow backing with the flash itself and with nbdkit's cache filter
+    Cache,
+}
+
 /// Runs the benchmark and prints its tables.
 pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     let cells = wanted(arguments)?;
     if arguments.list {
         cells.iter().for_each(|cell| println!("{}", cell.name()));
         return Ok(());
+    }
+    if arguments.part == Part::Cache {
+        let text = cache::run(arguments.rounds, arguments.seconds)?;
+        return finish(arguments, &text);
     }
     let scratch = Scratch::new()?;
     let huge = HugePages::reserve();
@@ -80,9 +97,13 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     };
     let setting = Setting { pages, others };
     let text = table::render(&cells, &samples, idle.as_ref(), setting);
+    finish(arguments, &text)
+}
+
+fn finish(arguments: &BenchArguments, text: &str) -> Result<()> {
     println!("{text}");
     if let Some(path) = &arguments.markdown {
-        std::fs::write(path, &text).with_context(|| format!("write {}", path.display()))?;
+        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use vflash_guest::process::output;
 /// Debian packages, and the program by which each is found to be there.
 const PACKAGES: &[(&str, &str)] = &[
     ("fio", "fio"),
+    ("nbdkit", "nbdkit"),
     ("qemu-system-common", "qemu-storage-daemon"),
     ("qemu-system-x86", "qemu-system-x86_64"),
 ];
@@ -18,6 +19,9 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86"];
 
 /// What it takes to compare with others.
 pub(crate) const PEERS: &[&str] = &["fio", "qemu-system-common"];
+
+/// What it takes to compare write-back caches.
+pub(crate) const CACHE_PEERS: &[&str] = &["fio", "nbdkit", "qemu-system-common"];
 
 /// Parts of the toolchain that a minimal one lacks.
 const COMPONENTS: &[(&str, &str)] = &[("fmt", "rustfmt"), ("clippy", "clippy")];

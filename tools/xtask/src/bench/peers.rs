@@ -1,33 +1,20 @@
 //! The servers that are compared, and one measurement of one of them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 use vflash_guest::process::die_with_parent;
 
 use super::cells::{Cell, Medium, Peer, Sample};
 use super::goals::Idle;
 use super::pages::Pages;
+use super::servers::{Server, client, fio, spawn, start_storage_daemon, text, wait_for};
 use crate::scratch::Scratch;
 
 const FILE_BYTES: u64 = 4 << 30;
-const SERVER_CPU: &str = "1";
-const CLIENT_CPU: &str = "0";
 const IDLE_DEVICES: usize = 100;
-
-/// A server, killed when dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// All servers of a benchmark; while one is measured the others are idle.
 pub(crate) struct Peers {
@@ -59,7 +46,7 @@ impl Peers {
         let null = start_storage_daemon(&run.join("qsd-null.sock"), &null)?;
         let vflashd = start_vflashd(&data, &run)?;
         let peers = Self { image, data, run, pages, file, null, vflashd };
-        peers.client(&["fill", "--socket", &text(&peers.socket(Peer::Vflash, Medium::File))])?;
+        client(&["fill", "--socket", &text(&peers.socket(Peer::Vflash, Medium::File))])?;
         Ok(peers)
     }
 
@@ -101,7 +88,7 @@ impl Peers {
         if self.pages == Pages::Huge {
             arguments.push("--hugetlb");
         }
-        let report = self.client(&arguments)?;
+        let report = client(&arguments)?;
         let number = |name: &str| report[name].as_f64().unwrap_or(f64::NAN);
         let errors = number("errors");
         ensure!(errors == 0.0, "{}, {}: {errors} errors", cell.name(), peer.name());
@@ -162,7 +149,7 @@ impl Peers {
             .collect();
         let mut arguments = vec!["idle", "--server-pid", &pid, "--runtime", &runtime];
         arguments.extend(sockets.iter().map(String::as_str));
-        let report = self.client(&arguments)?;
+        let report = client(&arguments)?;
         let number = |name: &str| report[name].as_f64().unwrap_or(f64::NAN);
         ensure!(number("devices") == IDLE_DEVICES as f64, "not all front ends connected");
         Ok(Idle {
@@ -199,40 +186,6 @@ impl Peers {
         println!("{}", String::from_utf8_lossy(&report.stdout));
         Ok(())
     }
-
-    /// Runs the client and gives what it printed, also if it was not content.
-    fn client(&self, arguments: &[&str]) -> Result<Value> {
-        let mut command = Command::new("taskset");
-        command.args(["-c", CLIENT_CPU]).arg(crate::cargo::release_binary("vflash-bench"));
-        command.args(arguments).stderr(Stdio::inherit());
-        let output = die_with_parent(&mut command).output()?;
-        serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("vflash-bench {}: {}", arguments.join(" "), output.status))
-    }
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn spawn(command: &mut Command) -> Result<Server> {
-    let mut pinned = Command::new("taskset");
-    pinned.args(["-c", SERVER_CPU]).arg(command.get_program()).args(command.get_args());
-    let child = die_with_parent(&mut pinned).stdin(Stdio::null()).spawn();
-    Ok(Server(child.with_context(|| format!("start {command:?}"))?))
-}
-
-fn start_storage_daemon(socket: &Path, disk: &str) -> Result<Server> {
-    let export = format!(
-        "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},\
-         writable=on,num-queues=2",
-        text(socket)
-    );
-    let mut command = Command::new("qemu-storage-daemon");
-    command.args(["--blockdev", &format!("{disk},node-name=disk"), "--export", &export]);
-    let mut server = spawn(&mut command)?;
-    wait_for(socket, &mut server)?;
-    Ok(server)
 }
 
 fn start_vflashd(data: &Path, run: &Path) -> Result<Server> {
@@ -266,31 +219,4 @@ fn manifest_for(pool: &Path) -> String {
         yaml += &format!("  - name: v{index}\n    flash: {{pool: none, size: 8MiB}}\n");
     }
     yaml
-}
-
-fn wait_for(socket: &Path, server: &mut Server) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !socket.exists() {
-        if let Some(status) = server.0.try_wait()? {
-            bail!("the server of {} ended with {status}", socket.display());
-        }
-        ensure!(Instant::now() < deadline, "no {} within a minute", socket.display());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
-fn fio(image: &Path, pattern: &str, pages: Pages, options: &[&str]) -> Result<Value> {
-    let mut command = Command::new("fio");
-    command.args(["--name=raw", "--ioengine=io_uring", "--direct=1", "--output-format=json"]);
-    // One job runs on the client's core, two on both.
-    command.args(["--cpus_allowed_policy=split", "--cpus_allowed=0,1"]);
-    if pages == Pages::Huge {
-        command.arg("--iomem=shmhuge");
-    }
-    command.arg(format!("--filename={}", text(image))).arg(format!("--rw={pattern}"));
-    command.args(options).stderr(Stdio::inherit());
-    let output = die_with_parent(&mut command).output().context("start fio")?;
-    ensure!(output.status.success(), "fio --rw={pattern} ended with {}", output.status);
-    serde_json::from_slice(&output.stdout).context("read what fio printed")
 }

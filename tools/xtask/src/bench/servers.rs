@@ -1,0 +1,86 @@
+//! Servers under measurement, and fio.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use vflash_guest::process::die_with_parent;
+
+use super::pages::Pages;
+
+const SERVER_CPU: &str = "1";
+const CLIENT_CPU: &str = "0";
+
+/// A server, killed when dropped.
+pub(super) struct Server(pub(super) Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(super) fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+pub(super) fn spawn(command: &mut Command) -> Result<Server> {
+    let mut pinned = Command::new("taskset");
+    pinned.args(["-c", SERVER_CPU]).arg(command.get_program()).args(command.get_args());
+    let child = die_with_parent(&mut pinned).stdin(Stdio::null()).spawn();
+    Ok(Server(child.with_context(|| format!("start {command:?}"))?))
+}
+
+pub(super) fn start_storage_daemon(socket: &Path, disk: &str) -> Result<Server> {
+    let export = format!(
+        "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},\
+         writable=on,num-queues=2",
+        text(socket)
+    );
+    let mut command = Command::new("qemu-storage-daemon");
+    command.args(["--blockdev", &format!("{disk},node-name=disk"), "--export", &export]);
+    let mut server = spawn(&mut command)?;
+    wait_for(socket, &mut server)?;
+    Ok(server)
+}
+
+pub(super) fn wait_for(socket: &Path, server: &mut Server) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !socket.exists() {
+        if let Some(status) = server.0.try_wait()? {
+            bail!("the server of {} ended with {status}", socket.display());
+        }
+        ensure!(Instant::now() < deadline, "no {} within a minute", socket.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+pub(super) fn fio(image: &Path, pattern: &str, pages: Pages, options: &[&str]) -> Result<Value> {
+    let mut command = Command::new("fio");
+    command.args(["--name=raw", "--ioengine=io_uring", "--direct=1", "--output-format=json"]);
+    // One job runs on the client's core, two on both.
+    command.args(["--cpus_allowed_policy=split", "--cpus_allowed=0,1"]);
+    if pages == Pages::Huge {
+        command.arg("--iomem=shmhuge");
+    }
+    command.arg(format!("--filename={}", text(image))).arg(format!("--rw={pattern}"));
+    command.args(options).stderr(Stdio::inherit());
+    let output = die_with_parent(&mut command).output().context("start fio")?;
+    ensure!(output.status.success(), "fio --rw={pattern} ended with {}", output.status);
+    serde_json::from_slice(&output.stdout).context("read what fio printed")
+}
+
+/// Runs the load client and gives what it printed, also if it was not content.
+pub(super) fn client(arguments: &[&str]) -> Result<Value> {
+    let mut command = Command::new("taskset");
+    command.args(["-c", CLIENT_CPU]).arg(crate::cargo::release_binary("vflash-bench"));
+    command.args(arguments).stderr(Stdio::inherit());
+    let output = die_with_parent(&mut command).output()?;
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("vflash-bench {}: {}", arguments.join(" "), output.status))
+}
