@@ -32,7 +32,13 @@ impl Daemon {
 
     /// Ends it by SIGKILL, in the middle of whatever it does, and starts it again.
     pub fn crash_and_restart(&mut self) -> Result<()> {
+        self.crash_and(|| Ok(()))
+    }
+
+    /// As [`Daemon::crash_and_restart`], with something done while no daemon runs.
+    pub fn crash_and(&mut self, between: impl FnOnce() -> Result<()>) -> Result<()> {
         self.process.kill()?;
+        between()?;
         self.process = spawn(&self.run_dir)?;
         Ok(())
     }
@@ -50,9 +56,14 @@ impl Daemon {
 
     /// Runs `vflash` with `arguments` and gives what it prints.
     pub fn vflash(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new(program_dir()?.join("vflash"));
+        let mut command = Command::new(self.vflash_program()?);
         let printed = output(command.arg("--run-dir").arg(&self.run_dir).args(arguments));
         printed.with_context(|| self.process.log_tail())
+    }
+
+    /// The command line's program.
+    pub fn vflash_program(&self) -> Result<PathBuf> {
+        Ok(program_dir()?.join("vflash"))
     }
 
     /// As [`Daemon::vflash`], with the answer as JSON.

@@ -7,6 +7,7 @@
 //!   [`scratch`] directories that do.
 //! - [`daemon`] `vflashd` and `vflash` as a guest's host runs them; [`storage_daemon`] QEMU's own
 //!   back-end, against which the harness itself is tested.
+//! - [`ordered`] writes whose order can be told from a disk alone.
 //! - [`stamp`] and [`reply`] what host and agent (`src/main.rs`, runs inside the guest) share.
 
 pub mod cpio;
@@ -14,6 +15,7 @@ pub mod daemon;
 pub mod guest;
 pub mod initramfs;
 mod lines;
+pub mod ordered;
 pub mod parts;
 pub mod process;
 pub mod qmp;

@@ -7,6 +7,7 @@ mod agent {
     pub(crate) mod hold;
     pub(crate) mod load;
     pub(crate) mod options;
+    pub(crate) mod ordered;
     pub(crate) mod system;
 }
 
@@ -16,6 +17,7 @@ use std::io::{BufRead, BufReader, Write};
 use agent::hold::Hold;
 use agent::load::Load;
 use agent::options::Options;
+use agent::ordered::Writer;
 use agent::{disk, system};
 use anyhow::{Context, Result, bail, ensure};
 use vflash_guest::reply::{READY, Reply};
@@ -25,6 +27,7 @@ const PORT: &str = "/dev/ttyS1";
 
 const NO_LOAD: &str = "no load runs";
 const NO_HOLD: &str = "no readers run";
+const NO_WRITER: &str = "no ordered writer runs";
 
 fn main() -> Result<()> {
     if std::process::id() != 1 {
@@ -33,7 +36,7 @@ fn main() -> Result<()> {
     system::start(PORT).context("start the guest")?;
     let port = File::options().read(true).write(true).open(PORT).context("open the port")?;
     let mut answers = port.try_clone().context("duplicate the port")?;
-    let mut agent = Agent { load: None, hold: None };
+    let mut agent = Agent { load: None, hold: None, writer: None };
     writeln!(answers, "{READY}").context("write to the port")?;
     for line in BufReader::new(port).lines() {
         let line = line.context("read from the port")?;
@@ -49,6 +52,7 @@ fn main() -> Result<()> {
 struct Agent {
     load: Option<Load>,
     hold: Option<Hold>,
+    writer: Option<Writer>,
 }
 
 impl Agent {
@@ -61,6 +65,7 @@ impl Agent {
             "info" => disk::info(&options.disk()?),
             "fill" => disk::fill(&options),
             "check" => disk::check(&options),
+            "sum" => disk::checksum(&options),
             "zeros" => disk::zeros(&options),
             "discard" => disk::discard(&options, &[]).map(done),
             "write-zeroes" => disk::discard(&options, &["--zeroout"]).map(done),
@@ -80,6 +85,9 @@ impl Agent {
             "hold-start" => self.start_hold(&options).map(done),
             "hold-status" => Ok(self.hold.as_ref().context(NO_HOLD)?.status()),
             "hold-stop" => self.hold.take().context(NO_HOLD)?.stop(),
+            "ordered-start" => self.start_writer(&options).map(done),
+            "ordered-status" => Ok(self.writer.as_ref().context(NO_WRITER)?.status()),
+            "ordered-stop" => self.writer.take().context(NO_WRITER)?.stop(),
             _ => bail!("the agent knows no command {name}"),
         }
     }
@@ -87,6 +95,12 @@ impl Agent {
     fn start_load(&mut self, options: &Options) -> Result<()> {
         ensure!(self.load.is_none(), "a load runs already");
         self.load = Some(Load::start(options)?);
+        Ok(())
+    }
+
+    fn start_writer(&mut self, options: &Options) -> Result<()> {
+        ensure!(self.writer.is_none(), "an ordered writer runs already");
+        self.writer = Some(Writer::start(options)?);
         Ok(())
     }
 

@@ -13,19 +13,19 @@ use vflash_guest::reply::Reply;
 use crate::scratch::Scratch;
 
 /// Requests that the guest keeps under way.
-const DEPTH: u64 = 16;
+pub(crate) const DEPTH: u64 = 16;
 
 /// Requests verified in all for each kill, at the least.
-const REQUESTS_PER_KILL: u64 = 2_500;
+pub(crate) const REQUESTS_PER_KILL: u64 = 2_500;
 
 /// QEMU looks for a lost back-end once a second.
-const STALL_MS_MAX: u64 = 2_000;
+pub(crate) const STALL_MS_MAX: u64 = 2_000;
 
 /// How long the guest may take for the requests between two kills.
-const CYCLE_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const CYCLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long one command of the guest's agent may take; the last one reads everything back.
-const COMMAND_LIMIT: Duration = Duration::from_secs(180);
+pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(180);
 
 const MANIFEST: &str = "\
 apiVersion: vflash/v1
@@ -101,12 +101,12 @@ pub(crate) fn apply(daemon: &Daemon, manifest: &Path) -> Result<()> {
     daemon.vflash(&["apply", "-f", path, "--yes"]).map(|_| ())
 }
 
-fn status(guest: &mut Guest) -> Result<Reply> {
+pub(crate) fn status(guest: &mut Guest) -> Result<Reply> {
     guest.command("load-status", COMMAND_LIMIT)
 }
 
 /// Waits until the guest has verified `requests` since the load began.
-fn wait_for(guest: &mut Guest, requests: u64) -> Result<()> {
+pub(crate) fn wait_for(guest: &mut Guest, requests: u64) -> Result<()> {
     let reached =
         until(CYCLE_LIMIT, || Ok((status(guest)?.number("requests")? >= requests).then_some(())));
     reached.with_context(|| format!("the guest does not get to {requests} requests"))

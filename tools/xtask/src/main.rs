@@ -1,6 +1,7 @@
 //! `cargo xtask`: what is done with this repository, each by one command.
 
 mod bench;
+mod cached;
 mod cargo;
 mod demo;
 mod kill;

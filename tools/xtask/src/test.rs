@@ -10,7 +10,7 @@ use vflash_guest::process::output;
 
 use crate::cargo::{Count, TestProgram, cargo, run as run_command, run_tests, test_programs};
 use crate::steps::Steps;
-use crate::{demo, kill, packages};
+use crate::{cached, demo, kill, packages};
 
 /// Programs of fuzz loops are named so, and so are the loops among other tests.
 const FUZZ: &str = "fuzz";
@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// Kills of the daemon under a QEMU guest
     #[arg(long, default_value_t = 40)]
     kill_cycles: u32,
+    /// Losses of the flash under a QEMU guest on cached disks
+    #[arg(long, default_value_t = 20)]
+    cuts: u32,
     /// Kills of the daemon under the load client
     #[arg(long, default_value_t = 1_000)]
     client_kills: u32,
@@ -65,6 +68,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     steps.run("kill -9 under the client", || {
         Ok(((), kill::under_the_client(options.client_kills)?))
     });
+    steps.run("kill -9 under a guest on a cached disk", || {
+        Ok(((), cached::killed_under_a_guest(options.kill_cycles)?))
+    });
+    steps.run("flash lost under a guest", || Ok(((), cached::cut_under_a_guest(options.cuts)?)));
     steps.run("demo", || {
         ensure!(demo::run()?, "see above");
         Ok(((), "passed".into()))

@@ -1,6 +1,7 @@
 //! One disk: what the guest sees of it, and single requests to it.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -99,6 +100,21 @@ pub(crate) fn check(options: &Options) -> Result<Reply> {
         Ok(())
     })?;
     Ok(Reply::new().with("wrong", wrong).with("first", first))
+}
+
+/// The length and the checksum (CRC32C) of a file or disk.
+pub(crate) fn checksum(options: &Options) -> Result<Reply> {
+    let mut file = open_direct(&options.path()?, false)?;
+    let (mut buffer, mut bytes, mut sum) = (Buffer::new(), 0, 0);
+    loop {
+        let part = buffer.first(REQUEST_BYTES);
+        let length = file.read(part).with_context(|| format!("read at {bytes}"))?;
+        if length == 0 {
+            return Ok(Reply::new().with("bytes", bytes).with("sum", format!("{sum:08x}")));
+        }
+        sum = crc32c::crc32c_append(sum, &part[..length]);
+        bytes += length;
+    }
 }
 
 /// Counts the bytes of a range that are not zero.
