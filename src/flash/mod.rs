@@ -17,7 +17,7 @@ mod task;
 pub mod volume;
 
 pub use change::{AllocationId, Class};
-pub use check::CheckReport;
+pub use check::{CheckProgress, CheckReport};
 pub use extents::ExtentRange;
 pub use keeper::{Keeper, KeeperOptions, Notify, ScrubStatus, VolumeOptions};
 pub use layout::{ATTRIBUTES_BYTES_MAX, NAME_BYTES_MAX, POOL_BYTES_MIN, POOL_NAME_BYTES_MAX};

@@ -2,7 +2,7 @@
 //! and blocking; what a call returns as done is durable.
 
 use super::change::{self, AllocationId, Change, Class};
-use super::check::{CheckReport, check};
+use super::check::{CheckProgress, CheckReport, check};
 use super::extents::{ExtentRange, ExtentSet};
 use super::layout::{
     ATTRIBUTES_BYTES_MAX, LOG_BYTES_MIN, NAME_BYTES_MAX, POOL_BYTES_MAX, POOL_BYTES_MIN,
@@ -169,13 +169,18 @@ impl Pool {
     }
 
     /// Checks the pool on `disk` without opening it; changes nothing.
-    pub fn check_offline(disk: Box<dyn Disk + Send>) -> CheckReport {
-        check(&mut Blocking::new(disk), None)
+    pub fn check_offline(disk: Box<dyn Disk + Send>, progress: &CheckProgress) -> CheckReport {
+        check(&mut Blocking::new(disk), None, progress)
     }
 
     /// Checks what is on flash against every invariant and against memory.
     pub fn check(&mut self) -> CheckReport {
-        check(&mut self.store.blocking, Some(&self.table))
+        self.check_with(&CheckProgress::default())
+    }
+
+    /// As [`Self::check`], for somebody to watch.
+    pub fn check_with(&mut self, progress: &CheckProgress) -> CheckReport {
+        check(&mut self.store.blocking, Some(&self.table), progress)
     }
 
     pub fn name(&self) -> &str {
@@ -618,7 +623,7 @@ fn check_device(geometry: &DiskGeometry) -> Result<()> {
 
 /// Refuses a device that holds a pool, whole or damaged, or anything else at its beginning.
 fn refuse_used(blocking: &mut Blocking) -> Result<()> {
-    match inspect(blocking) {
+    match inspect(blocking, &CheckProgress::default()) {
         Ok(inspection) => {
             let text = format!(
                 "the device already holds pool {}; its data would be lost: ask for overwriting",

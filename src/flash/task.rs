@@ -206,9 +206,8 @@ impl FlashVolume {
             .into_iter()
             .filter(|extent| !refused.contains(extent) && asked.insert(*extent))
             .collect();
-        if !ask.is_empty() && !self.keeper.send(ThinKind::Map(ask.clone())) {
-            ask.iter().for_each(|extent| _ = self.mapping.remove(extent));
-            self.refused.extend(ask);
+        if !ask.is_empty() {
+            self.keeper.send(ThinKind::Map(ask));
         }
         false
     }
@@ -434,9 +433,7 @@ impl FlashVolume {
                 let extents = ExtentRange { start, count: end.div_ceil(EXTENT_SECTORS) - start };
                 task.step = Step::Unmap { end };
                 self.slots[id as usize].task = Some(task);
-                if !self.keeper.send(ThinKind::Unmap(vec![extents])) {
-                    self.unmapped(&[extents], false, io);
-                }
+                self.keeper.send(ThinKind::Unmap(vec![extents]));
             }
             Step::HoldUnmap { .. } => self.step_over(id, task, None, io),
             _ => unreachable!("only these steps wait for a hold"),
