@@ -5,7 +5,8 @@
 //! ends share the next.
 
 use super::change::AllocationId;
-use super::pool::{Pool, ThinKind, ThinReply, ThinRequest};
+use super::pool::Pool;
+use super::thin::{ThinKind, ThinReply, ThinRequest};
 use super::volume::{FlashVolume, FullPolicy, VolumeCounters, VolumeMessage};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::DiskGeometry;

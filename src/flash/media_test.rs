@@ -6,7 +6,7 @@ use crate::base::units::{EXTENT_BYTES, KIB, MIB};
 use crate::flash::change::AllocationId;
 use crate::flash::layout::VERSION;
 use crate::flash::pool::tests::{make, thick, thin};
-use crate::flash::pool::{Pool, ThinKind, ThinRequest};
+use crate::flash::{Pool, ThinKind, ThinRequest};
 use crate::io::sim::{SimDisk, sim_geometry};
 use std::time::{Duration, Instant};
 

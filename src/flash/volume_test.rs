@@ -1,7 +1,8 @@
 //! The volume against a plain array of bytes, over disks of every shape.
 
 use super::*;
-use crate::base::units::MIB;
+use crate::base::units::{EXTENT_BYTES, MIB};
+use crate::flash::places::EXTENT_SECTORS;
 use crate::flash::{
     Class, FormatOptions, Keeper, KeeperOptions, NewAllocation, Pool, VolumeOptions,
 };
