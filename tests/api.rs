@@ -4,11 +4,13 @@ mod vflashd;
 
 use serde_json::{Value, json};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
-use vflash_bench::device::{Device, DeviceOptions};
-use vflashd::{SOON, Vflashd, change, confirmed, machine_manifest, parse, pool_manifest};
+use std::time::Instant;
+use vflashd::{
+    SOON, Vflashd, attach, change, confirmed, eventually, machine_manifest, parse, pool_manifest,
+};
 
 /// A pool and the machine `vm` with a thick volume `a` of 16 MiB and a thin one `b` of 1 GiB.
 fn wanted(daemon: &Vflashd) -> String {
@@ -23,20 +25,6 @@ fn started() -> (Vflashd, String) {
     assert_eq!(plan["done"], true);
     assert_eq!(plan["steps"].as_array().unwrap().len(), 3);
     (daemon, manifest)
-}
-
-fn attach(daemon: &Vflashd, volume: &str) -> Device {
-    let socket = daemon.run_dir().join(format!("{volume}.sock"));
-    Device::open(DeviceOptions { connect_timeout: SOON, ..DeviceOptions::new(&socket) }).unwrap()
-}
-
-/// Asks until the answer is as it should be.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -196,6 +184,63 @@ fn an_apply_that_fails_in_the_middle_is_undone() {
     assert_eq!(daemon.volumes(), ["vm/a", "vm/b", "vm/c", "vm/z"]);
 }
 
+/// A pool whose drive can be made to refuse writes from outside: a memory file with a seal.
+fn sealable_pool(daemon: &Vflashd) -> std::fs::File {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let drive = memfd_create(c"drive", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC);
+    let drive = std::fs::File::from(drive.unwrap());
+    drive.set_len(64 << 20).unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), drive.as_raw_fd());
+    daemon.post("/v1/pools", &json!({"name": "p1", "device": path}));
+    drive
+}
+
+#[test]
+fn an_apply_that_fails_names_what_it_had_destroyed_before() {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let (daemon, _) = started();
+    let drive = sealable_pool(&daemon);
+    let zed = machine_manifest("zed", &[("z", "size: 2MiB")]).replace("p0", "p1");
+    daemon.apply(&zed);
+    eventually("all is scrubbed", || daemon.get("/v1/pools/p1")["space"]["scrubBytes"] == 0);
+    fcntl(&drive, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).unwrap();
+    // Two volumes are to go, and one is to be made; the drive of the second does not go along.
+    let less = machine_manifest("vm", &[("b", "size: 1GiB, thin: true"), ("c", "size: 1MiB")])
+        + &zed.replace("2MiB", "1MiB");
+    let (status, failure) = daemon.ask("POST", "/v1/apply", &confirmed(&less, &["vm/a", "zed/z"]));
+    assert!(status >= 500, "{failure}");
+    let message = failure["message"].as_str().unwrap();
+    let (failed, kept) = message.split_once("; done before and not undone: ").expect(message);
+    assert!(failed.contains("volume zed/z") && failed.contains("was undone"), "{message}");
+    assert_eq!(kept, "volume vm/a: delete 16MiB on p0, destroying its content");
+    assert_eq!(daemon.volumes(), ["vm/b", "zed/z"], "as the message says");
+    assert!(daemon.events("error").iter().any(|event| event.contains(kept)), "and who follows");
+}
+
+#[test]
+fn what_is_exported_makes_all_of_it_anew() {
+    let (daemon, manifest) = started();
+    let limited = manifest + "    limits: {iops: 1000, bandwidth: 10MiB/s, burst: 2s}\n";
+    daemon.apply(&limited);
+    let exported = daemon.get("/v1/manifest")["text"].as_str().unwrap().to_owned();
+    assert_eq!(daemon.apply(&exported)["steps"], json!([]), "{exported}");
+    let serials = |daemon: &Vflashd| {
+        let mut volumes = lasting(daemon);
+        volumes["volumes"].as_array_mut().unwrap().iter_mut().for_each(|volume| {
+            assert!(volume.as_object_mut().unwrap().remove("serial").is_some());
+        });
+        volumes
+    };
+    let before = serials(&daemon);
+    daemon.post("/v1/delete", &confirmed(&exported, &["vm/a", "vm/b"]));
+    daemon.post("/v1/pools/p0/close", &json!({}));
+    std::fs::remove_file(daemon.path("pool")).unwrap();
+    assert_eq!(daemon.get("/v1/manifest")["text"], "", "nothing is left");
+    daemon.apply(&exported);
+    assert_eq!(serials(&daemon), before);
+    assert_eq!(daemon.get("/v1/manifest")["text"], exported);
+}
+
 /// The daemon is killed as soon as the first volumes exist, a little later each time.
 #[test]
 fn an_apply_cut_short_by_a_kill_converges_when_applied_again() {
@@ -335,10 +380,14 @@ fn metrics_show_every_pool_and_volume() {
         "vflash_pool_space_bytes{pool=\"p0\",use=\"allocated\"} 16777216",
         "vflash_volume_size_bytes{pool=\"p0\",vm=\"vm\",volume=\"b\"} 1073741824",
         "vflash_volume_attached{pool=\"p0\",vm=\"vm\",volume=\"a\"} 0",
+        "vflash_volume_bounced_pieces_total{pool=\"p0\",vm=\"vm\",volume=\"a\"} 0",
+        "vflash_pool_waiting_requests{pool=\"p0\"} 0",
         "vflash_problems 0",
     ] {
         assert!(page.lines().any(|found| found == line), "{line} is missing in\n{page}");
     }
+    assert_eq!(page.matches("TYPE vflash_volume_bounced").count(), 1, "counted in one place");
+    assert_eq!(daemon.get("/v1/volumes/vm/a")["bouncedPieces"], 0);
     let named = |name: &str| page.contains(&format!("# TYPE {name} "));
     assert!(named("vflash_volume_latency_seconds") && named("vflash_volume_in_flight_requests"));
 }

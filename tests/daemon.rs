@@ -2,11 +2,12 @@
 
 mod vflashd;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Instant;
-use vflashd::{SOON, Vflashd, machine_manifest, pool_manifest};
+use vflash_bench::queue::Kind;
+use vflashd::{SOON, Vflashd, attach, eventually, machine_manifest, pool_manifest};
 
 /// What systemd would be told, until `wanted` came.
 fn told_until(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
@@ -83,6 +84,55 @@ fn manifests_are_applied_at_the_start_and_at_sighup() {
     assert_eq!(size(&daemon), 32 << 20);
     let problems = daemon.get("/healthz")["problems"].to_string();
     assert!(problems.contains("manifest.yaml:1:"), "{problems}");
+}
+
+#[test]
+fn writes_that_wait_for_space_when_the_daemon_stops_are_done_by_the_next() {
+    let mut daemon = Vflashd::start();
+    let volumes = [("thin", "size: 64MiB, thin: true"), ("filler", "size: 8MiB")];
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine_manifest("vm", &volumes)));
+    let free = daemon.get("/v1/pools/p0")["space"]["freeBytes"].as_u64().unwrap();
+    let all = json!({"sizeBytes": (8 << 20) + free});
+    daemon.post("/v1/volumes/vm/filler/resize", &all);
+    assert_eq!(daemon.get("/v1/pools/p0")["space"]["watermark"], "full");
+
+    let mut device = attach(&daemon, "vm/thin");
+    let extents = [0u64, 5, 6];
+    for extent in extents {
+        let slot = device.queues[0].take_slot().unwrap();
+        let data = device.queues[0].data(slot);
+        device.memory.write(data, &[extent as u8 + 1; 4096]);
+        device.queues[0].submit(&device.memory, slot, Kind::Write, extent * 2048, 4096);
+    }
+    device.queues[0].publish(&device.memory);
+    let waiting = |daemon: &Vflashd| daemon.get("/v1/pools/p0")["waitingRequests"].clone();
+    eventually("they wait for space", || waiting(&daemon) == extents.len());
+    daemon.stop();
+    assert!(!device.queues[0].is_pending(&device.memory), "no request was given a status");
+    assert!(daemon.log().contains("the next daemon does them"), "{}", daemon.log());
+
+    let file = std::fs::File::options().write(true).open(daemon.path("pool")).unwrap();
+    file.set_len(320 << 20).unwrap();
+    daemon.run(&[]);
+    device.reconnect().unwrap();
+    eventually("they wait again", || waiting(&daemon) == extents.len());
+    daemon.post("/v1/pools/p0/grow", &Value::Null);
+    assert_eq!(
+        device.await_ended(extents.len(), SOON).unwrap(),
+        [0; 3],
+        "all are done, none failed"
+    );
+    for extent in extents {
+        let slot = device.queues[0].take_slot().unwrap();
+        device.queues[0].submit(&device.memory, slot, Kind::Read, extent * 2048, 4096);
+        device.queues[0].publish(&device.memory);
+        assert_eq!(device.await_ended(1, SOON).unwrap(), [0]);
+        let mut seen = [0; 4096];
+        device.memory.read(device.queues[0].data(slot), &mut seen);
+        assert_eq!(seen, [extent as u8 + 1; 4096]);
+    }
+    device.stop().unwrap();
+    daemon.stop();
 }
 
 #[test]

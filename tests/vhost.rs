@@ -24,15 +24,7 @@ fn ask(device: &mut vflash_bench::device::Device, kind: Kind, sector: u64, lengt
     let slot = device.queues[0].take_slot().unwrap();
     device.queues[0].submit(&device.memory, slot, kind, sector, length);
     device.queues[0].publish(&device.memory);
-    let mut completed = Vec::new();
-    while completed.is_empty() {
-        if !device.queues[0].arm(&device.memory) {
-            let woken = vflash_bench::queue::sleep(&device.queues, Duration::from_secs(30));
-            assert!(woken.unwrap(), "no completion for 30 s");
-        }
-        device.queues[0].completed(&device.memory, &mut completed).unwrap();
-    }
-    completed[0].status
+    device.await_ended(1, Duration::from_secs(30)).unwrap()[0]
 }
 
 #[test]

@@ -111,7 +111,18 @@ wire! {
         pub space: Option<Space>,
         /// Since the daemon started.
         pub scrubbed_bytes: u64,
+        /// Requests of thin volumes that wait until there is space.
+        pub waiting_requests: usize,
+        /// A check under way.
+        pub check: Option<CheckProgress>,
         pub volumes: usize,
+    }
+
+    /// How far a check has come.
+    pub struct CheckProgress {
+        pub done_bytes: u64,
+        /// Of metadata to be read.
+        pub total_bytes: u64,
     }
 
     pub struct Pools {
@@ -127,6 +138,9 @@ wire! {
         /// For a file to be created; an existing file or device is used whole.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub size_bytes: Option<u64>,
+        /// Of a file to be created.
+        #[serde(default)]
+        pub preallocation: Preallocation,
         /// Devices whose content may be destroyed, by path.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub confirm: Vec<String>,
@@ -158,6 +172,22 @@ wire! {
         pub text: String,
         /// The other copy is whole: the next opening repairs it, nothing is lost.
         pub repairable: bool,
+    }
+
+    /// `GET /v1/manifest`
+    pub struct Manifest {
+        /// YAML documents that make anew what there is.
+        pub text: String,
+    }
+
+    /// What the blocks of a new pool file are.
+    #[derive(Copy, Eq, Default)]
+    pub enum Preallocation {
+        /// Their space is reserved; the file system notes the first write to each.
+        #[default]
+        Reserved,
+        /// Zeros are written over the whole file once, so that no later write is the first.
+        Written,
     }
 
     #[derive(Copy, Eq)]
@@ -200,6 +230,9 @@ wire! {
         pub peer_pid: Option<i32>,
         pub queues_running: u16,
         pub write_cache: bool,
+        /// Pieces copied since the daemon started, because the drive cannot take the guest's
+        /// memory as it lies.
+        pub bounced_pieces: u64,
         pub operations: Vec<Operations>,
     }
 
@@ -394,7 +427,9 @@ macro_rules! written_as_on_the_wire {
     )*};
 }
 
-written_as_on_the_wire! { State Watermark PoolState Class VolumeState Action EventKind ErrorCode }
+written_as_on_the_wire! {
+    State Watermark PoolState Preallocation Class VolumeState Action EventKind ErrorCode
+}
 
 /// As a manifest's compiler message: `file:line:column: message`.
 impl fmt::Display for Mistake {

@@ -14,6 +14,7 @@ use super::engine::Engine;
 use super::inspect;
 use super::pool::NewPool;
 use super::served::socket_access;
+use crate::io::file::Preallocation;
 use crate::manifest::{
     self, Action, Actual, ActualPool, ActualVolume, Device, DeviceState, Mistake, Plan, Step,
     VolumeName, VolumeSettings, Wanted,
@@ -28,6 +29,14 @@ enum Undo {
     DestroyVolume(String),
     ShrinkVolume { name: String, size_bytes: u64 },
     SetBack { name: String, settings: VolumeSettings },
+}
+
+/// What was carried out of a plan.
+#[derive(Default)]
+struct Done<'a> {
+    undos: Vec<Undo>,
+    /// Steps that cannot be undone: pools that grew, what was destroyed.
+    kept: Vec<&'a Action>,
 }
 
 impl Engine {
@@ -50,6 +59,13 @@ impl Engine {
         let actual = self.actual(&Wanted::default())?;
         let plan = manifest::plan_deletion(&wanted, &actual, change.force).map_err(mistaken)?;
         self.carry_out(&plan, &change.confirm)
+    }
+
+    /// What there is, as the manifest that wants it.
+    pub fn manifest(&self) -> Result<api::Manifest> {
+        let _changes = self.lock_changes();
+        let text = manifest::export::to_yaml(&self.actual(&Wanted::default())?);
+        Ok(api::Manifest { text })
     }
 
     /// Applies manifests without anybody to ask: nothing is destroyed.
@@ -148,10 +164,11 @@ impl Engine {
                 ..Failure::new(ErrorCode::Unconfirmed, text)
             });
         }
-        let mut done = Vec::new();
+        let mut done = Done::default();
         for step in &plan.steps {
             match self.step(&step.action) {
-                Ok(undo) => done.extend(undo),
+                Ok(Some(undo)) => done.undos.push(undo),
+                Ok(None) => done.kept.push(&step.action),
                 Err(failure) => return Err(self.take_back(step, failure, done)),
             }
         }
@@ -169,6 +186,7 @@ impl Engine {
                     name: name.clone(),
                     device: device.to_string(),
                     size_bytes: *file_bytes,
+                    preallocation: Preallocation::Reserved,
                     overwrite: overwrites.is_some(),
                 };
                 let made = matches!(device, Device::Path(path) if !path.exists());
@@ -235,21 +253,36 @@ impl Engine {
         }
     }
 
-    /// Undoes what was done, latest first, and adds to the failure what became of it.
-    fn take_back(&self, failed: &Step, failure: Failure, done: Vec<Undo>) -> Failure {
+    /// Undoes what was done, latest first, and adds to the failure what became of it: what could
+    /// not be undone is named.
+    fn take_back(&self, failed: &Step, failure: Failure, done: Done<'_>) -> Failure {
+        let undone = !done.undos.is_empty();
         let mut left = Vec::new();
-        for undo in done.into_iter().rev() {
+        for undo in done.undos.into_iter().rev() {
             if let Err(failure) = self.undo_one(undo) {
                 left.push(failure.message);
             }
         }
-        let outcome = match left.as_slice() {
-            [] => "what this apply had done before was undone".to_owned(),
-            left => format!("and undoing the rest failed: {}", left.join("; ")),
-        };
         let Failure { code, message, .. } = failure;
         let object = failed.action.object();
-        let text = format!("{}: {object}: {message}; {outcome}", failed.place);
+        let mut text = format!("{}: {object}: {message}", failed.place);
+        if undone && left.is_empty() {
+            text.push_str("; what this apply had made before was undone");
+        }
+        if !left.is_empty() {
+            text.push_str(&format!(
+                "; undoing what it had made before failed: {}",
+                left.join("; ")
+            ));
+        }
+        if !done.kept.is_empty() {
+            let steps =
+                done.kept.iter().map(|step| format!("{}: {}", step.object(), step.detail()));
+            let steps: Vec<String> = steps.collect();
+            text.push_str(&format!("; done before and not undone: {}", steps.join("; ")));
+        }
+        // Guests and followers of events hear of it as if nothing had failed.
+        done.kept.iter().for_each(|step| self.tell_guest(step));
         self.events().add(EventKind::Error, object, &text);
         Failure::new(code, text)
     }

@@ -3,7 +3,7 @@
 use super::api::{self, Check, CreatePool, ErrorCode, EventKind, Failure, Pools, Volume};
 use super::engine::Engine;
 use super::inspect;
-use super::pool::{NewPool, OpenPool, lengthen};
+use super::pool::{NewPool, OpenPool, file_preallocation, lengthen};
 use super::served::{self, Served};
 use crate::base::units::{Bytes, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind};
@@ -72,6 +72,8 @@ impl Engine {
             message: Some(reason.clone()),
             space: None,
             scrubbed_bytes: 0,
+            waiting_requests: 0,
+            check: None,
             volumes: 0,
         }));
         Pools { pools }
@@ -108,8 +110,7 @@ impl Engine {
 
     pub fn check_pool(&self, name: &str) -> Result<Check> {
         let pool = self.open_pool_named(name)?;
-        let report = pool.with_keeper(|keeper| Ok(keeper.call(|pool| pool.check())))?;
-        Ok(Check::from_report(&pool.name, report))
+        Ok(Check::from_report(&pool.name, pool.check()?))
     }
 
     pub fn grow_pool(&self, name: &str) -> Result<api::Pool> {
@@ -183,6 +184,7 @@ impl From<&CreatePool> for NewPool {
             name: request.name.clone(),
             device: request.device.clone(),
             size_bytes: request.size_bytes,
+            preallocation: file_preallocation(request.preallocation),
             overwrite: request.confirm.contains(&request.device),
         }
     }

@@ -289,7 +289,8 @@ impl Engine {
         self.state().watched.insert(pool.name.clone(), now);
     }
 
-    /// Stops serving. No request is under way when this returns; guests wait for the next daemon.
+    /// Stops serving. No request is under way when this returns, but for those that wait for space
+    /// in a full pool: they stay in their guests' in-flight areas. Guests wait for the next daemon.
     pub fn stop(&self) -> Result<()> {
         // A change that waits for a drive must not keep the guests' requests from being ended.
         let deadline = Instant::now() + CHANGE_WAIT;
@@ -301,11 +302,20 @@ impl Engine {
                 lock => break lock.ok(),
             }
         };
-        let stopped = self.host.server.clone().stop();
-        for pool in self.open_pools() {
+        let pools = self.open_pools();
+        let waiting = || pools.iter().map(|pool| pool.waiting()).sum::<usize>();
+        let stopped = self.host.server.clone().stop_unless(|| waiting() > 0);
+        let left = waiting();
+        for pool in &pools {
             pool.stop();
         }
-        stopped
+        match stopped {
+            Err(error) if left > 0 && error.kind() == ErrorKind::Busy => {
+                log::info!("writes wait for space in a pool: the next daemon does them");
+                Ok(())
+            }
+            stopped => stopped,
+        }
     }
 }
 

@@ -21,7 +21,12 @@ const SPACE: [SpaceField; 4] = [
 type Counter = (&'static str, &'static str, fn(&VolumeCounters) -> &AtomicU64);
 
 /// What a flash volume counts besides requests.
-const COUNTERS: [Counter; 4] = [
+const COUNTERS: [Counter; 5] = [
+    (
+        "vflash_volume_bounced_pieces_total",
+        "Pieces copied through a buffer because the drive cannot take the guest's memory.",
+        |counters| &counters.bounced,
+    ),
     (
         "vflash_volume_merged_blocks_total",
         "Blocks read, merged and written because a request covered them in part.",
@@ -88,6 +93,14 @@ fn write_pools(page: &mut Exposition, pools: &[Arc<OpenPool>]) {
     for (name, facts, _) in &facts {
         fenced.sample(&[("pool", name)], u8::from(facts.fenced));
     }
+    let mut waiting = page.family(
+        "vflash_pool_waiting_requests",
+        MetricKind::Gauge,
+        "Requests of thin volumes that wait until the pool has space.",
+    );
+    for pool in pools {
+        waiting.sample(&[("pool", &pool.name)], pool.waiting());
+    }
     let mut scrubbed = page.family(
         "vflash_pool_scrubbed_bytes_total",
         MetricKind::Counter,
@@ -149,4 +162,22 @@ fn write_served(page: &mut Exposition, volumes: &[Served]) {
         .map(|(labels, snapshot)| VolumeSeries { labels, snapshot })
         .collect();
     write_volumes(page, &series);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_of_a_volume_is_shown_once() {
+        let counters = VolumeCounters::default();
+        // The pattern names every field, so that a new one cannot be forgotten here.
+        let VolumeCounters { bounced, merged, zeros_written, extents_mapped, extents_unmapped } =
+            &counters;
+        let all = [bounced, merged, zeros_written, extents_mapped, extents_unmapped];
+        (1..).zip(all).for_each(|(value, counter)| counter.store(value, Ordering::Relaxed));
+        let mut shown = COUNTERS.map(|(_, _, counter)| counter(&counters).load(Ordering::Relaxed));
+        shown.sort_unstable();
+        assert_eq!(shown, [1, 2, 3, 4, 5]);
+    }
 }

@@ -111,6 +111,8 @@ fn samples() -> Vec<(&'static str, Value)> {
         message: Some(text("m")),
         space: Some(space),
         scrubbed_bytes: 1,
+        waiting_requests: 1,
+        check: Some(CheckProgress { done_bytes: 1, total_bytes: 2 }),
         volumes: 1,
     };
     let finding = Finding { offset_bytes: 1, text: text("t"), repairable: true };
@@ -168,6 +170,7 @@ fn sample_volume() -> Volume {
         peer_pid: Some(1),
         queues_running: 1,
         write_cache: true,
+        bounced_pieces: 1,
         operations: vec![Operations { kind: text("read"), operations: 1, bytes: 1, errors: 1 }],
     }
 }
@@ -210,10 +213,12 @@ fn more_samples() -> Vec<(&'static str, Value)> {
         name: text("p"),
         device: text("/d"),
         size_bytes: Some(1),
+        preallocation: Preallocation::Written,
         confirm: vec![text("/d")],
     };
     vec![
         sample("Attachment", &attachment),
+        sample("Manifest", &Manifest { text: text("t") }),
         sample("Plan", &Plan { steps: vec![step], destroys: vec![text("a/b")], done: true }),
         sample("Events", &events),
         sample("Failure", &failure),
@@ -264,6 +269,7 @@ fn every_enum_has_the_described_values() {
         ("State", variants::<State>()),
         ("Watermark", variants::<Watermark>()),
         ("PoolState", variants::<PoolState>()),
+        ("Preallocation", variants::<Preallocation>()),
         ("Class", variants::<Class>()),
         ("VolumeState", variants::<VolumeState>()),
         ("Action", variants::<Action>()),
@@ -378,6 +384,7 @@ fn calls(pool: &str) -> Vec<(&'static str, Vec<&'static str>, Value)> {
         ("listVolumes", vec![], Value::Null),
         ("showVolume", volume(), Value::Null),
         ("attachment", volume(), Value::Null),
+        ("manifest", vec![], Value::Null),
         ("resizeVolume", volume(), json!({"sizeBytes": 2 << 20})),
         ("reclaimVolume", volume(), json!({"confirm": ["vm/a"]})),
         ("delete", vec![], change),

@@ -7,14 +7,15 @@ use super::api::{self, PoolState};
 use crate::base::units::Bytes;
 use crate::base::{Error, ErrorKind, Result};
 use crate::flash::{
-    AllocationId, Class, FormatOptions, Keeper, KeeperOptions, Pool, ScrubStatus, Space, Watermark,
+    AllocationId, CheckProgress, CheckReport, Class, FormatOptions, Keeper, KeeperOptions, Pool,
+    ScrubStatus, Space, Watermark,
 };
 use crate::io::disk::DiskTarget;
 use crate::io::file::{Device, FileDisk, Preallocation};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How long a pool that is still held is waited for: by I/O of a killed daemon, most likely.
@@ -69,6 +70,7 @@ pub struct OpenPool {
     facts: Mutex<PoolFacts>,
     /// One refresh at a time: a pool that hangs must not gather threads.
     refreshing: Mutex<()>,
+    checking: Arc<CheckProgress>,
 }
 
 /// A pool to be made.
@@ -78,6 +80,8 @@ pub struct NewPool {
     pub device: String,
     /// For a file to be created.
     pub size_bytes: Option<u64>,
+    /// Of a file to be created.
+    pub preallocation: Preallocation,
     /// What the device holds may be destroyed.
     pub overwrite: bool,
 }
@@ -100,7 +104,7 @@ impl OpenPool {
         let path = Path::new(&new.device);
         let made_file = new.size_bytes.is_some() && !path.exists();
         let zeroed = match new.size_bytes {
-            Some(size) => prepare_file(path, size).map_err(context)?,
+            Some(size) => prepare_file(path, size, new.preallocation).map_err(context)?,
             None => false,
         };
         let made = Device::open(&new.device, HELD_WAIT).and_then(|opened| {
@@ -130,6 +134,7 @@ impl OpenPool {
             keeper: RwLock::new(Some(Keeper::start(pool, KeeperOptions::default())?)),
             facts: Mutex::new(facts),
             refreshing: Mutex::default(),
+            checking: Arc::default(),
         })
     }
 
@@ -184,6 +189,17 @@ impl OpenPool {
         self.with_keeper(|keeper| Ok(keeper.scrub_status())).unwrap_or_default()
     }
 
+    /// Checks what is on flash. Meanwhile [`OpenPool::report`] says how far it is.
+    pub fn check(&self) -> Result<CheckReport> {
+        let progress = self.checking.clone();
+        self.with_keeper(|keeper| Ok(keeper.call(move |pool| pool.check_with(&progress))))
+    }
+
+    /// Thin volumes' requests that wait until there is space.
+    pub fn waiting(&self) -> usize {
+        self.with_keeper(|keeper| Ok(keeper.waiting())).unwrap_or_default()
+    }
+
     /// Ends the keeper after what was asked of it before; the device is free afterwards.
     pub fn stop(&self) {
         let keeper = self.keeper.write().unwrap_or_else(PoisonError::into_inner).take();
@@ -208,15 +224,20 @@ impl OpenPool {
             message,
             space: Some(api_space(facts.space)),
             scrubbed_bytes: scrub.scrubbed_bytes,
+            waiting_requests: self.waiting(),
+            check: self
+                .checking
+                .bytes()
+                .map(|(done_bytes, total_bytes)| api::CheckProgress { done_bytes, total_bytes }),
             volumes: facts.allocations.len(),
         }
     }
 }
 
 /// Makes the file, or makes it as long as `size_bytes`. True: it is known to be all zeros.
-fn prepare_file(path: &Path, size_bytes: u64) -> Result<bool> {
+fn prepare_file(path: &Path, size_bytes: u64, preallocation: Preallocation) -> Result<bool> {
     if !path.exists() {
-        FileDisk::create(path, size_bytes, Preallocation::Reserved)?;
+        FileDisk::create(path, size_bytes, preallocation)?;
         return Ok(true);
     }
     let was_empty = std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0);
@@ -239,6 +260,13 @@ pub fn lengthen(path: &Path, size_bytes: u64) -> Result<()> {
     fallocate(&file, FallocateFlags::empty(), found.len() as libc::off_t, more)
         .map_err(|errno| failed(errno.into()))?;
     file.sync_all().map_err(failed)
+}
+
+pub fn file_preallocation(preallocation: api::Preallocation) -> Preallocation {
+    match preallocation {
+        api::Preallocation::Reserved => Preallocation::Reserved,
+        api::Preallocation::Written => Preallocation::Written,
+    }
 }
 
 fn api_space(space: Space) -> api::Space {

@@ -92,6 +92,7 @@ pub const ROUTES: &[Route] = &[
     post("/v1/volumes/{vm}/{volume}/reclaim", "reclaimVolume", |engine, call| {
         json(&engine.reclaim(&volume_name(call)?, &body::<Reclaim>(call)?)?)
     }),
+    get("/v1/manifest", "manifest", |engine, _| json(&engine.manifest()?)),
     post("/v1/apply", "apply", |engine, call| json(&engine.apply(&body::<Change>(call)?)?)),
     post("/v1/diff", "diff", |engine, call| json(&engine.diff(&body::<Change>(call)?)?)),
     post("/v1/delete", "delete", |engine, call| json(&engine.delete(&body::<Change>(call)?)?)),

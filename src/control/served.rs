@@ -287,6 +287,7 @@ impl Served {
             peer_pid: status.peer_pid,
             queues_running: status.queues_running,
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
+            bounced_pieces: self.counters.bounced.load(Ordering::Relaxed),
             operations: self.operations(),
         })
     }

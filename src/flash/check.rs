@@ -6,6 +6,7 @@ use super::table::Table;
 use crate::base::units::EXTENT_BYTES;
 use crate::io::blocking::Blocking;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,35 @@ pub struct CheckReport {
     pub extents_metadata: u64,
 }
 
+/// How far a check has come: written by who checks, read by anyone. The work is reading metadata;
+/// comparing it takes no time beside that.
+#[derive(Debug, Default)]
+pub struct CheckProgress {
+    done_bytes: AtomicU64,
+    total_bytes: AtomicU64,
+}
+
+impl CheckProgress {
+    /// Bytes read, and to be read in all; none while nothing is checked.
+    pub fn bytes(&self) -> Option<(u64, u64)> {
+        let total = self.total_bytes.load(Ordering::Relaxed);
+        (total > 0).then(|| (self.done_bytes.load(Ordering::Relaxed).min(total), total))
+    }
+
+    pub(super) fn begin(&self, total_bytes: u64) {
+        self.done_bytes.store(0, Ordering::Relaxed);
+        self.total_bytes.store(total_bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.begin(0);
+    }
+}
+
 impl CheckReport {
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
@@ -30,9 +60,23 @@ impl CheckReport {
 }
 
 /// Checks what is on flash; `memory` is what it must be if the pool is open.
-pub(super) fn check(blocking: &mut Blocking, memory: Option<&Table>) -> CheckReport {
+pub(super) fn check(
+    blocking: &mut Blocking,
+    memory: Option<&Table>,
+    progress: &CheckProgress,
+) -> CheckReport {
+    let report = compare(blocking, memory, progress);
+    progress.end();
+    report
+}
+
+fn compare(
+    blocking: &mut Blocking,
+    memory: Option<&Table>,
+    progress: &CheckProgress,
+) -> CheckReport {
     let mut report = CheckReport::default();
-    let inspection = match inspect(blocking) {
+    let inspection = match inspect(blocking, progress) {
         Ok(inspection) => inspection,
         Err(error) => {
             report.finding(0, error.to_string());

@@ -5,13 +5,15 @@
 //! ends share the next.
 
 use super::change::AllocationId;
-use super::pool::{Pool, ThinKind, ThinReply, ThinRequest};
+use super::pool::Pool;
+use super::thin::{ThinKind, ThinReply, ThinRequest};
 use super::volume::{FlashVolume, FullPolicy, VolumeCounters, VolumeMessage};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::DiskGeometry;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -82,11 +84,12 @@ pub(super) struct ThinSender {
 }
 
 impl ThinSender {
-    /// False: the keeper has stopped.
-    pub(super) fn send(&self, kind: ThinKind) -> bool {
+    /// Asks the pool. A keeper that has stopped answers nobody: the daemon is ending, and what
+    /// waits for the answer stays in the in-flight area for the next one, which does it.
+    pub(super) fn send(&self, kind: ThinKind) {
         let request = ThinRequest { id: self.id, kind };
         let thin = Thin { request, full: self.full, notify: self.notify.clone() };
-        self.messages.send(Message::Thin(thin)).is_ok()
+        let _ = self.messages.send(Message::Thin(thin));
     }
 }
 
@@ -96,6 +99,7 @@ pub struct Keeper {
     messages: Sender<Message>,
     attached: Arc<Mutex<BTreeMap<AllocationId, Notify>>>,
     scrub: Arc<Mutex<ScrubStatus>>,
+    waiting: Arc<AtomicUsize>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -104,6 +108,7 @@ impl Keeper {
     pub fn start(pool: Pool, options: KeeperOptions) -> Result<Self> {
         let (messages, receiver) = channel();
         let scrub = Arc::new(Mutex::new(ScrubStatus::default()));
+        let waiting = Arc::new(AtomicUsize::new(0));
         let worker = Worker {
             pool,
             options,
@@ -112,13 +117,14 @@ impl Keeper {
             waiting: Vec::new(),
             rest_until: None,
             scrub: scrub.clone(),
+            waiting_count: waiting.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("keeper".to_owned())
             .spawn(move || worker.run())
             .map_err(|error| Error::io("starting the keeper of a pool", error))?;
         let thread = Arc::new(Mutex::new(Some(thread)));
-        Ok(Self { messages, attached: Arc::default(), scrub, thread })
+        Ok(Self { messages, attached: Arc::default(), scrub, waiting, thread })
     }
 
     /// Runs `call` on the pool and returns what it returns. Must not be called by `call` itself.
@@ -216,8 +222,14 @@ impl Keeper {
         self.scrub.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Thin volumes' requests that wait until the pool has space.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Ends the thread after what was sent before, and with it the pool's hold on its disk.
-    /// Requests of thin volumes that still wait for space are answered as failed.
+    /// Requests of thin volumes that still wait for space are not answered: their guests wait for
+    /// the next daemon.
     pub fn stop(self) {
         // A keeper that has ended already is what is wanted.
         let _ = self.messages.send(Message::Stop);
@@ -239,6 +251,8 @@ struct Worker {
     /// Scrubbing rests until then.
     rest_until: Option<Instant>,
     scrub: Arc<Mutex<ScrubStatus>>,
+    /// Of `waiting`, for others to look at.
+    waiting_count: Arc<AtomicUsize>,
 }
 
 impl Worker {
@@ -267,7 +281,6 @@ impl Worker {
             }
             self.answer(&mut batch);
             if stop {
-                self.refuse_waiting();
                 return;
             }
             if scrubs {
@@ -322,6 +335,7 @@ impl Worker {
                 tell(thin, reply);
             }
         }
+        self.waiting_count.store(self.waiting.len(), Ordering::Relaxed);
     }
 
     fn retry_waiting(&mut self) {
@@ -329,12 +343,6 @@ impl Worker {
         if !self.waiting.is_empty() && space.free_bytes + space.scrub_bytes > 0 {
             let waiting = std::mem::take(&mut self.waiting);
             self.answer_once(waiting);
-        }
-    }
-
-    fn refuse_waiting(&mut self) {
-        for thin in std::mem::take(&mut self.waiting) {
-            tell(thin, Err(Error::new(ErrorKind::Fenced, "the daemon is stopping")));
         }
     }
 

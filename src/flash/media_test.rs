@@ -6,7 +6,7 @@ use crate::base::units::{EXTENT_BYTES, KIB, MIB};
 use crate::flash::change::AllocationId;
 use crate::flash::layout::VERSION;
 use crate::flash::pool::tests::{make, thick, thin};
-use crate::flash::pool::{Pool, ThinKind, ThinRequest};
+use crate::flash::{Pool, ThinKind, ThinRequest};
 use crate::io::sim::{SimDisk, sim_geometry};
 use std::time::{Duration, Instant};
 
@@ -176,7 +176,7 @@ fn a_torn_append_ends_the_log_and_a_damaged_middle_is_corruption() {
         let error = Pool::open(Box::new(disk.clone())).err().expect("refused");
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.to_string().contains("damaged in both copies"), "{error}");
-        let report = Pool::check_offline(Box::new(disk));
+        let report = Pool::check_offline(Box::new(disk), &CheckProgress::default());
         assert!(!report.is_clean() && report.findings[0].text.contains("damaged"));
     }
 }
@@ -189,7 +189,7 @@ fn check_names_what_is_damaged_and_changes_nothing() {
             let disk = copy(&image);
             disk.poke(offset + 16, &[0xee; 16]);
             let before = disk.peek(0, DEVICE_BYTES as usize);
-            let report = Pool::check_offline(Box::new(disk.clone()));
+            let report = Pool::check_offline(Box::new(disk.clone()), &CheckProgress::default());
             let [finding] = &report.findings[..] else { panic!("{name}: {:?}", report.findings) };
             assert_eq!((finding.offset, finding.repairable), (offset, true), "{name}");
             assert!(disk.peek(0, DEVICE_BYTES as usize) == before, "{name}");

@@ -2,16 +2,13 @@
 //! and blocking; what a call returns as done is durable.
 
 use super::change::{self, AllocationId, Change, Class};
-use super::check::{CheckReport, check};
+use super::check::{CheckProgress, CheckReport, check};
 use super::extents::{ExtentRange, ExtentSet};
-use super::layout::{
-    ATTRIBUTES_BYTES_MAX, LOG_BYTES_MIN, NAME_BYTES_MAX, POOL_BYTES_MAX, POOL_BYTES_MIN,
-    POOL_NAME_BYTES_MAX, Plan, area_sizes,
-};
-use super::root::Root;
-use super::store::{Store, inspect};
-use super::table::{Allocation, Run, Table, entry_bytes, is_size};
-use crate::base::units::{Bytes, EXTENT_BYTES, KIB, MIB};
+use super::format::check_device;
+use super::layout::{ATTRIBUTES_BYTES_MAX, NAME_BYTES_MAX};
+use super::store::Store;
+use super::table::{Allocation, Table, entry_bytes, is_size};
+use crate::base::units::{Bytes, EXTENT_BYTES, MIB};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
 use crate::io::disk::{Disk, DiskGeometry};
@@ -21,22 +18,6 @@ const DEMAND_SCRUB_BYTES: u64 = 256 * MIB;
 
 /// Scrubs that may fail one after the other before a caller who waits is told.
 const SCRUB_FAILURES_MAX: u32 = 8;
-
-/// How to make a pool.
-#[derive(Clone, Debug, Default)]
-pub struct FormatOptions {
-    /// 1 to [`POOL_NAME_BYTES_MAX`] bytes.
-    pub name: String,
-    /// Destroys whatever the device holds.
-    pub overwrite: bool,
-    /// The device is known to read as zeros throughout (a file just made), so nothing needs to be
-    /// scrubbed before its first use.
-    pub zeroed: bool,
-    /// Decides the pool's identity; random if none. For tests that must repeat.
-    pub uuid: Option<[u8; 16]>,
-    /// Bytes of the metadata log, if not as the size suggests. For tests of checkpoints.
-    pub log_bytes: Option<u64>,
-}
 
 /// An allocation to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,75 +68,16 @@ pub struct ScrubProgress {
     pub left_bytes: u64,
 }
 
-/// What a thin volume asks for. Several are answered by one commit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ThinRequest {
-    pub id: AllocationId,
-    pub kind: ThinKind,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ThinKind {
-    /// Back these logical extents; ones that are mapped already stay as they are.
-    Map(Vec<u64>),
-    /// Give back what is mapped of these. Nothing may be under way on them.
-    Unmap(Vec<ExtentRange>),
-}
-
-/// The runs that back the extents asked for; none for an unmap.
-pub type ThinReply = Result<Vec<Run>>;
-
 /// A pool on a disk.
 pub struct Pool {
     pub(super) store: Store,
     pub(super) table: Table,
     /// Where scrubbing goes on: past an extent that would not be zeroed, so that one bad place
     /// does not keep all others dirty.
-    scrub_cursor: u64,
+    pub(super) scrub_cursor: u64,
 }
 
 impl Pool {
-    /// Makes a pool on a device whose content is unknown; refuses one that is not empty.
-    pub fn format(disk: Box<dyn Disk + Send>, name: &str) -> Result<Self> {
-        Self::format_with(disk, FormatOptions { name: name.to_owned(), ..Default::default() })
-    }
-
-    pub fn format_with(disk: Box<dyn Disk + Send>, options: FormatOptions) -> Result<Self> {
-        let mut blocking = Blocking::new(disk);
-        let geometry = blocking.geometry();
-        check_device(&geometry)?;
-        if change::name(options.name.as_bytes()).is_none()
-            || options.name.len() > POOL_NAME_BYTES_MAX
-        {
-            let text = format!("`{}` cannot name a pool: 1 to 63 printable bytes", options.name);
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
-        if !options.overwrite {
-            refuse_used(&mut blocking)?;
-        }
-        let device_bytes = geometry.size_bytes - geometry.size_bytes % EXTENT_BYTES;
-        let (table_capacity, log_bytes) = area_sizes(device_bytes);
-        let log_bytes = options.log_bytes.map_or(log_bytes, |bytes| bytes.max(LOG_BYTES_MIN));
-        let mut plan = Plan { device_bytes, table_capacity, log_bytes, areas: [[0; 2]; 2] };
-        for (index, offset) in plan.areas.as_flattened_mut().iter_mut().enumerate() {
-            *offset = (1 + index as u64 * area_extents(table_capacity, log_bytes)) * EXTENT_BYTES;
-        }
-        let metadata = plan.metadata()?;
-        let table = Table::empty(plan.extents(), metadata, options.zeroed);
-        let first = Root {
-            uuid: options.uuid.unwrap_or_else(|| *uuid::Uuid::new_v4().as_bytes()),
-            sequence: 0,
-            plan,
-            active: 1,
-            table_bytes: 0,
-            table_checksum: 0,
-            record_sequence: 1,
-            salt: 0,
-            name: options.name,
-        };
-        Ok(Self { store: Store::format(blocking, first, &table)?, table, scrub_cursor: 0 })
-    }
-
     /// Opens the pool on `disk`: single damaged copies are repaired, anything more is refused.
     ///
     /// # Errors
@@ -169,13 +91,18 @@ impl Pool {
     }
 
     /// Checks the pool on `disk` without opening it; changes nothing.
-    pub fn check_offline(disk: Box<dyn Disk + Send>) -> CheckReport {
-        check(&mut Blocking::new(disk), None)
+    pub fn check_offline(disk: Box<dyn Disk + Send>, progress: &CheckProgress) -> CheckReport {
+        check(&mut Blocking::new(disk), None, progress)
     }
 
     /// Checks what is on flash against every invariant and against memory.
     pub fn check(&mut self) -> CheckReport {
-        check(&mut self.store.blocking, Some(&self.table))
+        self.check_with(&CheckProgress::default())
+    }
+
+    /// As [`Self::check`], for somebody to watch.
+    pub fn check_with(&mut self, progress: &CheckProgress) -> CheckReport {
+        check(&mut self.store.blocking, Some(&self.table), progress)
     }
 
     pub fn name(&self) -> &str {
@@ -313,126 +240,6 @@ impl Pool {
         self.commit(&[Change::Attributes { id, attributes }])
     }
 
-    /// Answers the requests of thin volumes, all in one commit. If that fails, every request that
-    /// it was to answer fails, and the pool is fenced.
-    pub fn thin_batch(&mut self, requests: &[ThinRequest]) -> Vec<ThinReply> {
-        let mut changes = Vec::new();
-        let mut replies = Vec::new();
-        let maps = requests.iter().map(|request| match &request.kind {
-            ThinKind::Map(extents) => extents.len() as u64,
-            ThinKind::Unmap(_) => 0,
-        });
-        let wanted: u64 = maps.sum();
-        if let Err(error) = self.scrub_until(wanted) {
-            log::error!("{error}");
-        }
-        let settled = self.store.settle(&self.table);
-        for request in requests {
-            let reply = match &settled {
-                Ok(()) => self.thin_changes(request, &mut changes),
-                Err(error) => Err(Error::new(ErrorKind::Fenced, error.to_string())),
-            };
-            replies.push(reply);
-        }
-        if let Err(error) = self.write(&changes) {
-            let text = error.to_string();
-            for reply in replies.iter_mut().filter(|reply| reply.is_ok()) {
-                *reply = Err(Error::new(error.kind(), text.clone()));
-            }
-            return replies;
-        }
-        for (request, reply) in requests.iter().zip(&mut replies) {
-            if let (ThinKind::Map(extents), Ok(runs), Some(allocation)) =
-                (&request.kind, reply, self.table.allocations.get(&request.id))
-            {
-                runs.extend(extents.iter().filter_map(|extent| one(allocation, *extent)));
-            }
-        }
-        replies
-    }
-
-    /// Applies what the request asks for to the table and notes it for the record.
-    fn thin_changes(&mut self, request: &ThinRequest, changes: &mut Vec<Change>) -> ThinReply {
-        let id = request.id;
-        let generation = self.store.sequence();
-        let Some(allocation) = self.allocation(id) else { return Err(gone(id)) };
-        if !allocation.thin {
-            let text = format!("`{}` is not thin", allocation.name);
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
-        let extents = match &request.kind {
-            ThinKind::Map(extents) => extents,
-            ThinKind::Unmap(ranges) => {
-                for logical in ranges {
-                    let unmap = Change::Unmap { id, logical: *logical };
-                    self.apply(&unmap, generation);
-                    changes.push(unmap);
-                }
-                return Ok(Vec::new());
-            }
-        };
-        let mut wanted: Vec<u64> = extents.clone();
-        wanted.retain(|extent| allocation.run_of(*extent).is_none());
-        wanted.sort_unstable();
-        wanted.dedup();
-        if wanted.last().is_some_and(|last| *last >= allocation.extents()) {
-            let text = format!("`{}` has no extent {:?}", allocation.name, wanted.last());
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
-        if (wanted.len() as u64) > self.table.clean.total() {
-            return Err(self.full(wanted.len() as u64, &allocation.name));
-        }
-        for logical in wanted {
-            let allocation = self.allocation(id).expect("found above");
-            let before = logical.checked_sub(1).and_then(|before| one(allocation, before));
-            let near = before.map(|run| run.physical().end());
-            let pieces = self.table.clean.choose(1, near).expect("counted above");
-            for map in maps(id, logical, &pieces) {
-                self.apply(&map, generation);
-                changes.push(map);
-            }
-        }
-        Ok(Vec::new())
-    }
-
-    /// The device became larger: its new space becomes the pool's, to be scrubbed first. The
-    /// metadata areas move if they are too small for the new size.
-    pub fn grow(&mut self) -> Result<()> {
-        self.store.settle(&self.table)?;
-        let geometry = self.store.blocking.geometry();
-        check_device(&geometry)?;
-        let old = self.store.plan;
-        let device_bytes = geometry.size_bytes - geometry.size_bytes % EXTENT_BYTES;
-        if device_bytes <= old.device_bytes {
-            let text = format!(
-                "pool {}: the device has {}, not more than before; enlarge it first",
-                self.name(),
-                Bytes(device_bytes)
-            );
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
-        let added = ExtentRange {
-            start: old.extents(),
-            count: device_bytes / EXTENT_BYTES - old.extents(),
-        };
-        let mut table = self.table.clone();
-        table.extents = added.end();
-        assert!(table.unscrubbed.insert(added), "space beyond the old end belonged to nobody");
-        let (table_capacity, log_bytes) = area_sizes(device_bytes);
-        let mut plan = Plan { device_bytes, ..old };
-        if table_capacity > old.table_capacity {
-            plan = Plan { table_capacity, log_bytes, ..plan };
-            move_areas(&mut table, &mut plan, &old)
-                .map_err(|error| error.context(format!("pool {}", self.store.root.name)))?;
-        }
-        self.table = table;
-        self.store.plan = plan;
-        let moved = plan.areas != old.areas;
-        self.checkpoint()?;
-        // The older root still names the old areas, which are free now: replace it too.
-        if moved { self.checkpoint() } else { Ok(()) }
-    }
-
     /// Zeroes up to `bytes_max` of freed extents (at least one) and makes them available.
     ///
     /// # Errors
@@ -481,7 +288,7 @@ impl Pool {
 
     /// Scrubs until `count` extents are clean or none is left to scrub. Extents that cannot be
     /// zeroed are passed over, unless it is one after the other.
-    fn scrub_until(&mut self, count: u64) -> Result<()> {
+    pub(super) fn scrub_until(&mut self, count: u64) -> Result<()> {
         let mut failures = 0;
         while self.table.clean.total() < count && self.table.unscrubbed.total() > 0 {
             let missing = (count - self.table.clean.total()) * EXTENT_BYTES;
@@ -496,7 +303,7 @@ impl Pool {
         Ok(())
     }
 
-    fn full(&self, count: u64, name: &str) -> Error {
+    pub(super) fn full(&self, count: u64, name: &str) -> Error {
         let space = self.space();
         let text = format!(
             "pool {} is full: `{name}` needs {}, free are {} and {} being scrubbed; reclaim or \
@@ -522,7 +329,7 @@ impl Pool {
         Err(Error::new(ErrorKind::Full, text))
     }
 
-    fn apply(&mut self, change: &Change, generation: u64) {
+    pub(super) fn apply(&mut self, change: &Change, generation: u64) {
         let applied = self.table.apply(change, generation);
         assert!(applied.is_ok(), "a change that was checked applies: {applied:?}");
     }
@@ -534,7 +341,7 @@ impl Pool {
     }
 
     /// Makes changes durable that are in the table already.
-    fn write(&mut self, changes: &[Change]) -> Result<()> {
+    pub(super) fn write(&mut self, changes: &[Change]) -> Result<()> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -546,39 +353,7 @@ impl Pool {
     }
 }
 
-fn area_extents(table_capacity: u64, log_bytes: u64) -> u64 {
-    (table_capacity + log_bytes).div_ceil(EXTENT_BYTES)
-}
-
-/// Finds room for larger areas among the free extents; the old areas become free.
-fn move_areas(table: &mut Table, plan: &mut Plan, old: &Plan) -> Result<()> {
-    let extents = area_extents(plan.table_capacity, plan.log_bytes);
-    for offset in plan.areas.as_flattened_mut() {
-        let fits = |range: &ExtentRange| range.count >= extents;
-        let run = table.unscrubbed.iter().find(fits).or_else(|| table.clean.iter().find(fits));
-        let Some(run) = run else {
-            let text = "no room for the larger metadata: enlarge the device further";
-            return Err(Error::new(ErrorKind::Full, text));
-        };
-        let area = ExtentRange { start: run.start, count: extents };
-        assert!(table.unscrubbed.remove(area) || table.clean.remove(area), "it was free");
-        *offset = area.offset();
-    }
-    for offset in old.areas.into_iter().flatten() {
-        let area = ExtentRange { start: offset / EXTENT_BYTES, count: old.area_extents() };
-        assert!(table.unscrubbed.insert(area), "metadata was nobody's data");
-    }
-    table.metadata = plan.metadata()?;
-    Ok(())
-}
-
-/// The single extent of an allocation as a run.
-fn one(allocation: &Allocation, logical: u64) -> Option<Run> {
-    let run = allocation.run_of(logical)?;
-    Some(Run { logical, physical: run.physical + (logical - run.logical), count: 1, ..run })
-}
-
-fn maps(id: AllocationId, logical: u64, pieces: &[ExtentRange]) -> Vec<Change> {
+pub(super) fn maps(id: AllocationId, logical: u64, pieces: &[ExtentRange]) -> Vec<Change> {
     let mut next = logical;
     let map = |physical: &ExtentRange| {
         let logical = next;
@@ -597,52 +372,6 @@ fn watermark(allocated_bytes: u64, data_bytes: u64) -> Watermark {
         share if share >= data * 80 => Watermark::High,
         _ => Watermark::Normal,
     }
-}
-
-fn check_device(geometry: &DiskGeometry) -> Result<()> {
-    let text = if geometry.size_bytes < POOL_BYTES_MIN {
-        format!(
-            "the device has {}, a pool needs {}",
-            Bytes(geometry.size_bytes),
-            Bytes(POOL_BYTES_MIN)
-        )
-    } else if geometry.size_bytes > POOL_BYTES_MAX {
-        format!("the device is larger than a pool can be ({})", Bytes(POOL_BYTES_MAX))
-    } else if geometry.block_bytes > 4096 || !geometry.block_bytes.is_power_of_two() {
-        format!("the device has blocks of {} bytes; at most 4096 work", geometry.block_bytes)
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(ErrorKind::Unsupported, text))
-}
-
-/// Refuses a device that holds a pool, whole or damaged, or anything else at its beginning.
-fn refuse_used(blocking: &mut Blocking) -> Result<()> {
-    match inspect(blocking) {
-        Ok(inspection) => {
-            let text = format!(
-                "the device already holds pool {}; its data would be lost: ask for overwriting",
-                inspection.root.name
-            );
-            return Err(Error::new(ErrorKind::Busy, text));
-        }
-        Err(error) if error.kind() == ErrorKind::Gone => {}
-        Err(error) => {
-            return Err(error.context("the device seems to hold a pool: ask for overwriting"));
-        }
-    }
-    let head = blocking
-        .read(0, (EXTENT_BYTES) as usize)
-        .map_err(|errno| Error::io("reading the beginning of the device", errno.into()))?;
-    if head.iter().any(|byte| *byte != 0) {
-        let text = format!(
-            "the first {}KiB of the device are not empty: it may hold a file system or a \
-             partition table, which would be lost: ask for overwriting",
-            EXTENT_BYTES / KIB
-        );
-        return Err(Error::new(ErrorKind::Busy, text));
-    }
-    Ok(())
 }
 
 fn check_new(new: &NewAllocation) -> Result<()> {
@@ -672,7 +401,7 @@ fn invalid_size(name: &str, size_bytes: u64) -> Error {
     Error::new(ErrorKind::Invalid, text)
 }
 
-fn gone(id: AllocationId) -> Error {
+pub(super) fn gone(id: AllocationId) -> Error {
     Error::new(ErrorKind::Gone, format!("there is no allocation {}", id.0))
 }
 

@@ -1,6 +1,8 @@
 //! The pool against a model that knows nothing of extents' places.
 
 use super::*;
+use crate::base::units::KIB;
+use crate::flash::{FormatOptions, ThinKind, ThinRequest};
 use crate::io::disk::Errno;
 use crate::io::sim::{Content, Failure, Faults, SimDisk, sim_geometry};
 use std::collections::{BTreeMap, BTreeSet};

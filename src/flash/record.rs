@@ -1,6 +1,8 @@
 //! Records and the log: one record per commit, each a whole number of blocks, chained by sequence
 //! and checksum, written twice.
 
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
 use super::change::Change;
 use super::layout::{BLOCK_BYTES, RECORD_CHECKSUM, RECORD_HEADER_BYTES, RECORD_MAGIC};
 use crate::base::checksum::crc32c;
@@ -19,7 +21,7 @@ pub(super) struct Link {
 impl Link {
     /// The link after a record with `checksum`.
     pub(super) fn next(self, checksum: u32) -> Self {
-        Self { sequence: self.sequence + 1, previous: checksum, ..self }
+        Self { sequence: self.sequence.saturating_add(1), previous: checksum, ..self }
     }
 }
 
@@ -28,21 +30,24 @@ pub(super) fn encode(changes: &[Change], link: Link) -> (Vec<u8>, u32) {
     let mut payload = Writer::new();
     changes.iter().for_each(|change| change.encode(&mut payload));
     let payload = payload.into_bytes();
-    let length = (RECORD_HEADER_BYTES + payload.len()).next_multiple_of(BLOCK_BYTES as usize);
+    let length = RECORD_HEADER_BYTES.saturating_add(payload.len());
+    let length = length.next_multiple_of(BLOCK_BYTES as usize);
     let mut writer = Writer::new();
     writer.bytes(RECORD_MAGIC).u64(link.salt).u64(link.sequence);
     writer.u32(length as u32).u32(payload.len() as u32).u32(link.previous).u32(0);
     writer.u32(changes.len() as u32).u32(0).bytes(&payload).pad_to(length);
     let mut bytes = writer.into_bytes();
-    let checksum = checksum(&bytes, link.salt);
-    bytes[RECORD_CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
+    let checksum = checksum(&bytes, link.salt).expect("a record is longer than its header");
+    let field = bytes.get_mut(RECORD_CHECKSUM).expect("the field is in the header");
+    field.copy_from_slice(&checksum.to_le_bytes());
     (bytes, checksum)
 }
 
-/// Of the whole record, its own field taken as zero.
-fn checksum(bytes: &[u8], salt: u64) -> u32 {
-    let (head, tail) = (&bytes[..RECORD_CHECKSUM.start], &bytes[RECORD_CHECKSUM.end..]);
-    crc32c(crc32c(crc32c(salt as u32, head), &[0; 4]), tail)
+/// Of the whole record, its own field taken as zero; `None` if it is shorter than that.
+fn checksum(bytes: &[u8], salt: u64) -> Option<u32> {
+    let head = bytes.get(..RECORD_CHECKSUM.start)?;
+    let tail = bytes.get(RECORD_CHECKSUM.end..)?;
+    Some(crc32c(crc32c(crc32c(salt as u32, head), &[0; 4]), tail))
 }
 
 /// A record found in a log.
@@ -71,7 +76,7 @@ fn decode(bytes: &[u8], salt: u64) -> Option<Found> {
     if length < RECORD_HEADER_BYTES || !length.is_multiple_of(BLOCK_BYTES as usize) {
         return None;
     }
-    if checksum(bytes.get(..length)?, salt) != stored {
+    if checksum(bytes.get(..length)?, salt)? != stored {
         return None;
     }
     let payload = bytes.get(RECORD_HEADER_BYTES..length)?.get(..payload_bytes)?;
@@ -104,24 +109,15 @@ pub(super) fn scan(copies: &[Option<Vec<u8>>; 2], first: Link) -> Result<Log> {
     let mut link = first;
     let mut at = 0;
     loop {
-        let found = [0, 1].map(|copy| found_at(copies, copy, at, first.salt));
-        let whole = |found: &Option<Found>| {
-            found
-                .as_ref()
-                .is_some_and(|f| f.sequence == link.sequence && f.previous == link.previous)
-        };
-        let good = [whole(&found[0]), whole(&found[1])];
-        let [first_copy, second_copy] = found;
-        let Some(record) = first_copy.filter(|_| good[0]).or(second_copy.filter(|_| good[1]))
-        else {
-            break;
-        };
-        for copy in [0, 1] {
-            if !good[copy] {
-                log.damaged.push((copy, at..at + record.length));
-            }
-        }
-        at += record.length;
+        let next =
+            |found: &Found| (found.sequence, found.previous) == (link.sequence, link.previous);
+        let found = [0, 1].map(|copy| found_at(copies, copy, at, first.salt).filter(next));
+        let whole = found.each_ref().map(Option::is_some);
+        let Some(record) = found.into_iter().flatten().next() else { break };
+        let end = at.saturating_add(record.length);
+        let damaged = whole.into_iter().enumerate().filter(|(_, whole)| !whole);
+        log.damaged.extend(damaged.map(|(copy, _)| (copy, at..end)));
+        at = end;
         link = link.next(record.checksum);
         log.records.push((record.sequence, record.changes));
     }

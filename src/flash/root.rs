@@ -1,5 +1,7 @@
 //! The root: one 4 KiB block that says which table and log are the pool.
 
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
 use super::layout::{BLOCK_BYTES, Plan, ROOT_MAGIC, SEQUENCE_MAX, VERSION};
 use crate::base::checksum::crc32c;
 use crate::base::codec::{Reader, Writer};
@@ -51,7 +53,7 @@ impl Root {
             writer.u64(offset);
         }
         writer.u8(self.name.len() as u8).bytes(self.name.as_bytes());
-        writer.pad_to(BLOCK_BYTES as usize - 4);
+        writer.pad_to((BLOCK_BYTES as usize).saturating_sub(4));
         let mut bytes = writer.into_bytes();
         let checksum = crc32c(0, &bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
@@ -124,12 +126,13 @@ impl Root {
 
     /// Byte offsets of the two copies of the active table.
     pub(super) fn table_offsets(&self) -> [u64; 2] {
-        self.plan.areas[self.active]
+        let [first, second] = self.plan.areas;
+        if self.active == 0 { first } else { second }
     }
 
     /// Byte offsets of the two copies of the log.
     pub(super) fn log_offsets(&self) -> [u64; 2] {
-        self.table_offsets().map(|offset| offset + self.plan.table_capacity)
+        self.table_offsets().map(|offset| offset.saturating_add(self.plan.table_capacity))
     }
 }
 
@@ -137,7 +140,8 @@ impl Root {
 /// one pool, and is the same whenever the same run is repeated.
 pub(super) fn salt(uuid: &[u8; 16], sequence: u64) -> u64 {
     let (low, high) = uuid.split_at(8);
-    let word = |half: &[u8]| half.iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let word =
+        |half: &[u8]| half.iter().fold(0u64, |sum, byte| sum.wrapping_shl(8) | u64::from(*byte));
     let mixed =
         word(low) ^ word(high).rotate_left(17) ^ sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     fastrand::Rng::with_seed(mixed).u64(..)

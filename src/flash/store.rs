@@ -6,15 +6,20 @@
 //! and the next root makes that the pool. See FORMAT.md, "If power fails here".
 
 use super::change::Change;
+use super::check::CheckProgress;
 use super::layout::{BLOCK_BYTES, Plan, ROOT_OFFSETS, root_offset};
 use super::record::{self, Link, Log};
 use super::root::{Root, RootBlock, salt};
 use super::table::Table;
 use crate::base::checksum::crc32c;
 use crate::base::codec::Reader;
+use crate::base::units::MIB;
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
 use crate::io::disk::Errno;
+
+/// Bytes of metadata read between two steps of the progress.
+const READ_BYTES: u64 = 4 * MIB;
 
 /// Something wrong on the device, as `check` reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +72,7 @@ impl Store {
 
     /// Opens a pool: reads it, repairs single damaged copies, and makes durable what was read.
     pub(super) fn open(mut blocking: Blocking) -> Result<(Self, Table)> {
-        let inspection = inspect(&mut blocking)?;
+        let inspection = inspect(&mut blocking, &CheckProgress::default())?;
         let Inspection { root, table, findings, link, log_end, repairs } = inspection;
         for finding in &findings {
             log::warn!("pool {}: byte {}: {}", root.name, finding.offset, finding.text);
@@ -185,7 +190,7 @@ fn failed(what: &str, offset: u64, errno: Errno) -> Error {
 /// # Errors
 /// [`ErrorKind::Gone`]: there is no pool. [`ErrorKind::Unsupported`]: a newer version.
 /// [`ErrorKind::Corrupt`]: damage that the second copies do not make good; the message names it.
-pub(super) fn inspect(blocking: &mut Blocking) -> Result<Inspection> {
+pub(super) fn inspect(blocking: &mut Blocking, progress: &CheckProgress) -> Result<Inspection> {
     let mut findings = Vec::new();
     let mut repairs = Vec::new();
     let root = read_roots(blocking, &mut findings, &mut repairs)?;
@@ -200,7 +205,7 @@ pub(super) fn inspect(blocking: &mut Blocking) -> Result<Inspection> {
         );
         return Err(context(Error::new(ErrorKind::Corrupt, text)));
     }
-    let mut reader = Twins { blocking, findings, repairs };
+    let mut reader = Twins { blocking, progress, findings, repairs };
     let table = reader.table(&root).map_err(&context)?;
     let (table, log) = reader.log(&root, table).map_err(&context)?;
     table.check_whole(root.plan.entry_bytes_max()).map_err(&context)?;
@@ -262,14 +267,32 @@ fn read_roots(
     Ok(newest)
 }
 
+/// Bytes of one copy of the table, in whole blocks.
+fn table_read_bytes(root: &Root) -> u64 {
+    root.table_bytes.next_multiple_of(BLOCK_BYTES)
+}
+
 /// Reads what exists twice.
 struct Twins<'a> {
     blocking: &'a mut Blocking,
+    progress: &'a CheckProgress,
     findings: Vec<Finding>,
     repairs: Vec<(u64, Vec<u8>)>,
 }
 
 impl Twins<'_> {
+    /// `None`: it cannot be read.
+    fn read(&mut self, offset: u64, length: u64) -> Option<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length as usize);
+        while (bytes.len() as u64) < length {
+            let part = (length - bytes.len() as u64).min(READ_BYTES);
+            let at = offset + bytes.len() as u64;
+            bytes.extend(self.blocking.read(at, part as usize).ok()?);
+            self.progress.add(part);
+        }
+        Some(bytes)
+    }
+
     fn damaged(&mut self, offset: u64, text: String, good: Vec<u8>) {
         self.findings.push(Finding { offset, text, repairable: true });
         self.repairs.push((offset, good));
@@ -277,10 +300,10 @@ impl Twins<'_> {
 
     fn table(&mut self, root: &Root) -> Result<Table> {
         let metadata = root.plan.metadata()?;
-        let length = root.table_bytes.next_multiple_of(BLOCK_BYTES) as usize;
+        self.progress.begin(2 * (table_read_bytes(root) + root.plan.log_bytes));
         let offsets = root.table_offsets();
         let copies = offsets.map(|offset| {
-            let bytes = self.blocking.read(offset, length).ok()?;
+            let bytes = self.read(offset, table_read_bytes(root))?;
             let checksum = crc32c(0, bytes.get(..root.table_bytes as usize)?);
             (checksum == root.table_checksum).then_some(bytes)
         });
@@ -311,8 +334,7 @@ impl Twins<'_> {
 
     fn log(&mut self, root: &Root, mut table: Table) -> Result<(Table, Log)> {
         let offsets = root.log_offsets();
-        let length = root.plan.log_bytes as usize;
-        let copies = offsets.map(|offset| self.blocking.read(offset, length).ok());
+        let copies = offsets.map(|offset| self.read(offset, root.plan.log_bytes));
         let mut log = record::scan(&copies, first_link(root))
             .map_err(|error| error.context(format!("the log at byte {}", offsets[0])))?;
         for (sequence, changes) in log.records.drain(..) {

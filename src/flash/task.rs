@@ -10,8 +10,10 @@
 //! ```
 
 use super::extents::ExtentRange;
-use super::pool::ThinKind;
-use super::volume::{DISK, Direct, EXTENT_SECTORS, FlashVolume, Owner, count, slice, submit_flush};
+use super::holds::Owner;
+use super::places::EXTENT_SECTORS;
+use super::thin::ThinKind;
+use super::volume::{DISK, Direct, FlashVolume, count, slice, submit_flush};
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{PinnedBuffer, Segment, gather, scatter};
 use crate::io::disk::{Errno, Operation, OperationKind};
@@ -193,7 +195,7 @@ impl FlashVolume {
     fn map_all(&mut self, range: SectorRange) -> bool {
         let last = (range.start + range.count).div_ceil(EXTENT_SECTORS);
         let extents = range.start / EXTENT_SECTORS..last;
-        let missing: Vec<u64> = extents.filter(|extent| !self.is_mapped(*extent)).collect();
+        let missing: Vec<u64> = extents.filter(|extent| !self.places.is_mapped(*extent)).collect();
         if missing.is_empty() {
             return true;
         }
@@ -206,9 +208,8 @@ impl FlashVolume {
             .into_iter()
             .filter(|extent| !refused.contains(extent) && asked.insert(*extent))
             .collect();
-        if !ask.is_empty() && !self.keeper.send(ThinKind::Map(ask.clone())) {
-            ask.iter().for_each(|extent| _ = self.mapping.remove(extent));
-            self.refused.extend(ask);
+        if !ask.is_empty() {
+            self.keeper.send(ThinKind::Map(ask));
         }
         false
     }
@@ -226,7 +227,7 @@ impl FlashVolume {
         (start, at, range_end): (u64, u64, u64),
         io: &mut dyn Io,
     ) -> Begun {
-        let (place, end) = self.piece(at, range_end.min(at + self.bounce_sectors()));
+        let (place, end) = self.places.piece(at, range_end.min(at + self.bounce_sectors()));
         if self.is_held(at, end) {
             return Begun::Park;
         }
@@ -268,7 +269,7 @@ impl FlashVolume {
         let whole_end = self.whole_extents(at, range_end);
         if task.unmaps() && self.thin && whole_end > at {
             let mut extents = at / EXTENT_SECTORS..whole_end.div_ceil(EXTENT_SECTORS);
-            if !extents.any(|extent| self.is_mapped(extent)) {
+            if !extents.any(|extent| self.places.is_mapped(extent)) {
                 return Begun::Skip(whole_end);
             }
             task.step = Step::HoldUnmap { end: whole_end };
@@ -279,7 +280,7 @@ impl FlashVolume {
         if task.unmaps() && self.thin {
             limit = limit.min((at / EXTENT_SECTORS + 1) * EXTENT_SECTORS);
         }
-        let (place, end) = self.piece(at, limit);
+        let (place, end) = self.places.piece(at, limit);
         let Some(offset) = place else { return Begun::Skip(end) };
         let block = u64::from(self.geometry.block_bytes) / SECTOR_BYTES;
         let inner = (at.next_multiple_of(block), end - end % block);
@@ -401,7 +402,7 @@ impl FlashVolume {
         io: &mut dyn Io,
     ) {
         let (first, cover_end) = self.cover(at, end);
-        let offset = self.place(first).expect("a piece that is transferred has a place");
+        let offset = self.places.place(first).expect("a piece that is transferred has a place");
         let length = (cover_end - first) * SECTOR_BYTES;
         let buffer = task.buffer.as_ref().expect("taken before").segment();
         self.under_way(id, first, cover_end);
@@ -420,7 +421,7 @@ impl FlashVolume {
     pub(super) fn granted(&mut self, id: u32, io: &mut dyn Io) {
         let mut task = self.slots[id as usize].task.take().expect("only tasks ask for holds");
         match task.step {
-            Step::HoldMerge { end } if self.place(task.at).is_some() => {
+            Step::HoldMerge { end } if self.places.place(task.at).is_some() => {
                 count(&self.counters.merged, 1);
                 let at = task.at;
                 task.step = Step::Merge { end };
@@ -434,9 +435,7 @@ impl FlashVolume {
                 let extents = ExtentRange { start, count: end.div_ceil(EXTENT_SECTORS) - start };
                 task.step = Step::Unmap { end };
                 self.slots[id as usize].task = Some(task);
-                if !self.keeper.send(ThinKind::Unmap(vec![extents])) {
-                    self.unmapped(&[extents], false, io);
-                }
+                self.keeper.send(ThinKind::Unmap(vec![extents]));
             }
             Step::HoldUnmap { .. } => self.step_over(id, task, None, io),
             _ => unreachable!("only these steps wait for a hold"),

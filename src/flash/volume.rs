@@ -14,12 +14,13 @@
 //! - V5 every request is completed exactly once.
 
 use super::change::AllocationId;
-use super::extents::ExtentRange;
+use super::holds::{Hold, Owner};
 use super::keeper::ThinSender;
-use super::pool::ThinKind;
+use super::places::Places;
 use super::table::{Allocation, Run};
 use super::task::Task;
-use crate::base::units::{EXTENT_BYTES, SECTOR_BYTES};
+use super::thin::ThinKind;
+use crate::base::units::SECTOR_BYTES;
 use crate::base::{ErrorKind, Result};
 use crate::io::buffer::{PinnedBuffer, Segment};
 use crate::io::disk::{DiskGeometry, Errno, Operation, OperationKind};
@@ -33,11 +34,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A volume stands on one disk.
 pub(super) const DISK: DiskIndex = DiskIndex(0);
-
-/// In the map: the extent has no place yet and reads as zeros.
-const UNMAPPED: u32 = u32::MAX;
-
-pub(super) const EXTENT_SECTORS: u64 = EXTENT_BYTES / SECTOR_BYTES;
 
 /// What a thin volume does when the pool has no extent left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,21 +91,6 @@ pub(super) struct Slot {
     pub task: Option<Box<Task>>,
 }
 
-/// Sectors on which nothing new may start.
-pub(super) struct Hold {
-    pub first: u64,
-    pub end: u64,
-    pub owner: Owner,
-    /// Pieces under way and older holds that overlap; at zero the hold is granted.
-    pub blockers: u32,
-}
-
-pub(super) enum Owner {
-    Task(u32),
-    /// Taken by `grant` when it is called.
-    Shrink(Option<Box<dyn FnOnce() + Send>>),
-}
-
 /// See the module.
 pub struct FlashVolume {
     pub(super) id: AllocationId,
@@ -117,8 +98,7 @@ pub struct FlashVolume {
     pub(super) geometry: DiskGeometry,
     pub(super) keeper: ThinSender,
     pub(super) counters: Arc<VolumeCounters>,
-    /// Device extent of each extent of the volume.
-    map: Vec<u32>,
+    pub(super) places: Places,
     pub(super) sectors: u64,
     write_cache: bool,
     /// Offsets and lengths of the guest that need no care: below the block size in sectors.
@@ -164,7 +144,7 @@ impl FlashVolume {
             geometry,
             keeper,
             counters,
-            map: Vec::new(),
+            places: Places::default(),
             sectors: 0,
             write_cache: true,
             sector_mask: u64::from(geometry.block_bytes) / SECTOR_BYTES - 1,
@@ -182,46 +162,13 @@ impl FlashVolume {
             scratch: Vec::new(),
         };
         volume.set_size(allocation.size_bytes);
-        volume.learn(allocation.runs());
+        volume.places.learn(allocation.runs());
         volume
     }
 
-    fn set_size(&mut self, size_bytes: u64) {
+    pub(super) fn set_size(&mut self, size_bytes: u64) {
         self.sectors = size_bytes / SECTOR_BYTES;
-        self.map.resize(size_bytes.div_ceil(EXTENT_BYTES) as usize, UNMAPPED);
-    }
-
-    /// Takes over where extents are; what lies beyond the end is stale news.
-    fn learn(&mut self, runs: impl Iterator<Item = Run>) {
-        for run in runs {
-            for index in 0..run.count {
-                if let Some(place) = self.map.get_mut((run.logical + index) as usize) {
-                    *place = u32::try_from(run.physical + index).expect("POOL_BYTES_MAX");
-                }
-            }
-        }
-    }
-
-    /// Byte offset on the device of a sector of the volume.
-    pub(super) fn place(&self, sector: u64) -> Option<u64> {
-        let extent = *self.map.get((sector / EXTENT_SECTORS) as usize)?;
-        let inside = sector % EXTENT_SECTORS * SECTOR_BYTES;
-        (extent != UNMAPPED).then(|| u64::from(extent) * EXTENT_BYTES + inside)
-    }
-
-    pub(super) fn is_mapped(&self, extent: u64) -> bool {
-        self.map.get(extent as usize).is_some_and(|place| *place != UNMAPPED)
-    }
-
-    /// The longest part of `first..end` that begins at `first` and lies in one piece on the
-    /// device, or has no place throughout: its offset on the device, and its end.
-    pub(super) fn piece(&self, first: u64, end: u64) -> (Option<u64>, u64) {
-        let start = self.place(first);
-        let mut at = (first / EXTENT_SECTORS + 1) * EXTENT_SECTORS;
-        while at < end && self.place(at) == start.map(|start| start + (at - first) * SECTOR_BYTES) {
-            at += EXTENT_SECTORS;
-        }
-        (start, at.min(end))
+        self.places.resize(size_bytes);
     }
 
     /// Whether the drive can take the transfer as it is.
@@ -238,10 +185,6 @@ impl FlashVolume {
             && length & block_mask == 0
     }
 
-    pub(super) fn is_held(&self, first: u64, end: u64) -> bool {
-        self.holds.iter().any(|hold| hold.first < end && first < hold.end)
-    }
-
     /// A transfer that needs no care: one operation per piece, into the guest's own memory.
     pub(super) fn direct(
         &mut self,
@@ -254,14 +197,14 @@ impl FlashVolume {
         if !self.holds.is_empty() && self.is_held(first, end) {
             return Direct::Held;
         }
-        let (place, piece_end) = self.piece(first, end);
+        let (place, piece_end) = self.places.piece(first, end);
         if let (Some(offset), true) = (place, piece_end == end) {
             let length = range.count * SECTOR_BYTES;
             self.start(id, (first, end), kind);
             io.submit(DISK, Operation { kind, offset, length, segments }, id.into());
             return Direct::Submitted;
         }
-        if kind == OperationKind::Write && !self.all_mapped(first, end) {
+        if kind == OperationKind::Write && !self.places.all_mapped(first, end) {
             return Direct::Unmapped;
         }
         self.start(id, (first, end), kind);
@@ -269,7 +212,7 @@ impl FlashVolume {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut at = first;
         while at < end {
-            let (place, piece_end) = self.piece(at, end);
+            let (place, piece_end) = self.places.piece(at, end);
             let skip = ((at - first) * SECTOR_BYTES) as usize;
             let length = (piece_end - at) * SECTOR_BYTES;
             slice(segments, skip, length as usize, &mut scratch);
@@ -289,11 +232,6 @@ impl FlashVolume {
             self.finish(id, io);
         }
         Direct::Submitted
-    }
-
-    fn all_mapped(&self, first: u64, end: u64) -> bool {
-        let extents = first / EXTENT_SECTORS..end.div_ceil(EXTENT_SECTORS);
-        extents.clone().all(|extent| self.is_mapped(extent))
     }
 
     /// Notes an operation under way on `first..end`.
@@ -328,84 +266,6 @@ impl FlashVolume {
         io.complete(RequestId(id), outcome);
     }
 
-    /// Nothing is under way any more on the slot's sectors.
-    pub(super) fn piece_ended(&mut self, id: u32) {
-        let slot = &mut self.slots[id as usize];
-        let (first, end) = (slot.first, slot.end);
-        (slot.first, slot.end) = (0, 0);
-        if self.holds.is_empty() || std::mem::take(&mut slot.held) {
-            return;
-        }
-        for hold in self.holds.iter_mut().filter(|hold| hold.first < end && first < hold.end) {
-            hold.blockers -= 1;
-        }
-    }
-
-    /// Asks that nothing new starts on `first..end`; granted when what is there has ended.
-    pub(super) fn hold(&mut self, first: u64, end: u64, owner: Owner) {
-        let overlaps = |from: u64, to: u64| from < end && first < to;
-        let under_way =
-            |slot: &&Slot| slot.pending > 0 && !slot.held && overlaps(slot.first, slot.end);
-        let pieces = self.slots.iter().filter(under_way).count();
-        let older = self.holds.iter().filter(|hold| overlaps(hold.first, hold.end)).count();
-        self.holds.push(Hold { first, end, owner, blockers: (pieces + older) as u32 });
-    }
-
-    /// Lets go of the task's hold.
-    pub(super) fn release(&mut self, id: u32) {
-        let mine = |hold: &Hold| matches!(hold.owner, Owner::Task(owner) if owner == id);
-        let Some(index) = self.holds.iter().position(mine) else { return };
-        self.release_at(index);
-    }
-
-    fn release_at(&mut self, index: usize) {
-        let gone = self.holds.remove(index);
-        let younger = self.holds[index..].iter_mut();
-        for hold in younger.filter(|hold| hold.first < gone.end && gone.first < hold.end) {
-            hold.blockers -= 1;
-        }
-        self.retry = true;
-    }
-
-    /// Grants holds whose time has come and tries parked tasks again, until nothing moves.
-    fn settle(&mut self, io: &mut dyn Io) {
-        loop {
-            let ready = |hold: &Hold| match &hold.owner {
-                Owner::Task(id) => hold.blockers == 0 && !self.slots[*id as usize].held,
-                Owner::Shrink(_) => hold.blockers == 0,
-            };
-            if let Some(index) = self.holds.iter().position(ready) {
-                self.grant(index, io);
-            } else if std::mem::take(&mut self.retry) {
-                for id in std::mem::take(&mut self.parked) {
-                    self.resume(id, io);
-                }
-            } else {
-                return;
-            }
-        }
-    }
-
-    fn grant(&mut self, index: usize, io: &mut dyn Io) {
-        let hold = &mut self.holds[index];
-        match &mut hold.owner {
-            Owner::Task(id) => {
-                let id = *id;
-                self.slots[id as usize].held = true;
-                self.granted(id, io);
-            }
-            Owner::Shrink(done) => {
-                let done = done.take();
-                let sectors = hold.first;
-                self.set_size(sectors * SECTOR_BYTES);
-                self.release_at(index);
-                if let Some(done) = done {
-                    done();
-                }
-            }
-        }
-    }
-
     /// Whether every range lies in the volume as it is now: it may have shrunk since the caller
     /// looked.
     pub(super) fn is_inside(&self, ranges: &[SectorRange]) -> bool {
@@ -423,7 +283,7 @@ impl FlashVolume {
                 match reply {
                     Ok(runs) => {
                         count(&self.counters.extents_mapped, runs.len() as u64);
-                        self.learn(runs.into_iter());
+                        self.places.learn(runs.into_iter());
                     }
                     Err(error) => {
                         log::warn!("volume {}: {error}", self.id.0);
@@ -440,17 +300,9 @@ impl FlashVolume {
                 // the extents may be another's already.
                 let kept = reply.as_ref().is_err_and(|error| error.kind() == ErrorKind::Fenced);
                 for range in ranges.iter().filter(|_| !kept) {
-                    self.forget(*range);
+                    self.places.forget(*range);
                 }
                 self.unmapped(&ranges, reply.is_ok(), io);
-            }
-        }
-    }
-
-    fn forget(&mut self, range: ExtentRange) {
-        for extent in range.start..range.end() {
-            if let Some(place) = self.map.get_mut(extent as usize) {
-                *place = UNMAPPED;
             }
         }
     }
@@ -538,7 +390,7 @@ impl Volume for FlashVolume {
         match *message {
             VolumeMessage::Grown { size_bytes, runs } => {
                 self.set_size(size_bytes);
-                self.learn(runs.into_iter());
+                self.places.learn(runs.into_iter());
             }
             VolumeMessage::Shrink { size_bytes, done }
                 if size_bytes / SECTOR_BYTES >= self.sectors =>

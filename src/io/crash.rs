@@ -2,10 +2,10 @@
 //! have left (README.md, "What a power cut leaves").
 //!
 //! Crash points are the submission of every write, zero and discard and the completion of every
-//! flush and durable write. At each, an operation is *durable* if a successful flush was submitted after the
-//! operation completed and has itself completed; no failed flush may lie between. Every other one
-//! that was submitted is kept, dropped or torn at 512 bytes: all combinations when there are at
-//! most [`Explorer::exhaustive_max`] of them, else a seeded sample.
+//! flush and durable write. At each, an operation is *durable* if a successful flush was submitted
+//! after the operation completed and has itself completed; no failed flush may lie between. Every
+//! other one that was submitted is kept, dropped or torn at 512 bytes: all combinations when there
+//! are at most [`Explorer::exhaustive_max`] of them, else a seeded sample.
 
 use super::disk::{DiskGeometry, OperationKind};
 use super::sim::{Content, Logged, Recording, SECTOR_BYTES, SimDisk};

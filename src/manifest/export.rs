@@ -1,14 +1,14 @@
-//! What exists, as the manifest that wants it: for `-o yaml`, and to start a manifest from.
+//! What exists, as the manifest that wants it: to start one from, or to make it all anew elsewhere.
 
 use super::plan::{Actual, ActualPool, ActualVolume};
-use super::schema::API_VERSION;
+use super::schema::{API_VERSION, Device, POOL_BYTES_MIN};
 use super::settings::{Access, Limits, Principal, VolumeSettings};
-use crate::base::units::Bytes;
+use crate::base::units::{Bytes, EXTENT_BYTES};
 use serde_yaml::{Mapping, Value};
 use std::collections::BTreeMap;
 
 /// A manifest of all pools and machines, in the order of names; planning it against `actual` gives
-/// no step.
+/// no step, and on an empty host makes the same.
 pub fn to_yaml(actual: &Actual) -> String {
     let mut machines: BTreeMap<&str, Vec<&ActualVolume>> = BTreeMap::new();
     for volume in &actual.volumes {
@@ -44,7 +44,16 @@ fn document(kind: &str, name: &str, spec: Mapping) -> Mapping {
 }
 
 fn pool(pool: &ActualPool) -> Mapping {
-    mapping([("device", pool.device.to_string().into())])
+    let mut spec = mapping([("device", pool.device.to_string().into())]);
+    // A file that is missing is made with its size; one that a manifest cannot make has no size.
+    let made = pool.size_bytes >= POOL_BYTES_MIN && pool.size_bytes.is_multiple_of(EXTENT_BYTES);
+    if let Device::Path(path) = &pool.device
+        && !path.starts_with("/dev")
+        && made
+    {
+        spec.insert("size".into(), Bytes(pool.size_bytes).to_string().into());
+    }
+    spec
 }
 
 fn machine(volumes: &[&ActualVolume]) -> Mapping {

@@ -170,18 +170,12 @@ pub struct VolumeSeries<'a> {
 pub fn write_volumes(page: &mut Exposition, volumes: &[VolumeSeries<'_>]) {
     write_classes(page, volumes);
     type Value = fn(&VolumeSnapshot) -> u64;
-    let plain: [(&'static str, MetricKind, &str, Value); 5] = [
+    let plain: [(&'static str, MetricKind, &str, Value); 4] = [
         (
             "vflash_volume_in_flight_requests",
             MetricKind::Gauge,
             "Requests taken from the guest and not yet ended.",
             |volume| volume.in_flight,
-        ),
-        (
-            "vflash_volume_bounced_requests_total",
-            MetricKind::Counter,
-            "Requests copied because the drive cannot reach their memory as it lies.",
-            |volume| volume.bounced,
         ),
         (
             "vflash_volume_throttled_requests_total",

@@ -47,7 +47,6 @@ struct ClassMetrics {
 pub struct VolumeMetrics {
     classes: [ClassMetrics; OperationClass::COUNT],
     in_flight: AtomicU64,
-    bounced: AtomicU64,
     throttled: AtomicU64,
     malformed: AtomicU64,
     reconnects: AtomicU64,
@@ -77,12 +76,6 @@ impl VolumeMetrics {
         self.in_flight.store(requests, Relaxed);
     }
 
-    /// A request's memory had to be copied, because the drive cannot reach it as it lies.
-    #[inline]
-    pub fn bounced(&self) {
-        add(&self.bounced, 1);
-    }
-
     /// A request had to wait for the volume's limits.
     #[inline]
     pub fn throttled(&self) {
@@ -109,7 +102,6 @@ impl VolumeMetrics {
                 latency: class.latency.snapshot(),
             }),
             in_flight: self.in_flight.load(Relaxed),
-            bounced: self.bounced.load(Relaxed),
             throttled: self.throttled.load(Relaxed),
             malformed: self.malformed.load(Relaxed),
             reconnects: self.reconnects.load(Relaxed),
@@ -138,7 +130,6 @@ impl ClassSnapshot {
 pub struct VolumeSnapshot {
     classes: [ClassSnapshot; OperationClass::COUNT],
     pub in_flight: u64,
-    pub bounced: u64,
     pub throttled: u64,
     pub malformed: u64,
     pub reconnects: u64,
@@ -179,16 +170,14 @@ mod tests {
     #[test]
     fn the_other_counters_count() {
         let metrics = VolumeMetrics::new();
-        metrics.bounced();
         (0..2).for_each(|_| metrics.throttled());
         (0..3).for_each(|_| metrics.malformed());
         (0..4).for_each(|_| metrics.reconnected());
         metrics.set_in_flight(9);
         metrics.set_in_flight(5);
         let read = metrics.snapshot();
-        let counts =
-            (read.bounced, read.throttled, read.malformed, read.reconnects, read.in_flight);
-        assert_eq!(counts, (1, 2, 3, 4, 5));
+        let counts = (read.throttled, read.malformed, read.reconnects, read.in_flight);
+        assert_eq!(counts, (2, 3, 4, 5));
     }
 
     #[test]

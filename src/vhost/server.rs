@@ -11,13 +11,16 @@ use crate::qos::Limits;
 use crate::virtio::Device;
 use std::any::Any;
 use std::path::PathBuf;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How long an answer of the socket thread may take: it waits for requests under way.
 const QUIESCE_WAIT: Duration = Duration::from_secs(10);
+
+/// How long requests may take to end at a stop while others are held up for good.
+const HELD_UP_WAIT: Duration = Duration::from_secs(1);
 
 /// How many reactors, and where.
 #[derive(Clone, Debug, Default)]
@@ -113,15 +116,7 @@ impl Server {
     fn ask<R>(&self, command: impl FnOnce(Sender<R>) -> Command) -> Result<R> {
         let (reply, answer) = channel();
         self.shared.commands.send(command(reply));
-        answer.recv_timeout(QUIESCE_WAIT).map_err(|error| match error {
-            RecvTimeoutError::Disconnected => {
-                Error::new(ErrorKind::Gone, "the vhost-user server has stopped")
-            }
-            RecvTimeoutError::Timeout => {
-                let text = format!("requests are still under way after {QUIESCE_WAIT:?}");
-                Error::new(ErrorKind::Busy, text)
-            }
-        })
+        await_answer(&answer, QUIESCE_WAIT)
     }
 
     /// Serves `export` on its socket from now on, replacing a stale socket of that name.
@@ -167,11 +162,33 @@ impl Server {
     /// reconnect to the next daemon. [`ErrorKind::Busy`]: requests are held up (by a drive, or by a
     /// full pool); the process may end all the same, and the next daemon does them again.
     pub fn stop(self) -> Result<()> {
-        self.ask(|reply| Command::Stop { reply })?;
+        self.stop_unless(|| false)
+    }
+
+    /// As [`Server::stop`], but gives up sooner if requests are `held_up` by something that does
+    /// not come while the daemon stops.
+    pub fn stop_unless(self, held_up: impl Fn() -> bool) -> Result<()> {
+        let (reply, answer) = channel();
+        self.shared.commands.send(Command::Stop { reply });
+        await_answer(&answer, HELD_UP_WAIT).or_else(|error| match error.kind() {
+            ErrorKind::Busy if !held_up() => await_answer(&answer, QUIESCE_WAIT - HELD_UP_WAIT),
+            _ => Err(error),
+        })?;
         let threads = std::mem::take(&mut *self.shared.threads.lock().expect("never poisoned"));
         for thread in threads {
             thread.join().map_err(|_| Error::new(ErrorKind::Gone, "a data thread had failed"))?;
         }
         Ok(())
     }
+}
+
+fn await_answer<R>(answer: &Receiver<R>, wait: Duration) -> Result<R> {
+    answer.recv_timeout(wait).map_err(|error| match error {
+        RecvTimeoutError::Disconnected => {
+            Error::new(ErrorKind::Gone, "the vhost-user server has stopped")
+        }
+        RecvTimeoutError::Timeout => {
+            Error::new(ErrorKind::Busy, format!("requests are still under way after {wait:?}"))
+        }
+    })
 }

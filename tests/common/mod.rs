@@ -1,5 +1,7 @@
 //! A daemon in this process: a pool in a file, its volumes served, and front ends for them.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
@@ -13,7 +15,6 @@ use vflash::io::file::{FileDisk, Preallocation};
 use vflash::metrics::VolumeMetrics;
 use vflash::qos::Limits;
 use vflash::vhost::{Export, ExportEvent, ExportId, Server, ServerOptions};
-use vflash::virtio;
 use vflash_bench::device::{Device, DeviceOptions};
 use vflash_bench::runner::{Mix, Runner, Workload};
 
@@ -58,6 +59,16 @@ impl Daemon {
 
     /// Makes a volume of `size_bytes` and serves it.
     pub(crate) fn serve(&self, name: &str, size_bytes: u64, thin: bool) -> Served {
+        self.serve_limited(name, size_bytes, thin, Limits::default())
+    }
+
+    pub(crate) fn serve_limited(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        thin: bool,
+        limits: Limits,
+    ) -> Served {
         let new = NewAllocation {
             name: format!("vm/{name}"),
             size_bytes,
@@ -86,6 +97,7 @@ impl Daemon {
             .add(Export {
                 disks: vec![self.target.clone()],
                 metrics: metrics.clone(),
+                limits,
                 events: Arc::new(move |event| _ = sender.send(event)),
                 ..export
             })
@@ -101,26 +113,8 @@ pub(crate) fn export(
     capacity_sectors: u64,
     volume: Box<dyn vflash::io::volume::Volume>,
 ) -> Export {
-    Export {
-        name: "vm/volume".into(),
-        socket: socket.into(),
-        access: Default::default(),
-        device: virtio::Device {
-            capacity_sectors,
-            block_bytes: 512,
-            optimal_bytes: 4096,
-            read_only: false,
-            discard: true,
-            serial: "vflash-nv-test".into(),
-            queues: 4,
-        },
-        write_cache: true,
-        volume,
-        disks: vec![DiskTarget::Null { size_bytes: capacity_sectors * 512 }],
-        limits: Limits::default(),
-        metrics: Arc::new(VolumeMetrics::new()),
-        events: Arc::new(|_| {}),
-    }
+    let target = DiskTarget::Null { size_bytes: capacity_sectors * 512 };
+    vflash_bench::serve::export(socket, target, volume)
 }
 
 /// A front end with `queues` queues of `depth`.

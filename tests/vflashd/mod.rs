@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use vflash_bench::device::{Device, DeviceOptions};
 
 /// For anything that takes moments.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -46,12 +47,26 @@ impl Vflashd {
 
     /// Starts the process and waits until it serves what it served before.
     pub(crate) fn run(&mut self, arguments: &[&str]) {
+        self.begin(arguments);
+        self.await_service();
+    }
+
+    /// Starts the process.
+    pub(crate) fn begin(&mut self, arguments: &[&str]) {
         let log = std::fs::File::create(self.path("log")).unwrap();
         let child = self.command().args(arguments).stderr(log).spawn().unwrap();
         self.child = Some(child);
+    }
+
+    /// It answers, but does not serve everything yet.
+    pub(crate) fn is_starting(&self) -> bool {
+        let answer = self.send("GET", "/healthz", "");
+        answer.is_ok_and(|(_, body)| body.contains("\"state\":\"starting\""))
+    }
+
+    pub(crate) fn await_service(&self) {
         let deadline = Instant::now() + SOON;
-        let starts = |answer: &str| answer.contains("\"state\":\"starting\"");
-        while self.send("GET", "/healthz", "").map_or(true, |(_, body)| starts(&body)) {
+        while self.is_starting() || self.send("GET", "/healthz", "").is_err() {
             assert!(Instant::now() < deadline, "no API: {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -153,6 +168,21 @@ impl Drop for Vflashd {
             self.kill();
         }
     }
+}
+
+/// Asks until the answer is as it should be.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A front end of a volume, with one queue.
+pub(crate) fn attach(daemon: &Vflashd, volume: &str) -> Device {
+    let socket = daemon.run_dir().join(format!("{volume}.sock"));
+    Device::open(DeviceOptions { connect_timeout: SOON, ..DeviceOptions::new(&socket) }).unwrap()
 }
 
 /// Status and body of an answer.

@@ -4,7 +4,7 @@
 use crate::Result;
 use crate::frontend::{DRIVER_FEATURES, EVENT_INDEX, Frontend, INDIRECT};
 use crate::memory::GuestMemory;
-use crate::queue::{Layout, Queue, Shape, Waiting};
+use crate::queue::{Layout, Queue, Shape, Waiting, sleep};
 use crate::report::{ViolationKind, violation};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -179,6 +179,23 @@ impl Device {
         }
         self.connection = None;
         Ok(())
+    }
+
+    /// Waits until `count` requests of the first queue have ended, at most `patience` for each one
+    /// after the other; their status bytes, as they came.
+    pub fn await_ended(&mut self, count: usize, patience: Duration) -> Result<Vec<u8>> {
+        let mut completed = Vec::new();
+        while completed.len() < count {
+            if !self.queues[0].arm(&self.memory) && !sleep(&self.queues, patience)? {
+                let ended = completed.len();
+                return Err(format!(
+                    "{ended} of {count} requests ended, then {patience:?} no other"
+                )
+                .into());
+            }
+            self.queues[0].completed(&self.memory, &mut completed)?;
+        }
+        Ok(completed.iter().map(|one| one.status).collect())
     }
 
     /// The front end's end of the connection, for messages that this type does not send.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use vflash::base::units::Bytes;
 use vflash_bench::device::DeviceOptions;
 use vflash_bench::kill::{self, KillOptions, KillReport};
+use vflash_bench::limits::{self, Limited};
 use vflash_bench::load::{self, LoadOptions};
 use vflash_bench::queue::Waiting;
 use vflash_bench::runner::{Mix, Workload};
@@ -37,6 +38,8 @@ enum Command {
     },
     /// Connect to sockets, stay idle for a while, and measure what the server uses
     Idle(IdleArguments),
+    /// Ask for more than limits allow, and measure how near to them it comes; fails beyond 5 %
+    Limits(LimitsArguments),
     /// Serve a file to try the client on, honestly or not
     Serve(ServeArguments),
 }
@@ -181,6 +184,23 @@ struct IdleArguments {
 }
 
 #[derive(Args)]
+struct LimitsArguments {
+    /// The socket of a volume that has the limits given here [default: a null volume of our own,
+    /// served with each of a list of limits]
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// Requests per second that the volume is limited to
+    #[arg(long, requires = "socket")]
+    iops: Option<u64>,
+    /// Bytes per second that the volume is limited to
+    #[arg(long, requires = "socket", value_parser = Bytes::parse)]
+    bandwidth: Option<Bytes>,
+    /// Seconds to measure each
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+    runtime: f64,
+}
+
+#[derive(Args)]
 struct ServeArguments {
     /// Where to listen
     #[arg(long)]
@@ -284,12 +304,28 @@ fn idle(arguments: &IdleArguments) -> Outcome {
     Ok((serde_json::to_string(&report)?, true))
 }
 
+/// One line for each limit.
+fn measure_limits(arguments: &LimitsArguments) -> Outcome {
+    let runtime = Duration::from_secs_f64(arguments.runtime);
+    let (iops, bandwidth) = (arguments.iops, arguments.bandwidth.map(|bytes| bytes.0));
+    let reports = match &arguments.socket {
+        Some(_) if iops.is_none() && bandwidth.is_none() => {
+            return Err("say what the volume is limited to: --iops, --bandwidth or both".into());
+        }
+        Some(socket) => vec![limits::measure(socket, Limited::new(iops, bandwidth), runtime)?],
+        None => limits::measure_all(runtime)?,
+    };
+    let lines: Result<Vec<String>, _> = reports.iter().map(serde_json::to_string).collect();
+    Ok((lines?.join("\n"), reports.iter().all(limits::LimitReport::passed)))
+}
+
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Load(arguments) => load(&arguments),
         Command::Kill(arguments) => kill(arguments),
         Command::Fill { socket } => fill(&socket),
         Command::Idle(arguments) => idle(&arguments),
+        Command::Limits(arguments) => measure_limits(&arguments),
         Command::Serve(ServeArguments { socket, file, size, lie }) => {
             serve(&socket, &file, size.0, lie).map(|()| (String::new(), true))
         }

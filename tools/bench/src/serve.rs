@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use vflash::io::buffer::{AlignedBuffer, Segment, gather, total_bytes};
-use vflash::io::disk::{Errno, Operation, OperationKind};
+use vflash::io::disk::{DiskTarget, Errno, Operation, OperationKind};
 use vflash::io::file::{FileDisk, Preallocation};
 use vflash::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
 use vflash::vhost::{Export, Server, ServerOptions, SocketAccess};
@@ -124,17 +124,16 @@ impl Volume for FileVolume {
     }
 }
 
-/// Serves `file`, made with `size_bytes` if it is not there, on `socket` until the process is
-/// killed.
-pub fn serve(socket: &Path, file: &Path, size_bytes: u64, lie: Option<Lie>) -> Result<()> {
-    let disk = match file.exists() {
-        true => FileDisk::open(file, Duration::from_secs(10))?,
-        false => FileDisk::create(file, size_bytes, Preallocation::Reserved)?,
-    };
-    let target = disk.target();
+/// A disk as a volume that does what it is asked, but for lies.
+pub fn file_volume(lie: Option<Lie>) -> Box<dyn Volume> {
+    let outstanding = HashMap::new();
+    Box::new(FileVolume { lie, writes: 0, outstanding, kept: None, repeated: None })
+}
+
+/// An export of a volume on `target`, with nothing special about it.
+pub fn export(socket: &Path, target: DiskTarget, volume: Box<dyn Volume>) -> Export {
     let geometry = target.geometry();
-    let server = Server::start(&ServerOptions { reactors: 1, cpus: vec![] })?;
-    server.add(Export {
+    Export {
         name: "bench/file".into(),
         socket: socket.into(),
         access: SocketAccess::default(),
@@ -148,18 +147,23 @@ pub fn serve(socket: &Path, file: &Path, size_bytes: u64, lie: Option<Lie>) -> R
             queues: 4,
         },
         write_cache: true,
-        volume: Box::new(FileVolume {
-            lie,
-            writes: 0,
-            outstanding: HashMap::new(),
-            kept: None,
-            repeated: None,
-        }),
+        volume,
         disks: vec![target],
         limits: Default::default(),
         metrics: Arc::default(),
         events: Arc::new(|_| {}),
-    })?;
+    }
+}
+
+/// Serves `file`, made with `size_bytes` if it is not there, on `socket` until the process is
+/// killed.
+pub fn serve(socket: &Path, file: &Path, size_bytes: u64, lie: Option<Lie>) -> Result<()> {
+    let disk = match file.exists() {
+        true => FileDisk::open(file, Duration::from_secs(10))?,
+        false => FileDisk::create(file, size_bytes, Preallocation::Reserved)?,
+    };
+    let server = Server::start(&ServerOptions { reactors: 1, cpus: vec![] })?;
+    server.add(export(socket, disk.target(), file_volume(lie)))?;
     loop {
         std::thread::park();
     }

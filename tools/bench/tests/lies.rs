@@ -415,25 +415,21 @@ fn a_lost_request_and_a_lost_interrupt_are_told_apart() {
 
 #[test]
 fn a_rate_is_held_and_latency_counts_from_when_a_request_was_due() {
-    let report = against(Lie::None, |socket| {
-        let mut options = load(Waiting::Sleep, false, false, socket);
-        options.runtime = Duration::from_millis(500);
-        options.operations_max = None;
-        options.rate = Some(2000.0);
-        run(&options)
-    });
-    let report = report.unwrap();
+    let at_rate = |rate| {
+        let report = against(Lie::None, |socket| {
+            let mut options = load(Waiting::Sleep, false, false, socket);
+            options.runtime = Duration::from_millis(500);
+            options.operations_max = None;
+            options.rate = Some(rate);
+            run(&options)
+        });
+        report.unwrap()
+    };
+    let report = at_rate(2000.0);
     // Never faster; on a busy machine the last requests may not be done when time is up.
     assert!((0.7..1.02).contains(&(report.iops / 2000.0)), "{report:?}");
 
     // Far more is asked for than can be done: the requests wait their turn.
-    let report = against(Lie::None, |socket| {
-        let mut options = load(Waiting::Sleep, false, false, socket);
-        options.runtime = Duration::from_millis(500);
-        options.operations_max = None;
-        options.rate = Some(1e8);
-        run(&options)
-    });
-    let report = report.unwrap();
+    let report = at_rate(1e8);
     assert!(report.latency_p99_us > 100_000.0, "{report:?}");
 }

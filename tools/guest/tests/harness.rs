@@ -12,15 +12,31 @@ use vflash_guest::storage_daemon::StorageDaemon;
 const LIMIT: Duration = Duration::from_secs(60);
 const DISK_BYTES: u64 = 64 << 20;
 
+/// A guest on a disk of qemu-storage-daemon.
+struct Rig {
+    guest: Guest,
+    file: File,
+    _daemon: StorageDaemon,
+    _directory: tempfile::TempDir,
+}
+
+impl Rig {
+    fn boot() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        let file = File::create(&path).unwrap();
+        file.set_len(DISK_BYTES).unwrap();
+        let daemon = StorageDaemon::start(directory.path(), &path).unwrap();
+        let config = GuestConfig { disks: vec![daemon.socket()], ..GuestConfig::default() };
+        let guest = Guest::boot(&config).unwrap();
+        Self { guest, file, _daemon: daemon, _directory: directory }
+    }
+}
+
 #[test]
 fn the_agent_finds_good_data_good_and_bad_data_bad() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("disk");
-    let file = File::create(&path).unwrap();
-    file.set_len(DISK_BYTES).unwrap();
-    let daemon = StorageDaemon::start(directory.path(), &path).unwrap();
-    let config = GuestConfig { disks: vec![daemon.socket()], ..GuestConfig::default() };
-    let mut guest = Guest::boot(&config).unwrap();
+    let mut rig = Rig::boot();
+    let Rig { guest, file, .. } = &mut rig;
     let mut ask = |command: &str| guest.command(command, LIMIT).unwrap();
 
     assert_eq!(ask("info vda").number("size").unwrap(), DISK_BYTES);
@@ -37,13 +53,8 @@ fn the_agent_finds_good_data_good_and_bad_data_bad() {
 
 #[test]
 fn a_load_counts_what_the_disk_lost() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("disk");
-    let file = File::create(&path).unwrap();
-    file.set_len(DISK_BYTES).unwrap();
-    let daemon = StorageDaemon::start(directory.path(), &path).unwrap();
-    let config = GuestConfig { disks: vec![daemon.socket()], ..GuestConfig::default() };
-    let mut guest = Guest::boot(&config).unwrap();
+    let mut rig = Rig::boot();
+    let Rig { guest, file, .. } = &mut rig;
     let bytes = 4 << 20;
     let start = format!("load-start vda bytes={bytes} depth=16 block=4096 run=5");
     guest.command(&start, LIMIT).unwrap();

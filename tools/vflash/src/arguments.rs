@@ -50,6 +50,8 @@ pub(crate) enum Verb {
         /// A pool's name, or VM/VOLUME
         object: String,
     },
+    /// Print a manifest that makes anew what there is
+    Export,
     /// Show how the daemon is
     Status,
     /// Grow or shrink a volume, attached or not
@@ -242,6 +244,21 @@ pub(crate) enum PoolVerb {
     },
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Preallocate {
+    Reserved,
+    Written,
+}
+
+impl From<Preallocate> for api::Preallocation {
+    fn from(preallocate: Preallocate) -> Self {
+        match preallocate {
+            Preallocate::Reserved => Self::Reserved,
+            Preallocate::Written => Self::Written,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct CreateArguments {
     /// The pool's name
@@ -252,6 +269,11 @@ pub(crate) struct CreateArguments {
     /// Create the file with this size
     #[arg(long, value_parser = Bytes::parse)]
     pub size: Option<Bytes>,
+    /// Reserve the new file's space, or write zeros over it: slow once, and then no write is slower
+    /// for being the first to its block
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Preallocate::Reserved)]
+    #[arg(requires = "size")]
+    pub preallocate: Preallocate,
     /// Only write the pool; do not ask a daemon to serve it
     #[arg(long)]
     pub offline: bool,

@@ -48,6 +48,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Delete(delete) => verbs::delete(&client, output, &delete),
         Verb::Get(get) => verbs::get(&client, output, &get),
         Verb::Describe { object } => verbs::describe(&client, output, &object),
+        Verb::Export => verbs::export(&client, output),
         Verb::Status => verbs::status(&client, output),
         Verb::Resize(resize) => verbs::resize(&client, output, &resize),
         Verb::Reclaim(reclaim) => verbs::reclaim(&client, output, &reclaim),

@@ -142,9 +142,22 @@ impl Progress {
         Self { terminal: std::io::stderr().is_terminal() }
     }
 
+    /// Somebody sees it.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.terminal
+    }
+
     pub(crate) fn show(&self, text: &str) {
         if self.terminal {
             eprint!("\r\x1b[K{text}");
+        }
+    }
+
+    /// The last line, which stays.
+    pub(crate) fn end(self, text: &str) {
+        self.show(text);
+        if self.terminal {
+            eprintln!();
         }
     }
 }

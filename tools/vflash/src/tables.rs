@@ -59,6 +59,9 @@ pub(crate) fn pool(pool: &Pool) -> String {
         table.pair("Promised", size(space.provisioned_bytes));
         table.pair("Watermark", space.watermark);
     }
+    if pool.waiting_requests > 0 {
+        table.pair("Waiting for space", format!("{} requests", pool.waiting_requests));
+    }
     table.pair("Scrubbed since start", size(pool.scrubbed_bytes));
     table.pair("Volumes", pool.volumes);
     table.render()
@@ -104,6 +107,7 @@ pub(crate) fn volume(volume: &Volume) -> String {
     let by = volume.peer_pid.map_or(String::new(), |pid| format!(", process {pid}"));
     table.pair("Attached", yes_no(volume.attached) + &by);
     table.pair("Queues running", volume.queues_running);
+    table.pair("Bounced pieces", volume.bounced_pieces);
     table.pair("Write cache", if volume.write_cache { "on" } else { "off" });
     let mut operations = Table::new(&["  OPERATION", "COUNT", "BYTES", "ERRORS"]);
     for counted in &volume.operations {

@@ -5,13 +5,13 @@ use crate::arguments::{
     ReclaimArguments, ResizeArguments,
 };
 use crate::client::{Client, pool_path, volume_path};
-use crate::output::print;
+use crate::output::{print, write};
 use crate::tables;
 use std::io::Read;
 use std::path::PathBuf;
 use vflash::control::api::{
-    BODY_BYTES_MAX, Change, ErrorCode, Failure, Mistake, Plan, Pool, Pools, Reclaim, Resize,
-    Source, Status, Volume, Volumes,
+    BODY_BYTES_MAX, Change, ErrorCode, Failure, Manifest, Mistake, Plan, Pool, Pools, Reclaim,
+    Resize, Source, Status, Volume, Volumes,
 };
 use vflash::manifest;
 
@@ -126,6 +126,15 @@ pub(crate) fn describe(client: &Client, format: Format, object: &str) -> Result<
     } else {
         let pool: Pool = client.get(&pool_path(object)?)?;
         print(format, &pool, tables::pool)
+    }
+}
+
+/// The manifest itself, unless it is asked for as a value of the API.
+pub(crate) fn export(client: &Client, format: Format) -> Result<()> {
+    let manifest: Manifest = client.get("/v1/manifest")?;
+    match format {
+        Format::Json => print(format, &manifest, |_| String::new()),
+        Format::Table | Format::Yaml => write(&manifest.text),
     }
 }
 

@@ -21,13 +21,14 @@ fn same_as_golden(name: &str, text: &str) {
 }
 
 /// Every verb, as help lists them.
-const VERBS: [&[&str]; 20] = [
+const VERBS: [&[&str]; 21] = [
     &[],
     &["apply"],
     &["diff"],
     &["delete"],
     &["get"],
     &["describe"],
+    &["export"],
     &["status"],
     &["resize"],
     &["reclaim"],
@@ -93,6 +94,13 @@ fn tables_are_as_written() {
     same_as_golden("describe-volume", &steady(&daemon.says(&["describe", "web-1/scratch"])));
     same_as_golden("volume-yaml", &steady(&daemon.says(&["describe", "web-1/root", "-o", "yaml"])));
     same_as_golden("pool-check", &daemon.says(&["pool", "check", "p0"]));
+    let exported = daemon.says(&["export"]);
+    same_as_golden("export", &exported);
+    let again = daemon.path("exported.yaml");
+    let folder = daemon.folder.path().canonicalize().unwrap();
+    std::fs::write(&again, exported.replace("DIR", folder.to_str().unwrap())).unwrap();
+    let diff = daemon.says(&["diff", "-f", again.to_str().unwrap()]);
+    assert_eq!(diff, "Nothing to do: what is wanted is there.\n");
     same_as_golden("resize", &daemon.says(&["resize", "web-1/root", "2GiB"]));
     for hypervisor in ["qemu", "cloud-hypervisor", "libvirt"] {
         let text = daemon.says(&["attach", "web-1/root", "--print", hypervisor]);

@@ -31,6 +31,15 @@ fn a_pool_is_made_and_checked_without_a_daemon() {
     assert!(String::from_utf8_lossy(&again.stderr).contains("pool p0"), "{again:?}");
     let yes = run(folder.path(), &[&create[..], &["--yes"]].concat());
     assert!(yes.status.success(), "{yes:?}");
+    let written = ["pool", "create", "p1", "full", "--size", "32MiB", "--preallocate", "written"];
+    let made = run(folder.path(), &written);
+    assert!(made.status.success(), "{made:?}");
+    // What is reserved but was never written counts as a hole.
+    let hole = |name: &str| {
+        let file = std::fs::File::open(folder.path().join(name)).unwrap();
+        nix::unistd::lseek(file, 12 << 20, nix::unistd::Whence::SeekHole).unwrap()
+    };
+    assert_eq!((hole("pool"), hole("full")), (12 << 20, 32 << 20));
     // One copy of each root is lost: the others hold all, and the next opening repairs it.
     let file = std::fs::File::options().write(true).open(folder.path().join("pool")).unwrap();
     for offset in [64 << 10, 320 << 10] {
