@@ -20,19 +20,22 @@
 //! - D4 ordered: no group holds records of two epochs.
 //! - D5 nothing is written that was not verified, and nothing behind a record that failed to be.
 
-use super::drain_policy::{Dirty, Pace};
-use super::drain_read::{LogReader, Next, READS_MAX};
-use super::merge::{CHUNK_BYTES, Content, Limits, Merged, Packed, Span};
+mod gather;
+mod policy;
+mod read;
+mod write;
+
+use super::merge::{Limits, Merged, Packed};
 use super::order::{Points, Refusal};
-use super::record::{Batch, Entry, Kind, piece_checksum};
-use crate::backing::group::GroupWriter;
-use crate::backing::redo::{ENTRY_BYTES, GroupId, Layout, Span as GroupSpan};
-use crate::backing::stamp::{DrainMode, Point, Stamp, State as StampState};
+use crate::backing::redo::{ENTRY_BYTES, Layout};
+use crate::backing::stamp::{DrainMode, Stamp};
 use crate::base::clock::Nanos;
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{PinnedBuffer, Segment};
 use crate::io::disk::{DiskGeometry, Errno, Operation, OperationKind};
 use crate::io::volume::DiskIndex;
+use policy::{Dirty, Pace};
+use read::{LogReader, READS_MAX};
 use std::time::Duration;
 
 const BACKING: DiskIndex = DiskIndex(1);
@@ -44,12 +47,6 @@ const TOKEN_FIRST: u32 = TOKEN_ROOT + 1;
 
 /// Tokens of a drainer are below this.
 pub const DRAIN_TOKENS: u32 = 1 << 24;
-
-/// A range of zeros is given to the backing in parts of this many sectors: 1 GiB.
-const ZERO_SECTORS_MAX: u64 = 1 << 21;
-
-/// A record that cannot be read or verified is read so many times before it counts as lost.
-const READ_ATTEMPTS: u32 = 3;
 
 /// The pause after the first failure; it doubles up to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);

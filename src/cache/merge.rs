@@ -71,10 +71,6 @@ impl Merged {
         Self { spans: BTreeMap::new(), data: Vec::new(), limits }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.spans.is_empty()
-    }
-
     fn used_sectors(&self) -> u64 {
         self.data.len() as u64 / SECTOR_BYTES
     }
@@ -89,6 +85,11 @@ impl Merged {
     pub(super) fn release(&mut self) {
         self.clear();
         self.data = Vec::new();
+    }
+
+    /// More than half of the room for data is taken.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.data.len() as u64 > self.limits.data_bytes / 2
     }
 
     /// Whether a write of `count` sectors, or a range of zeros if that is 0, surely fits.

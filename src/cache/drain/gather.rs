@@ -1,8 +1,9 @@
 //! Gathering a group: records from the log, verified, in order of their WONs.
 
-use super::drain::{Drainer, DrainHost, Group, State};
-use super::drain_read::Next;
-use super::record::{Batch, Entry, Kind, piece_checksum};
+use super::read::Next;
+use super::{DrainHost, Drainer, Group, State};
+use crate::cache::record::{Batch, Entry, Kind, piece_checksum};
+use crate::backing::stamp::DrainMode;
 use crate::base::units::SECTOR_BYTES;
 use crate::io::disk::Errno;
 
@@ -108,7 +109,7 @@ impl Drainer {
     fn take_batch(&mut self, length: usize) -> Taken {
         let (bytes, salt) = self.reader.batch(length);
         let batch = Batch::decode(bytes, salt).expect("the reader has decoded it");
-        let grouped = self.options.mode == crate::backing::stamp::DrainMode::Grouped;
+        let grouped = self.options.mode == DrainMode::Grouped;
         let group = &mut self.group;
         for (index, entry) in batch.entries().enumerate().skip(usize::from(group.taken)) {
             if entry.kind == Kind::Mark || entry.won <= group.from {

@@ -1,7 +1,7 @@
 //! Reading the log for draining: in order, with read-ahead, a batch at a time.
 
-use super::drain::{DrainHost, LogCursor, LogStretch};
-use super::record::{Bad, Batch};
+use super::{DrainHost, LogCursor, LogStretch};
+use crate::cache::record::{Bad, Batch};
 use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Errno, Operation, OperationKind};
 use crate::io::volume::DiskIndex;

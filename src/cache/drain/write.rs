@@ -1,12 +1,12 @@
 //! What the drainer's states write: the group to the sidecar, the group to the backing, the stamp.
 
-use super::drain::{BACKING, Drainer, DrainHost, Planned, SIDECAR};
-use super::merge::{CHUNK_BYTES, Content, Span};
+use super::{BACKING, DrainHost, Drainer, Planned, SIDECAR};
 use crate::backing::group::GroupWriter;
 use crate::backing::redo::{BLOCK_BYTES, GroupId, Span as GroupSpan};
-use crate::backing::stamp::{DrainMode, Point, State as StampState};
+use crate::backing::stamp::{Point, State as StampState};
 use crate::base::clock::Nanos;
 use crate::base::units::SECTOR_BYTES;
+use crate::cache::merge::{CHUNK_BYTES, Content, Span};
 use crate::io::buffer::{PinnedBuffer, Segment};
 use crate::io::disk::OperationKind;
 use crate::io::volume::DiskIndex;
@@ -190,10 +190,5 @@ impl Drainer {
             self.push(SIDECAR, OperationKind::Write, offset, vec![block]);
         }
         self.stamp = Some(stamp);
-    }
-
-    /// Groups are told from ordered epochs by what the sidecar holds.
-    pub(super) fn is_grouped(&self) -> bool {
-        self.options.mode == DrainMode::Grouped
     }
 }
