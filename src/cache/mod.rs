@@ -9,6 +9,7 @@ pub mod header;
 pub mod index;
 pub mod layout;
 mod merge;
+pub mod model;
 pub mod order;
 pub mod place;
 pub mod record;
