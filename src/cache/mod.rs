@@ -4,8 +4,12 @@
 //! `segment`, [`recover`], then the disk while it runs: `staging`, `journal`, `read`, [`disk`].
 
 mod cursor;
+pub mod drain;
 pub mod header;
+pub mod index;
 pub mod layout;
+mod merge;
+pub mod order;
 pub mod place;
 pub mod record;
 pub mod root;
