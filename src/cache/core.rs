@@ -37,6 +37,8 @@ pub(super) enum Token {
     Summary,
     /// A write past the log.
     Around,
+    /// A flush of the backing between two modes.
+    Change,
     Drain,
 }
 
@@ -56,6 +58,7 @@ impl Token {
             Self::Flush,
             Self::Summary,
             Self::Around,
+            Self::Change,
             Self::Drain,
         ];
         let kind = kinds[(token >> TOKEN_SHIFT) as usize];

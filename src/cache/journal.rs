@@ -55,7 +55,7 @@ pub(super) enum Pending {
 }
 
 /// A record of the batch that is being planned.
-struct Pick {
+pub(super) struct Pick {
     slot: u32,
     range: usize,
     start: u64,
@@ -253,9 +253,9 @@ impl Journal {
         }
     }
 
-    /// Nothing waits, is under way or is owed an answer.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.is_idle() && self.acks.is_empty() && self.flush.is_none()
+    /// Nothing is under way or owed an answer, and all that counts is durable.
+    pub(super) fn is_settled(&self) -> bool {
+        self.order.is_empty() && self.acks.is_empty() && self.is_durable() && self.flush.is_none()
     }
 
     /// Nothing waits to be appended.
@@ -365,6 +365,7 @@ impl Core {
         for at in 0..journal.pending.len() {
             let id = match &journal.pending[at] {
                 Pending::Request(id) => *id,
+                Pending::Mark(_) if self.switching => break,
                 Pending::Mark(name) => {
                     let with = plan.mark(name.as_bytes());
                     if !journal.fits(with, shape) {
@@ -376,6 +377,9 @@ impl Core {
                 }
             };
             let slot = &self.slots[id as usize];
+            if self.switching && slot.done == 0 {
+                break;
+            }
             let edge = journal.strict || (journal.edge && picks.is_empty());
             let edge = edge && slot.done == 0;
             if slot.kind != Some(RequestKind::Write) {

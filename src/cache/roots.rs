@@ -15,10 +15,10 @@ const ATTEMPTS_MAX: u32 = 5;
 pub(super) enum RootWish {
     /// The drainer, for its position.
     Drain { token: u32 },
-    /// The mode change in progress.
-    Mode,
-    /// The clean detach in progress.
-    Close,
+    /// The mode change or detach in progress.
+    Change,
+    /// An operator's wish.
+    Checkpoint,
 }
 
 /// See the module.
