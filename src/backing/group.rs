@@ -5,8 +5,7 @@
 //! the group is complete. Table and header come last. Nothing but the table is held here.
 
 use super::redo::{
-    BLOCK_BYTES, Content, ENTRY_BYTES, ENTRY_SECTORS_MAX, Entry, GroupHeader, GroupId, Layout,
-    Span,
+    BLOCK_BYTES, Content, ENTRY_BYTES, ENTRY_SECTORS_MAX, Entry, GroupHeader, GroupId, Layout, Span,
 };
 use crate::base::checksum::crc32c;
 use crate::base::codec::Writer;

@@ -96,11 +96,7 @@ impl Identity {
         Self { kind: Kind::Nbd, size_bytes, block_bytes, fingerprint }
     }
 
-    pub(super) fn of_file(
-        file: &File,
-        size_bytes: u64,
-        block_bytes: u32,
-    ) -> std::io::Result<Self> {
+    pub(super) fn of_file(file: &File, size_bytes: u64, block_bytes: u32) -> std::io::Result<Self> {
         let metadata = file.metadata()?;
         if metadata.file_type().is_block_device() {
             let fingerprint = world_wide_name(metadata.rdev()).map_or([0; 2], |name| hash(&name));

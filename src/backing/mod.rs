@@ -14,3 +14,6 @@ pub mod redo;
 pub mod sidecar;
 pub mod spec;
 pub mod stamp;
+
+#[cfg(test)]
+mod format_test;

@@ -117,15 +117,8 @@ impl Backing {
             Some(path) if path.exists() => Some(Sidecar::new(FileDisk::open(path, *wait)?)),
             _ => None,
         };
-        let mut backing = Self {
-            spec: spec.clone(),
-            description,
-            blocking,
-            target,
-            nbd,
-            sidecar_path,
-            sidecar,
-        };
+        let mut backing =
+            Self { spec: spec.clone(), description, blocking, target, nbd, sidecar_path, sidecar };
         if backing.sidecar_path.is_none() && backing.description.writeback {
             backing.description.writeback = false;
             backing.description.reason = Some(
@@ -203,11 +196,7 @@ impl Backing {
     /// Makes the backing the claimer's, or refuses and changes nothing: finishes a committed group,
     /// then makes the claimer's stamp durable. Without a sidecar's place there is no stamp, and the
     /// claim must not be for write-back.
-    pub fn claim(
-        &mut self,
-        claim: &Claim,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Claimed> {
+    pub fn claim(&mut self, claim: &Claim, progress: &mut dyn FnMut(Progress)) -> Result<Claimed> {
         let named = self.named();
         if let (State::Dirty, Some(reason)) = (claim.state, self.description.reason) {
             let text = format!("{named}: no write-back cache can stand on it: {reason}");

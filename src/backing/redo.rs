@@ -116,9 +116,8 @@ impl Layout {
     }
 
     pub fn header_offset(&self, slot: u64) -> u64 {
-        let slot_bytes = BLOCK_BYTES
-            .saturating_add(self.table_bytes_max)
-            .saturating_add(self.data_bytes_max);
+        let slot_bytes =
+            BLOCK_BYTES.saturating_add(self.table_bytes_max).saturating_add(self.data_bytes_max);
         SLOTS_OFFSET.saturating_add(slot.saturating_mul(slot_bytes))
     }
 
@@ -249,11 +248,8 @@ impl GroupHeader {
     }
 
     fn fields(reader: &mut Reader<'_>) -> Option<Self> {
-        let id = GroupId {
-            disk: reader.array()?,
-            owner_epoch: reader.u64()?,
-            number: reader.u64()?,
-        };
+        let id =
+            GroupId { disk: reader.array()?, owner_epoch: reader.u64()?, number: reader.u64()? };
         let (from, to) = (reader.u64()?, reader.u64()?);
         let (point_ms, dirty_bytes) = (reader.u64()?, reader.u64()?);
         let flags = reader.u32()?;

@@ -62,7 +62,8 @@ pub fn read_stamps(sidecar: &mut Blocking) -> Result<Stamps> {
     let Some(newest) = &stamps.newest else {
         return if stamps.findings.is_empty() { Ok(stamps) } else { Err(no_stamp(&blocks)) };
     };
-    let is_newest = |block: &StampBlock| matches!(block, StampBlock::Valid(one) if **one == *newest);
+    let is_newest =
+        |block: &StampBlock| matches!(block, StampBlock::Valid(one) if **one == *newest);
     let copies = newest.offsets();
     let lacking = blocks.iter().filter(|(at, block)| copies.contains(at) && !is_newest(block));
     stamps.repairs = lacking.map(|(at, _)| *at).collect();

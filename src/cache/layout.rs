@@ -93,6 +93,7 @@ pub(super) const ROOT_LAYOUT: &[Field] = &[
     (160, 4, "backing block"),
     (164, 4, "backing kind"),
     (168, 16, "backing fingerprint"),
+    (184, 8, "clean from"),
     (4092, 4, "checksum"),
 ];
 

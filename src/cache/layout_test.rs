@@ -79,6 +79,7 @@ fn roots_and_segment_headers_are_written_as_the_layout_says() {
         ("backing block", 15),
         ("backing kind", 16),
         ("backing fingerprint", 0x1111_1111_1111_1111),
+        ("clean from", 18),
     ];
     holds(ROOT_LAYOUT, &root.encode(), &fields);
     let header = SegmentHeader {

@@ -545,6 +545,15 @@ impl BatchEncoder {
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    /// The batch as its readers will find it.
+    pub fn batch(&self) -> Batch<'_> {
+        let header = fixed(&self.bytes).expect("a batch of our own has the right shape");
+        let entries = self.bytes.get(BATCH_HEADER_BYTES as usize..).unwrap_or_default();
+        let mut batch = Batch { header, entries };
+        batch.walk().expect("a batch of our own has the right shape");
+        batch
+    }
 }
 
 #[cfg(test)]

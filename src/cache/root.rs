@@ -96,7 +96,7 @@ pub struct Root {
     pub incarnation: u64,
     /// Of this log alone: seeds what must not be forged.
     pub secret: u64,
-    /// Sequence of the oldest segment with records that are not drained; 0: none.
+    /// Segments below this sequence hold only records that are drained.
     pub oldest_segment: u64,
     /// The backing (with its sidecar) holds every write up to this WON.
     pub drained_through: u64,
@@ -107,8 +107,8 @@ pub struct Root {
     pub next_epoch: u64,
     pub end: LogEnd,
     pub mode: Mode,
-    /// What the log holds of drained data is not to be trusted: writes may have passed it by.
-    pub cold: bool,
+    /// Drained segments below this sequence are not to be trusted: writes passed them by.
+    pub clean_from: u64,
     /// Detached cleanly: all is drained and nobody has opened the log since.
     pub clean: bool,
     pub backing: BackingIdentity,
@@ -130,14 +130,11 @@ pub enum RootBlock {
     Foreign,
 }
 
-const FLAG_COLD: u8 = 1;
-const FLAG_CLEAN: u8 = 2;
+const FLAG_CLEAN: u8 = 1;
 
 impl Root {
     pub fn encode(&self) -> Vec<u8> {
-        let mut flags = 0;
-        flags |= if self.cold { FLAG_COLD } else { 0 };
-        flags |= if self.clean { FLAG_CLEAN } else { 0 };
+        let flags = if self.clean { FLAG_CLEAN } else { 0 };
         let mut writer = Writer::new();
         writer.bytes(ROOT_MAGIC).u32(VERSION).u32(0);
         writer.bytes(&self.log_uuid).bytes(&self.disk_uuid).u64(self.sequence);
@@ -149,7 +146,7 @@ impl Root {
         writer.u8(self.mode.code()).u8(flags).u16(0);
         let backing = &self.backing;
         writer.u64(backing.size_bytes).u32(backing.block_bytes).u32(backing.kind);
-        writer.bytes(&backing.fingerprint);
+        writer.bytes(&backing.fingerprint).u64(self.clean_from);
         let sealed = seal_block(writer);
         assert_eq!(sealed.len() as u64, BLOCK_BYTES, "a root is one block");
         sealed
@@ -207,7 +204,8 @@ impl Root {
             kind: reader.u32()?,
             fingerprint: reader.array()?,
         };
-        (shape.is_valid() && flags & !(FLAG_COLD | FLAG_CLEAN) == 0).then_some(Self {
+        let clean_from = number(reader)?;
+        (shape.is_valid() && flags & !FLAG_CLEAN == 0).then_some(Self {
             log_uuid,
             disk_uuid,
             sequence,
@@ -221,7 +219,7 @@ impl Root {
             next_epoch,
             end,
             mode,
-            cold: flags & FLAG_COLD != 0,
+            clean_from,
             clean: flags & FLAG_CLEAN != 0,
             backing,
         })

@@ -18,8 +18,8 @@ pub(in crate::cache) fn sample() -> Root {
         next_epoch: 10,
         end: LogEnd { segment: 11, batch: 12, checksum: 13 },
         mode: Mode::WriteThrough,
-        cold: true,
-        clean: false,
+        clean_from: 18,
+        clean: true,
         backing: BackingIdentity {
             size_bytes: 14,
             block_bytes: 15,

@@ -25,7 +25,7 @@ pub struct SummaryFoot {
     /// The whole summary, which ends where the segment does.
     pub summary_bytes: u32,
     pub batches: u32,
-    checksum: u32,
+    pub(super) checksum: u32,
 }
 
 /// Collects the headers of a segment's batches.
