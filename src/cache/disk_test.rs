@@ -1,17 +1,16 @@
 //! The cached disk on simulated disks, against a plain array.
 
 use super::*;
-use crate::backing::stamp::DrainMode;
 use crate::base::units::{KIB, MIB, SECTOR_BYTES};
 use crate::cache::layout::Shape;
 use crate::cache::medium::Medium;
 use crate::cache::place::Place;
 use crate::cache::recover::{FormatOptions, OpenOptions, format, open};
 use crate::cache::root::BackingIdentity;
-use crate::io::buffer::PinnedBuffer;
-use crate::io::sim::{Content, Faults, SimDisk, sim_geometry};
+use crate::io::disk::Disk;
+use crate::io::sim::SimDisk;
 use crate::io::sim_reactor::{SimReactor, inbox};
-use crate::io::volume::{Origin, RequestId, SectorRange};
+use crate::io::volume::SectorRange;
 use std::sync::Mutex;
 
 pub(in crate::cache) const DISK_BYTES: u64 = 4 * MIB;

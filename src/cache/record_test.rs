@@ -105,7 +105,8 @@ fn no_bytes_under_a_right_checksum_make_the_decoder_panic() {
         let mut damaged = bytes.clone();
         for _ in 0..random.usize(1..4) {
             let at = random.usize(4..260);
-            damaged[at] = *random.choice(&[0, 1, 0x7f, 0xff, random.u8(..)]).expect("one");
+            let any = random.u8(..);
+            damaged[at] = random.choice([0, 1, 0x7f, 0xff, any]).expect("one");
         }
         let length = u32::from_le_bytes([damaged[4], damaged[5], damaged[6], damaged[7]]) as usize;
         if let Some(header) = damaged.get(..length).filter(|header| header.len() >= 88) {

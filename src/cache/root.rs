@@ -238,8 +238,8 @@ fn seal_block(mut writer: Writer) -> Vec<u8> {
 /// The salt of segment `sequence`: nobody who does not know the secret can guess it, and no two
 /// uses of one segment have the same.
 pub fn salt(secret: u64, incarnation: u64, sequence: u64) -> u64 {
-    let mut mixed = secret;
-    for word in [incarnation, sequence] {
+    let mut mixed: u64 = 0;
+    for word in [secret, incarnation, sequence] {
         // SplitMix64's finish, which spreads every bit of the word over the whole.
         mixed = (mixed ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
