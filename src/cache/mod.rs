@@ -19,6 +19,7 @@ pub mod layout;
 pub mod medium;
 mod merge;
 pub mod message;
+pub mod model;
 pub mod order;
 pub mod place;
 mod read;

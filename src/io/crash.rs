@@ -171,8 +171,8 @@ struct Entry<'a> {
 /// One disk's log, and its certain beginning, applied; it only grows from point to point.
 struct History<'a> {
     recording: &'a Recording,
-    /// From when on each operation of the log is certain.
-    certain_from: Vec<u64>,
+    /// From when on each operation of the log is certain, if ever.
+    certain_from: Vec<Option<u64>>,
     content: Content,
     applied: usize,
 }
@@ -188,7 +188,7 @@ impl<'a> History<'a> {
         let mut rest = Vec::new();
         let log = self.recording.log.iter().zip(&self.certain_from).skip(self.applied);
         for (logged, certain_from) in log.take_while(|(logged, _)| logged.submitted <= point) {
-            let certain = *certain_from <= point;
+            let certain = certain_from.is_some_and(|from| from <= point);
             let flush = logged.kind == OperationKind::Flush;
             if rest.is_empty() && (certain || flush) {
                 apply(&mut self.content, logged);
@@ -202,7 +202,7 @@ impl<'a> History<'a> {
 }
 
 /// For each operation of a log: the time from which on no end of the host can undo it.
-fn certain_from(log: &[Logged], loss: Loss) -> Vec<u64> {
+fn certain_from(log: &[Logged], loss: Loss) -> Vec<Option<u64>> {
     let flushes: Vec<&Logged> =
         log.iter().filter(|entry| entry.kind == OperationKind::Flush).collect();
     // Of each flush and all later ones, the one that ended first.
@@ -220,7 +220,7 @@ fn certain_from(log: &[Logged], loss: Loss) -> Vec<u64> {
         // The flush that ended first decides: a failed one may have dropped the write for good.
         first_ended[later].filter(|(_, failed)| !failed).map(|(at, _)| at)
     };
-    log.iter().map(|entry| certain(entry).unwrap_or(u64::MAX)).collect()
+    log.iter().map(certain).collect()
 }
 
 fn apply(content: &mut Content, entry: &Logged) {
