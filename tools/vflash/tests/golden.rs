@@ -21,7 +21,7 @@ fn same_as_golden(name: &str, text: &str) {
 }
 
 /// Every verb, as help lists them.
-const VERBS: [&[&str]; 20] = [
+const VERBS: [&[&str]; 23] = [
     &[],
     &["apply"],
     &["diff"],
@@ -42,6 +42,9 @@ const VERBS: [&[&str]; 20] = [
     &["completion"],
     &["man"],
     &["pool", "close"],
+    &["backing"],
+    &["backing", "show"],
+    &["backing", "recover"],
 ];
 
 /// Standard output of a call that needs no daemon.
