@@ -245,18 +245,26 @@ fn hold(pair: &Pair, drained: &Drained, moment: (u64, u64)) -> bool {
         && drained.points.get(&standing.point.won) == Some(&image)
 }
 
-/// Visits crash states; within each, those of its recovery, `depth` deep. Returns states visited
-/// and states that broke a promise.
-fn visit(drained: &Drained, samples: u64, depth: u32) -> (u64, u64) {
+/// How much to visit: of every so many moments one, so many states each, and within each the states
+/// of its recovery, so deep.
+#[derive(Clone, Copy)]
+struct Depth {
+    stride: usize,
+    samples: u64,
+    nested: u32,
+}
+
+/// Visits crash states. Returns states visited and states that broke a promise.
+fn visit(drained: &Drained, depth: Depth) -> (u64, u64) {
     let moments = drained.pair.moments.lock().expect("no panic").clone();
     let (mut states, mut broken) = (0, 0);
-    for moment in moments {
-        for index in 0..samples {
+    for moment in moments.into_iter().step_by(depth.stride) {
+        for index in 0..depth.samples {
             let (backing, sidecar) = drained.pair.cut(moment, index);
             let pair = Pair::new(backing.clone(), sidecar.clone());
             states += 1;
             broken += u64::from(!hold(&pair, drained, moment));
-            if depth > 0 {
+            if depth.nested > 0 {
                 let inner = nested(&pair, drained, moment, depth);
                 states += inner.0;
                 broken += inner.1;
@@ -267,17 +275,18 @@ fn visit(drained: &Drained, samples: u64, depth: u32) -> (u64, u64) {
 }
 
 /// Crashes of the recovery that `pair` has just recorded.
-fn nested(pair: &Pair, drained: &Drained, moment: (u64, u64), depth: u32) -> (u64, u64) {
+fn nested(pair: &Pair, drained: &Drained, moment: (u64, u64), depth: Depth) -> (u64, u64) {
     let moments = pair.moments.lock().expect("no panic").clone();
     let (mut states, mut broken) = (0, 0);
-    for inner in moments {
+    for inner in moments.into_iter().step_by(depth.stride) {
         for index in [0, 1, 7] {
             let (backing, sidecar) = pair.cut(inner, index);
             let again = Pair::new(backing, sidecar);
             states += 1;
             broken += u64::from(!hold(&again, drained, moment));
-            if depth > 1 && index == 7 {
-                let deeper = nested(&again, drained, moment, depth - 1);
+            if depth.nested > 1 && index == 7 {
+                let depth = Depth { nested: depth.nested - 1, ..depth };
+                let deeper = nested(&again, drained, moment, depth);
                 states += deeper.0;
                 broken += deeper.1;
             }
@@ -291,7 +300,8 @@ fn every_power_cut_of_a_grouped_drain_and_of_its_recovery_leaves_exactly_a_point
     let (mut states, begun) = (0, std::time::Instant::now());
     for (seed, groups, detach) in [(1, 1, false), (2, 3, true), (3, 2, true), (4, 4, false)] {
         let drained = drain(seed, groups, detach, Plant::Nothing);
-        let (visited, broken) = visit(&drained, 6, u32::from(groups < 3));
+        let (visited, broken) =
+            visit(&drained, Depth { stride: 1, samples: 3, nested: u32::from(groups < 3) });
         assert_eq!(broken, 0, "seed {seed}: of {visited} states");
         states += visited;
     }
@@ -303,7 +313,7 @@ fn every_power_cut_of_a_grouped_drain_and_of_its_recovery_leaves_exactly_a_point
 #[test]
 fn crashes_nested_three_deep_leave_exactly_a_point() {
     let drained = drain(11, 1, false, Plant::Nothing);
-    let (states, broken) = visit(&drained, 2, 3);
+    let (states, broken) = visit(&drained, Depth { stride: 11, samples: 2, nested: 3 });
     println!("backing recovery, nested: {states} crash states");
     assert_eq!(broken, 0);
     assert!(states > 1000, "{states}");
@@ -312,7 +322,8 @@ fn crashes_nested_three_deep_leave_exactly_a_point() {
 #[test]
 fn a_drain_that_breaks_a_rule_is_caught() {
     for plant in [Plant::HeaderEarly, Plant::ApplyBeforeFlush] {
-        let (_, broken) = visit(&drain(2, 3, false, plant), 8, 0);
+        let (_, broken) =
+            visit(&drain(2, 3, false, plant), Depth { stride: 1, samples: 8, nested: 0 });
         assert!(broken > 0, "the oracle sees it");
     }
 }

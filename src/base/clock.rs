@@ -13,7 +13,7 @@ pub fn unix_ms() -> u64 {
 pub fn utc(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    // Years begin in March here: a leap day is a year's last, a month's first day a linear function.
+    // Years begin in March here: a leap day is a year's last, and months begin by a linear rule.
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;

@@ -6,8 +6,9 @@
 
 use super::change::Changing;
 use super::core::{Core, FencePolicy, Token};
-use super::drain::{DrainHost, DrainOptions, DrainState, Drainer, LogCursor, LogStretch};
-use super::drain::SidecarState;
+use super::drain::{
+    DrainHost, DrainOptions, DrainReply, DrainState, Drainer, LogCursor, LogStretch, SidecarState,
+};
 use super::journal::{Journal, Pending};
 use super::message::{CacheMessage, Reply};
 use super::read::Reads;
@@ -73,6 +74,8 @@ pub struct CachedDisk {
     marks: Vec<(String, u64, Reply<Result<u64>>)>,
     named: Vec<(String, Reply<Result<u64>>)>,
     checkpoints: Vec<Reply<Result<()>>>,
+    /// Wait until the log is durable that far.
+    drains: Vec<(u64, bool, DrainReply)>,
     urgent: bool,
     closed: bool,
     gauges_at: Option<Nanos>,
@@ -182,6 +185,7 @@ impl CachedDisk {
             marks: Vec::new(),
             named: Vec::new(),
             checkpoints: Vec::new(),
+            drains: Vec::new(),
             urgent: false,
             closed: false,
             gauges_at: None,
@@ -243,6 +247,7 @@ impl CachedDisk {
             let (drainer, mut host) = self.split(io);
             drainer.committed(won, bytes, &mut host);
         }
+        self.begin_drains(io);
         self.answer_marks();
     }
 
@@ -328,8 +333,13 @@ impl CachedDisk {
     fn order(&mut self, message: CacheMessage, io: &mut dyn Io) {
         match message {
             CacheMessage::Drain { to, hold, reply } => {
-                let (drainer, mut host) = self.split(io);
-                drainer.drain(to, hold, reply, &mut host);
+                // Only what is durable in the log can be drained.
+                let journal = &mut self.core.journal;
+                let to = to.unwrap_or(journal.counted_won);
+                let ahead = to > journal.durable_through && to <= journal.counted_won;
+                journal.flush_wanted |= ahead;
+                self.drains.push((to, hold, reply));
+                self.begin_drains(io);
             }
             CacheMessage::LetGo => {
                 let (drainer, mut host) = self.split(io);
@@ -357,6 +367,19 @@ impl CachedDisk {
                 self.gauge(io.now(), true);
                 reply(());
             }
+        }
+    }
+
+    /// Gives the drainer what it can do now.
+    fn begin_drains(&mut self, io: &mut dyn Io) {
+        for (to, hold, reply) in std::mem::take(&mut self.drains) {
+            let journal = &self.core.journal;
+            if to > journal.durable_through && to <= journal.counted_won {
+                self.drains.push((to, hold, reply));
+                continue;
+            }
+            let (drainer, mut host) = self.split(io);
+            drainer.drain(Some(to), hold, reply, &mut host);
         }
     }
 
@@ -413,12 +436,7 @@ impl Volume for CachedDisk {
         self.settle(io);
     }
 
-    fn completed(
-        &mut self,
-        token: u64,
-        result: std::result::Result<(), Errno>,
-        io: &mut dyn Io,
-    ) {
+    fn completed(&mut self, token: u64, result: std::result::Result<(), Errno>, io: &mut dyn Io) {
         let (kind, number) = Token::unpack(token);
         match kind {
             Token::Append => self.core.append_completed(number, result, io),
@@ -473,10 +491,7 @@ impl CachedDisk {
         (&mut self.core, &mut self.changing, &mut self.closed)
     }
 
-    pub(super) fn drainer<'a>(
-        &'a mut self,
-        io: &'a mut dyn Io,
-    ) -> (&'a mut Drainer, Host<'a>) {
+    pub(super) fn drainer<'a>(&'a mut self, io: &'a mut dyn Io) -> (&'a mut Drainer, Host<'a>) {
         self.split(io)
     }
 }
@@ -484,3 +499,7 @@ impl CachedDisk {
 #[cfg(test)]
 #[path = "disk_test.rs"]
 pub(in crate::cache) mod tests;
+
+#[cfg(test)]
+#[path = "disk_many_test.rs"]
+mod many_tests;

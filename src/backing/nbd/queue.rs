@@ -3,8 +3,8 @@
 //!
 //! - N1 Two requests that change overlapping bytes are never under way together, and go out in the
 //!   order in which they were submitted.
-//! - N2 What was under way when a connection was lost is sent again, the same bytes, before anything
-//!   that overlaps it.
+//! - N2 What was under way when a connection was lost is sent again, the same bytes, before
+//!   anything that overlaps it.
 //! - N3 A server may still be carrying out what it read from a lost connection. So nothing newer
 //!   goes to bytes in doubt until [`Queue::settle`] after the next connection; and nothing new at
 //!   all for as long after the opening of a disk whose last owner was killed.

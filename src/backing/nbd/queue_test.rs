@@ -256,13 +256,14 @@ fn without_a_connection_old_operations_can_be_given_up() {
     assert_eq!(all.sent(), None, "what was given up is still in doubt");
 }
 
-/// A server whose requests, once read, are carried out whenever it likes, but at most half a settling
-/// time after their connection was lost.
-#[derive(Default)]
+/// Connection, request, when it must be carried out at the latest.
+type Reading = (u64, Arc<[u8]>, Option<Instant>);
+
+/// A server that carries out what it has read whenever it likes, but at most half a settling time
+/// after the connection was lost.
 struct Server {
     content: Vec<u8>,
-    /// Cookie, connection, wire, when it must be done at the latest.
-    reading: Vec<(u64, Arc<[u8]>, Option<Instant>)>,
+    reading: Vec<Reading>,
 }
 
 impl Server {
@@ -279,76 +280,104 @@ impl Server {
     }
 }
 
+/// A queue, a server and what the export must hold in the end.
+struct Late {
+    all: Fixture,
+    server: Server,
+    model: Vec<u8>,
+    random: fastrand::Rng,
+    connection: u64,
+    under_way: usize,
+    token: u64,
+}
+
+impl Late {
+    fn new(seed: u64) -> Self {
+        let content = vec![0; (BLOCK * BLOCKS) as usize];
+        Self {
+            all: Fixture::new(FLUSH | ZEROES, 8192),
+            model: content.clone(),
+            server: Server { content, reading: Vec::new() },
+            random: fastrand::Rng::with_seed(seed),
+            connection: 1,
+            under_way: 0,
+            token: 0,
+        }
+    }
+
+    fn submit(&mut self) {
+        let (block, blocks) = (self.random.u64(0..BLOCKS - 3), self.random.u64(1..4));
+        let range = (block * BLOCK) as usize..((block + blocks) * BLOCK) as usize;
+        self.token += 1;
+        self.under_way += 1;
+        let value = if self.random.u8(0..4) == 0 { 0 } else { self.random.u8(1..) };
+        self.model[range.clone()].fill(value);
+        self.all.buffer.segment().copy_from(&self.model[range]);
+        let kind = if value == 0 { OperationKind::Zero } else { OperationKind::Write };
+        self.all.submit(kind, block, blocks, self.token);
+    }
+
+    fn reconnect(&mut self) {
+        self.all.reconnect();
+        self.connection += 1;
+        let late = self.all.now + SETTLE / 2;
+        for (_, _, until) in &mut self.server.reading {
+            until.get_or_insert(late);
+        }
+    }
+
+    fn send(&mut self) {
+        if let Some(wire) = self.all.sent() {
+            self.server.reading.push((self.connection, wire, None));
+        }
+    }
+
+    fn carry_out(&mut self, index: usize) {
+        let (connection, wire) = self.server.carry_out(index);
+        if connection == self.connection {
+            self.all.answer(&wire, 0);
+        }
+    }
+
+    fn step(&mut self) {
+        self.all.now += Duration::from_millis(self.random.u64(0..800));
+        match self.random.u8(0..10) {
+            0..=3 if self.under_way < 6 => self.submit(),
+            4 if self.random.u8(0..4) == 0 => self.reconnect(),
+            _ => self.send(),
+        }
+        let now = self.all.now;
+        let due = |entry: &Reading| entry.2.is_some_and(|late| late <= now);
+        while let Some(index) = self.server.reading.iter().position(due) {
+            self.carry_out(index);
+        }
+        if !self.server.reading.is_empty() && self.random.bool() {
+            self.carry_out(self.random.usize(..self.server.reading.len()));
+        }
+        self.under_way -= self.all.ended().len();
+    }
+
+    fn finish(&mut self) {
+        while self.under_way > 0 || !self.server.reading.is_empty() {
+            self.all.now += Duration::from_secs(1);
+            self.send();
+            while !self.server.reading.is_empty() {
+                self.carry_out(0);
+            }
+            self.under_way -= self.all.ended().len();
+        }
+    }
+}
+
 #[test]
 fn whatever_a_server_does_late_the_newest_version_stays() {
     for seed in 0..400 {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut all = Fixture::new(FLUSH | ZEROES, 8192);
-        let mut server =
-            Server { content: vec![0; (BLOCK * BLOCKS) as usize], ..Default::default() };
-        let mut model = server.content.clone();
-        let (mut connection, mut under_way, mut token) = (1, 0, 0);
+        let mut late = Late::new(seed);
         for _ in 0..400 {
-            all.now += Duration::from_millis(random.u64(0..800));
-            match random.u8(0..10) {
-                // One at a time on each block, so that the model knows the order.
-                0..=3 if under_way < 6 => {
-                    let block = random.u64(0..BLOCKS - 3);
-                    let blocks = random.u64(1..4);
-                    token += 1;
-                    under_way += 1;
-                    let range = (block * BLOCK) as usize..((block + blocks) * BLOCK) as usize;
-                    if random.u8(0..4) == 0 {
-                        model[range].fill(0);
-                        all.submit(OperationKind::Zero, block, blocks, token);
-                    } else {
-                        let value = random.u8(1..);
-                        model[range].fill(value);
-                        all.buffer.segment().copy_from(&vec![value; (blocks * BLOCK) as usize]);
-                        all.submit(OperationKind::Write, block, blocks, token);
-                    }
-                }
-                4 if random.u8(0..4) == 0 => {
-                    all.reconnect();
-                    connection += 1;
-                    let late = all.now + SETTLE / 2;
-                    server.reading.iter_mut().for_each(|entry| {
-                        entry.2.get_or_insert(late);
-                    });
-                }
-                _ => {
-                    if let Some(wire) = all.sent() {
-                        server.reading.push((connection, wire, None));
-                    }
-                }
-            }
-            // What must be done by now, and something else perhaps.
-            while let Some(index) =
-                server.reading.iter().position(|entry| entry.2.is_some_and(|late| late <= all.now))
-            {
-                server.carry_out(index);
-            }
-            if !server.reading.is_empty() && random.bool() {
-                let (of, wire) = server.carry_out(random.usize(..server.reading.len()));
-                if of == connection {
-                    all.answer(&wire, 0);
-                }
-            }
-            under_way -= all.ended().len();
+            late.step();
         }
-        while under_way > 0 || !server.reading.is_empty() {
-            all.now += Duration::from_secs(1);
-            while let Some(wire) = all.sent() {
-                server.reading.push((connection, wire, None));
-            }
-            while !server.reading.is_empty() {
-                let (of, wire) = server.carry_out(0);
-                if of == connection {
-                    all.answer(&wire, 0);
-                }
-            }
-            under_way -= all.ended().len();
-        }
-        assert!(server.content == model, "seed {seed}: an old version came back");
+        late.finish();
+        assert!(late.server.content == late.model, "seed {seed}: an old version came back");
+        assert!(late.connection > 1, "seed {seed}: connections are lost");
     }
 }

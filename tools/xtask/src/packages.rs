@@ -9,8 +9,10 @@ use vflash_guest::process::output;
 /// Debian packages, and the program by which each is found to be there.
 const PACKAGES: &[(&str, &str)] = &[
     ("fio", "fio"),
+    ("nbdkit", "nbdkit"),
     ("qemu-system-common", "qemu-storage-daemon"),
     ("qemu-system-x86", "qemu-system-x86_64"),
+    ("qemu-utils", "qemu-nbd"),
 ];
 
 /// What it takes to boot a guest.
@@ -18,6 +20,9 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86"];
 
 /// What it takes to compare with others.
 pub(crate) const PEERS: &[&str] = &["fio", "qemu-system-common"];
+
+/// What exports disks over NBD.
+pub(crate) const NBD: &[&str] = &["nbdkit", "qemu-utils"];
 
 /// Parts of the toolchain that a minimal one lacks.
 const COMPONENTS: &[(&str, &str)] = &[("fmt", "rustfmt"), ("clippy", "clippy")];
