@@ -82,13 +82,15 @@ pub struct OpenOptions {
     pub index_bytes: usize,
     /// Drained segments that are loaded, at most: each takes some milliseconds.
     pub clean_segments_max: usize,
+    /// The backing may have been written without this log: what is drained is not to be trusted.
+    pub cold: bool,
 }
 
 impl OpenOptions {
     /// Memory of the index as the promises have it: 0.6 % of the cache, 1 MiB at least.
     pub fn new(backing: BackingIdentity, cache_bytes: u64) -> Self {
         let index_bytes = (cache_bytes / 1000 * 6).max(1 << 20) as usize;
-        Self { backing, drained_through: 0, index_bytes, clean_segments_max: 256 }
+        Self { backing, drained_through: 0, index_bytes, clean_segments_max: 256, cold: false }
     }
 }
 
@@ -122,7 +124,10 @@ pub struct Opened {
 /// # Errors
 /// As [`super::scan::scan`]; `Fenced` if the backing is another one; `Io` if the flash fails.
 pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
-    let scan = scan(medium, options.clean_segments_max)?;
+    let mut scan = scan(medium, options.clean_segments_max)?;
+    if options.cold {
+        scan.root.clean_from = scan.next_sequence;
+    }
     check_backing(&scan.root, &options.backing)?;
     let drained = scan.drained_through.max(options.drained_through);
     let mut loaded = Loaded {

@@ -201,6 +201,15 @@ impl FileDisk {
         self.file.clone()
     }
 
+    /// Another user of a description that is open already, lock and all: for what reads and writes
+    /// a part of it before a reactor does. `None`: the disk is no file or device.
+    pub fn shared(target: &DiskTarget) -> Option<Self> {
+        let DiskTarget::File { file, geometry } = target else { return None };
+        let device = file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+        let (file, geometry) = (file.clone(), *geometry);
+        Some(Self { file, path: PathBuf::new(), device, geometry, completions: Vec::new() })
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
