@@ -3,6 +3,7 @@
 //! The prose is in openapi.yaml, which a test holds to these types field by field. Names are
 //! camelCase as in manifests; sizes are bytes, times are milliseconds of the Unix epoch.
 
+use super::api_cached::Cache;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ macro_rules! wire {
         pub $kind $name $body
     )*};
 }
+pub(super) use wire;
 
 wire! {
     /// `GET /healthz`
@@ -204,6 +206,8 @@ wire! {
 
     #[derive(Copy, Eq)]
     pub enum VolumeState {
+        /// Its backing has not answered yet; its socket opens when it does.
+        Opening,
         /// Its socket is open.
         Served,
         /// Not served; see the message.
@@ -234,6 +238,8 @@ wire! {
         /// memory as it lies.
         pub bounced_pieces: u64,
         pub operations: Vec<Operations>,
+        /// Of a cached disk.
+        pub cache: Option<Cache>,
     }
 
     /// Counters since the daemon started, per kind of request.
@@ -349,6 +355,11 @@ wire! {
         Attached,
         Detached,
         WriteCache,
+        Drained,
+        LogFull,
+        BackingAway,
+        BackingBack,
+        Fenced,
         Error,
     }
 
@@ -418,14 +429,15 @@ wire! {
 /// How a wire enum is written.
 macro_rules! written_as_on_the_wire {
     ($($name:ident)*) => {$(
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let value = serde_json::to_value(self).map_err(|_| fmt::Error)?;
-                f.pad(value.as_str().ok_or(fmt::Error)?)
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let value = serde_json::to_value(self).map_err(|_| std::fmt::Error)?;
+                f.pad(value.as_str().ok_or(std::fmt::Error)?)
             }
         }
     )*};
 }
+pub(super) use written_as_on_the_wire;
 
 written_as_on_the_wire! {
     State Watermark PoolState Preallocation Class VolumeState Action EventKind ErrorCode

@@ -8,7 +8,7 @@ use super::served::{self, Served};
 use crate::base::units::{Bytes, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind};
 use crate::flash::{self, AllocationId, NewAllocation};
-use crate::manifest::{DeviceState, VolumeSettings};
+use crate::manifest::{Attributes, DeviceState, LogIdentity, VolumeSettings};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,16 @@ pub struct NewVolume {
     pub thin: bool,
     pub class: flash::Class,
     pub settings: VolumeSettings,
+}
+
+impl NewVolume {
+    fn attributes(&self) -> Vec<u8> {
+        let log = self.settings.cache.as_ref().map(|_| LogIdentity {
+            uuid: uuid::Uuid::new_v4(),
+            ..LogIdentity::default()
+        });
+        Attributes { settings: self.settings.clone(), log }.encode()
+    }
 }
 
 impl From<Error> for Failure {
@@ -243,7 +253,7 @@ impl Engine {
             size_bytes: new.size_bytes,
             thin: new.thin,
             class: new.class,
-            attributes: new.settings.encode(),
+            attributes: new.attributes(),
         };
         let wanted = if new.thin { 0 } else { new.size_bytes };
         let made = pool.with_keeper(|keeper| {
@@ -259,8 +269,11 @@ impl Engine {
             Failure::new(ErrorCode::NotFound, format!("volume {name} is not in {}", pool.name))
         })?;
         let served = Served::start(&self.host, pool, name, &facts);
-        let failure = served.failure.clone();
+        let (failure, cached) = (served.failure.clone(), served.is_cached());
         self.state().volumes.insert(name.to_owned(), served);
+        if cached && failure.is_none() {
+            return self.open_cache(name);
+        }
         match failure {
             None => Ok(()),
             Some(text) => Err(Failure::new(ErrorCode::Io, text)),
@@ -271,6 +284,9 @@ impl Engine {
     /// which an attached guest notices as a reconnect.
     pub(super) fn set_settings(&self, name: &str, settings: &VolumeSettings) -> Result<()> {
         let served = self.served(name)?;
+        if served.is_cached() {
+            return self.set_cached_settings(&served, settings);
+        }
         let (id, attributes) = (served.id, settings.encode());
         served.pool.change(move |pool| pool.set_attributes(id, attributes))?;
         let same = VolumeSettings { limits: settings.limits, ..served.settings.clone() };
@@ -326,6 +342,9 @@ impl Engine {
     /// Takes a volume down and destroys it.
     pub(super) fn destroy(&self, name: &str) -> Result<()> {
         let served = self.served(name)?;
+        if served.is_cached() {
+            return self.detach_clean(&served);
+        }
         let id = served.id;
         served.stop(&self.host)?;
         if let Err(error) = served.pool.change(move |pool| pool.remove(id)) {
@@ -341,6 +360,13 @@ impl Engine {
 
     pub fn resize(&self, name: &str, request: &api::Resize) -> Result<Volume> {
         let _changes = self.lock_changes();
+        if let Some(cache) = &self.served(name)?.settings.cache {
+            let text = format!(
+                "cached disk {name} has the size of its backing, {}: resize that, detached",
+                cache.backing
+            );
+            return Err(Failure::new(ErrorCode::Unsupported, text));
+        }
         let old = self.served(name)?.facts()?.size_bytes;
         if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SIZE_UNIT_BYTES) {
             let text = format!(
@@ -372,7 +398,14 @@ impl Engine {
         let _changes = self.lock_changes();
         let served = self.served(name)?;
         self.refuse_attached(&[name.to_owned()], request.force)?;
-        require(&[name.to_owned()], &request.confirm, "the content would be destroyed of")?;
+        let what = match served.is_cached() {
+            false => "the content would be destroyed of",
+            true => "this would be drained and detached:",
+        };
+        require(&[name.to_owned()], &request.confirm, what)?;
+        if request.force {
+            self.refuse_dirty(&served)?;
+        }
         let size = served.facts().map_or(0, |facts| facts.size_bytes);
         self.destroy(name)?;
         let step = api::Step {
@@ -382,6 +415,25 @@ impl Engine {
             destroys: true,
         };
         Ok(api::Plan { steps: vec![step], destroys: vec![name.to_owned()], done: true })
+    }
+
+    /// What only the flash of a cached disk holds is not given up by force.
+    fn refuse_dirty(&self, served: &Served) -> Result<()> {
+        let dirty = match (&served.cached, served.is_cached()) {
+            (_, false) => return Ok(()),
+            (Some(cached), _) => cached.status.gauges().dirty_bytes,
+            (None, _) => return Ok(()),
+        };
+        if dirty == 0 {
+            return Ok(());
+        }
+        let name = &served.name;
+        let text = format!(
+            "cached disk {name} holds {} that its backing lacks: `vflash detach {name}` drains \
+             and detaches it, with `--lost` it gives them up",
+            Bytes(dirty)
+        );
+        Err(Failure::new(ErrorCode::Busy, text))
     }
 
     pub(super) fn refuse_attached(&self, names: &[String], force: bool) -> Result<()> {

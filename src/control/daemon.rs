@@ -205,6 +205,8 @@ fn look_after(engine: &Arc<Engine>) {
         let engine = engine.clone();
         tokio::task::spawn_blocking(move || engine.watch(&pool));
     }
+    let caches = engine.clone();
+    tokio::task::spawn_blocking(move || caches.look_after_caches());
     let engine = engine.clone();
     tokio::task::spawn_blocking(move || {
         if engine.answers() {

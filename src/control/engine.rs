@@ -12,6 +12,8 @@ use super::pool::OpenPool;
 use super::rundir::{Remembered, RunDir};
 use super::served::{Host, Served};
 use super::watch::Watched;
+use super::watch_cache::WatchedCache;
+use super::cached::Opener;
 use crate::base::{Error, ErrorKind, Result};
 use crate::vhost::{Server, ServerOptions};
 use std::collections::BTreeMap;
@@ -29,7 +31,7 @@ pub struct Engine {
     /// What the last daemon served is served again.
     restored: AtomicBool,
     changes: Mutex<()>,
-    state: Mutex<Everything>,
+    pub(super) everything: Arc<Mutex<Everything>>,
 }
 
 /// What there is, by name.
@@ -44,13 +46,17 @@ pub(super) struct Everything {
     pub manifest_failure: Option<String>,
     /// The last look at each pool.
     pub watched: BTreeMap<String, Watched>,
+    /// The last look at each cached disk.
+    pub caches: BTreeMap<String, WatchedCache>,
 }
 
 impl Engine {
     /// Starts the data path; serves nothing yet.
     pub fn start(run_dir: RunDir, options: &ServerOptions) -> Result<Self> {
-        let events = Arc::new(EventLog::new(uuid::Uuid::new_v4().to_string()));
-        let host = Host { server: Server::start(options)?, events, run_dir: Arc::new(run_dir) };
+        let instance = uuid::Uuid::new_v4();
+        let events = Arc::new(EventLog::new(instance.to_string()));
+        let (server, opener) = (Server::start(options)?, Opener { instance });
+        let host = Host { server, events, run_dir: Arc::new(run_dir), opener };
         host.events.add(EventKind::Started, "vflashd", env!("CARGO_PKG_VERSION"));
         Ok(Self {
             host,
@@ -58,7 +64,7 @@ impl Engine {
             reactors: options.reactors,
             restored: AtomicBool::new(false),
             changes: Mutex::default(),
-            state: Mutex::default(),
+            everything: Arc::default(),
         })
     }
 
@@ -72,7 +78,7 @@ impl Engine {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, Everything> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.everything.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens the pools of the last daemon and those given, and serves what they hold. What cannot
@@ -141,6 +147,7 @@ impl Engine {
             let served = Served::start(&self.host, &pool, &name, &facts);
             self.state().volumes.insert(name, served);
         }
+        self.open_caches(&pool);
         Ok(pool)
     }
 
@@ -210,8 +217,9 @@ impl Engine {
             name: served.name.clone(),
             socket: served.socket.display().to_string(),
             serial: served.serial.clone(),
-            size_bytes: served.facts()?.size_bytes,
-            read_only: served.settings.read_only,
+            size_bytes: served.size_bytes(&served.facts()?),
+            read_only: served.settings.read_only
+                || served.cached.as_ref().is_some_and(|cached| cached.read_only),
             queues_max: served.queues(),
             queue_size: QUEUE_SIZE,
             attached: served.link.is_attached(),
@@ -236,7 +244,8 @@ impl Engine {
             .into_iter()
             .filter_map(|pool| pool.message.map(|text| format!("pool {}: {text}", pool.name)));
         let volumes = state.volumes.values().filter_map(|volume| {
-            volume.failure.as_ref().map(|reason| format!("{}: {reason}", volume.object()))
+            let problem = volume.failure.clone().or_else(|| volume.cache_problem());
+            problem.map(|reason| format!("{}: {reason}", volume.object()))
         });
         failed.chain(pools).chain(volumes).chain(state.manifest_failure.clone()).collect()
     }
@@ -303,7 +312,10 @@ impl Engine {
             }
         };
         let pools = self.open_pools();
-        let waiting = || pools.iter().map(|pool| pool.waiting()).sum::<usize>();
+        let restless = self.rest_caches();
+        let parked = || self.parked_requests();
+        let waiting =
+            || pools.iter().map(|pool| pool.waiting()).sum::<usize>() + parked() + restless;
         let stopped = self.host.server.clone().stop_unless(|| waiting() > 0);
         let left = waiting();
         for pool in &pools {
@@ -311,6 +323,9 @@ impl Engine {
         }
         match stopped {
             Err(error) if left > 0 && error.kind() == ErrorKind::Busy => {
+                if restless > 0 {
+                    log::warn!("{restless} backings do not answer: what they lack is on the flash");
+                }
                 log::info!("writes wait for space in a pool: the next daemon does them");
                 Ok(())
             }

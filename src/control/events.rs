@@ -35,7 +35,8 @@ impl EventLog {
         let (object, message) = (object.into(), message.into());
         match kind {
             EventKind::Error | EventKind::PoolFailed => log::error!("{object}: {message}"),
-            EventKind::Watermark => log::warn!("{object}: {message}"),
+            EventKind::Fenced => log::error!("{object}: {message}"),
+            EventKind::Watermark | EventKind::LogFull | EventKind::BackingAway => log::warn!("{object}: {message}"),
             EventKind::ScrubProgress => log::debug!("{object}: {message}"),
             _ => log::info!("{object}: {message}"),
         }

@@ -1,14 +1,17 @@
 //! L4: control. Composes pools and the vhost-user server, and lets people speak with both.
 //!
 //! Reading order: [`api`] (what is said), [`engine`] (the composition), [`served`] (a volume behind
-//! a socket), [`pool`], [`changes`] (single changes), [`apply`] (many, all or nothing, with
-//! [`inspect`]), then [`routes`] and [`http`] (how it is said), [`events`], [`watch`], [`rundir`],
+//! a socket), [`pool`], [`cached`], [`opening`] and [`caching`] (cached disks), [`changes`] (single
+//! changes), [`apply`] (many, all or nothing, with [`inspect`]), then [`routes`] and [`http`] (how it is said), [`events`], [`watch`], [`rundir`],
 //! [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in README.md.
 
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod api_cached;
 pub mod apply;
+pub mod cached;
+pub mod caching;
 pub mod changes;
 pub mod daemon;
 pub mod engine;
@@ -17,8 +20,10 @@ pub mod exposition;
 pub mod http;
 pub mod inspect;
 pub mod openapi;
+pub mod opening;
 pub mod pool;
 pub mod routes;
 pub mod rundir;
 pub mod served;
 pub mod watch;
+pub mod watch_cache;

@@ -2,6 +2,7 @@
 //! it.
 
 use super::api::{Change, ClosePool, CreatePool, ErrorCode, Events, Failure, Reclaim, Resize};
+use super::api_cached::{Detach, Drain, Mark, SetMode};
 use super::engine::Engine;
 use axum::body::Bytes;
 use serde::Serialize;
@@ -91,6 +92,24 @@ pub const ROUTES: &[Route] = &[
     }),
     post("/v1/volumes/{vm}/{volume}/reclaim", "reclaimVolume", |engine, call| {
         json(&engine.reclaim(&volume_name(call)?, &body::<Reclaim>(call)?)?)
+    }),
+    post("/v1/volumes/{vm}/{volume}/drain", "drain", |engine, call| {
+        json(&engine.drain(&volume_name(call)?, &body::<Drain>(call)?)?)
+    }),
+    get("/v1/volumes/{vm}/{volume}/points", "points", |engine, call| {
+        json(&engine.points(&volume_name(call)?)?)
+    }),
+    post("/v1/volumes/{vm}/{volume}/mark", "mark", |engine, call| {
+        json(&engine.mark(&volume_name(call)?, &body::<Mark>(call)?)?)
+    }),
+    post("/v1/volumes/{vm}/{volume}/checkpoint", "checkpoint", |engine, call| {
+        json(&engine.checkpoint(&volume_name(call)?)?)
+    }),
+    post("/v1/volumes/{vm}/{volume}/mode", "setMode", |engine, call| {
+        json(&engine.set_mode(&volume_name(call)?, &body::<SetMode>(call)?)?)
+    }),
+    post("/v1/volumes/{vm}/{volume}/detach", "detach", |engine, call| {
+        json(&engine.detach(&volume_name(call)?, &body::<Detach>(call)?)?)
     }),
     get("/v1/manifest", "manifest", |engine, _| json(&engine.manifest()?)),
     post("/v1/apply", "apply", |engine, call| json(&engine.apply(&body::<Change>(call)?)?)),

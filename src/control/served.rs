@@ -3,6 +3,7 @@
 //! A volume that cannot be served stays in the list with the reason; it stops nobody else.
 
 use super::api::{self, Class, EventKind, Operations, VolumeState};
+use super::cached::{Cached, CachedVolume, Opener};
 use super::events::EventLog;
 use super::pool::{AllocationFacts, OpenPool};
 use super::rundir::RunDir;
@@ -10,6 +11,8 @@ use crate::base::limits::QUEUES_MAX;
 use crate::base::units::SECTOR_BYTES;
 use crate::base::{Error, ErrorKind, Result};
 use crate::flash::{self, AllocationId, FullPolicy, VolumeCounters, VolumeOptions};
+use crate::io::disk::{DiskGeometry, DiskTarget};
+use crate::io::volume::Volume;
 use crate::manifest::{Principal, VolumeSettings, WhenFull};
 use crate::metrics::{OperationClass, VolumeMetrics};
 use crate::qos;
@@ -27,6 +30,7 @@ pub struct Host {
     pub server: Server,
     pub events: Arc<EventLog>,
     pub run_dir: Arc<RunDir>,
+    pub opener: Opener,
 }
 
 #[derive(Clone)]
@@ -43,6 +47,10 @@ pub struct Served {
     pub counters: Arc<VolumeCounters>,
     /// Why it is not served.
     pub failure: Option<String>,
+    /// Of a cached disk: what is known of it once it was opened.
+    pub cached: Option<Arc<Cached>>,
+    /// Of a cached disk: held while it is opened, and by whoever takes it down.
+    pub opening: Arc<Mutex<()>>,
 }
 
 /// The way to a volume on its reactor, and what its socket last told.
@@ -71,7 +79,8 @@ impl Link {
         }
     }
 
-    fn send(&self, message: Box<dyn Any + Send>) {
+    /// Brings a message to the volume; one that is closed gets none.
+    pub fn send(&self, message: Box<dyn Any + Send>) {
         match &mut *self.route.lock().unwrap_or_else(PoisonError::into_inner) {
             Route::Waiting(messages) => messages.push(message),
             Route::Known(id) => deliver(&self.server, *id, message),
@@ -129,14 +138,36 @@ impl Served {
             metrics: Arc::default(),
             counters: Arc::default(),
             failure: None,
+            cached: None,
+            opening: Arc::default(),
         };
-        if let Err(error) = settings.and_then(|_| served.export(host, facts)) {
+        let exported = settings.and_then(|settings| match settings.cache {
+            Some(_) => Ok(()),
+            None => served.export(host, facts),
+        });
+        if let Err(error) = exported {
             served.fail(host, &error);
         }
         served
     }
 
-    fn fail(&mut self, host: &Host, error: &Error) {
+    /// A cached disk, which takes longer to open: [`super::opening`] does it.
+    pub fn is_cached(&self) -> bool {
+        self.settings.cache.is_some()
+    }
+
+    /// It is a cached disk that is being opened for the first time.
+    pub fn is_opening(&self) -> bool {
+        self.is_cached() && self.cached.is_none() && self.failure.is_none()
+    }
+
+    /// For another attempt to serve it.
+    pub(super) fn renew_link(&mut self, host: &Host) {
+        let link = Link::new(host.server.clone(), host.run_dir.write_cache(&self.name));
+        self.link = Arc::new(link);
+    }
+
+    pub(super) fn fail(&mut self, host: &Host, error: &Error) {
         self.link.close();
         host.events.add(EventKind::Error, self.object(), error.to_string());
         self.failure = Some(error.to_string());
@@ -158,31 +189,54 @@ impl Served {
             counters: self.counters.clone(),
         };
         let volume = self.pool.with_keeper(|keeper| keeper.volume(self.id, options))?;
+        let geometry = DiskGeometry { size_bytes: facts.size_bytes, ..geometry };
+        let disks = vec![self.pool.target.clone()];
+        let added = self.add(host, (geometry, self.settings.read_only), Box::new(volume), disks);
+        if added.is_err() {
+            self.detach_from_pool();
+        }
+        added
+    }
+
+    /// Serves a cached disk that was opened.
+    pub(super) fn export_cached(&mut self, host: &Host, opened: CachedVolume) -> Result<()> {
+        let CachedVolume { disk, disks, side, .. } = opened;
+        self.socket = host.run_dir.prepare(&self.name)?;
+        self.serial = cached_serial(side.disk);
+        let read_only = self.settings.read_only || side.read_only;
+        self.add(host, (side.geometry, read_only), Box::new(disk), disks)?;
+        (self.cached, self.failure) = (Some(side), None);
+        Ok(())
+    }
+
+    fn add(
+        &self,
+        host: &Host,
+        (geometry, read_only): (DiskGeometry, bool),
+        volume: Box<dyn Volume>,
+        disks: Vec<DiskTarget>,
+    ) -> Result<()> {
         let export = Export {
             name: self.name.clone(),
             socket: self.socket.clone(),
             access: socket_access(&self.settings.access)?,
             device: Device {
-                capacity_sectors: facts.size_bytes / SECTOR_BYTES,
+                capacity_sectors: geometry.size_bytes / SECTOR_BYTES,
                 block_bytes: geometry.block_bytes,
                 optimal_bytes: geometry.optimal_bytes,
-                read_only: self.settings.read_only,
+                read_only,
                 discard: true,
                 serial: self.serial.clone(),
                 queues: self.queues(),
             },
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
-            volume: Box::new(volume),
-            disks: vec![self.pool.target.clone()],
+            volume,
+            disks,
             limits: limits(self.settings.limits),
             metrics: self.metrics.clone(),
             events: self.listener(host),
         };
-        let added = host.server.add(export);
-        if added.is_err() {
-            self.detach_from_pool();
-        }
-        self.link.open(added?);
+        self.link.open(host.server.add(export)?);
         Ok(())
     }
 
@@ -225,6 +279,8 @@ impl Served {
     /// Ends serving: nothing is under way when this returns.
     pub fn stop(&self, host: &Host) -> Result<()> {
         if let Some(export) = self.link.export() {
+            // The thread that removes serves everybody's sockets: nothing may keep it waiting.
+            self.rest(super::caching::REST_WAIT)?;
             host.server.remove(export)?;
             self.link.close();
             self.link.attached.store(false, Ordering::Relaxed);
@@ -266,7 +322,7 @@ impl Served {
         Ok(api::Volume {
             name: self.name.clone(),
             pool: self.pool.name.clone(),
-            size_bytes: facts.size_bytes,
+            size_bytes: self.size_bytes(&facts),
             mapped_bytes: facts.mapped_bytes,
             thin: facts.thin,
             class: api_class(facts.class),
@@ -279,6 +335,7 @@ impl Served {
             serial: self.serial.clone(),
             socket: self.socket.display().to_string(),
             state: match self.failure {
+                None if self.is_opening() => VolumeState::Opening,
                 None => VolumeState::Served,
                 Some(_) => VolumeState::Failed,
             },
@@ -289,7 +346,16 @@ impl Served {
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
             bounced_pieces: self.counters.bounced.load(Ordering::Relaxed),
             operations: self.operations(),
+            cache: self.cache_report(&facts),
         })
+    }
+
+    /// What the guest sees; 0 if that is not known, of a cached disk that could not be opened.
+    pub fn size_bytes(&self, facts: &AllocationFacts) -> u64 {
+        match self.is_cached() {
+            true => self.cached.as_ref().map_or(0, |cached| cached.geometry.size_bytes),
+            false => facts.size_bytes,
+        }
     }
 
     fn operations(&self) -> Vec<Operations> {
@@ -367,6 +433,12 @@ fn serial(pool: [u8; 16], id: AllocationId, class: flash::Class) -> String {
     format!("vflash-{class}-{identity:010x}")
 }
 
+/// As [`serial`], of a cached disk: it stays when the disk moves to another host.
+fn cached_serial(disk: [u8; 16]) -> String {
+    let digits: String = disk.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    format!("vflash-ca-{digits}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,5 +451,8 @@ mod tests {
         assert_eq!(first, "vflash-vo-0000000000");
         assert_eq!(second, "vflash-nv-0000000001");
         assert_eq!(first.len(), crate::virtio::config::ID_BYTES);
+        let cached = cached_serial([0xab; 16]);
+        assert_eq!(cached, "vflash-ca-ababababab");
+        assert_eq!(cached.len(), crate::virtio::config::ID_BYTES);
     }
 }

@@ -78,6 +78,16 @@ impl Blocking {
         Ok(())
     }
 
+    /// As [`Self::zero`], and the range may lose its space.
+    pub fn discard(&mut self, offset: u64, length: u64) -> Result<(), Errno> {
+        let discard = Operation { kind: OperationKind::Discard, offset, length, segments: &[] };
+        match self.geometry().discard.then(|| self.run(&[discard])) {
+            Some(Err(errno)) if errno.is_unsupported() => self.zero(offset, length),
+            Some(result) => result,
+            None => self.zero(offset, length),
+        }
+    }
+
     /// Submits all, waits for all; the first failure in order of completion.
     fn run(&mut self, operations: &[Operation<'_>]) -> Result<(), Errno> {
         for (token, operation) in operations.iter().enumerate() {

@@ -3,9 +3,12 @@
 //!
 //! Crash points are the submission of every write, zero and discard and the completion of every
 //! flush and durable write. At each, an operation is *durable* if a successful flush was submitted
-//! after the operation completed and has itself completed; no failed flush may lie between. Every
-//! other one that was submitted is kept, dropped or torn at 512 bytes: all combinations when there
-//! are at most [`Explorer::exhaustive_max`] of them, else a seeded sample.
+//! after the operation completed and has itself completed; no failed flush may lie between. A
+//! durable write is durable when it completes. Every other operation that was submitted is kept,
+//! dropped or torn at 512 bytes: all combinations when there are at most
+//! [`Explorer::exhaustive_max`] of them, else a seeded sample.
+//!
+//! Several disks that were recorded together end at one instant, each with its own [`Loss`].
 
 use super::disk::{DiskGeometry, OperationKind};
 use super::sim::{Content, Logged, Recording, SECTOR_BYTES, SimDisk};
@@ -36,6 +39,16 @@ enum Fate {
     Torn(u64),
 }
 
+/// What the end of the host does to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Its power goes too: only what was flushed is certain.
+    Unflushed,
+    /// It lives on, as shared storage does: all that had completed is certain, and what was under
+    /// way may have happened in whole, in part or not at all.
+    UnderWay,
+}
+
 /// How to explore. The seed decides tears and samples.
 #[derive(Clone, Debug)]
 pub struct Explorer {
@@ -44,6 +57,8 @@ pub struct Explorer {
     pub exhaustive_max: usize,
     /// States per crash point where there are more.
     pub samples: u64,
+    /// Where there are more crash points, so many of them are visited, by seed.
+    pub points_max: usize,
     /// Visits this state alone.
     pub only: Option<String>,
 }
@@ -52,17 +67,32 @@ impl Explorer {
     /// The usual depth. `VFLASH_CRASH_CASE` in the environment repeats a single state.
     pub fn new(seed: u64) -> Self {
         let only = std::env::var("VFLASH_CRASH_CASE").ok();
-        Self { seed, exhaustive_max: 5, samples: 64, only }
+        Self { seed, exhaustive_max: 5, samples: 64, points_max: usize::MAX, only }
     }
 
     /// Calls `visit` with a fresh disk for each crash state; returns how many there were. If
     /// `visit` panics, the case is printed.
     pub fn explore(&self, recording: &Recording, mut visit: impl FnMut(CrashCase, SimDisk)) -> u64 {
-        let mut settled = Settled { content: recording.base.clone(), applied: 0 };
+        let one = std::slice::from_ref(recording);
+        self.explore_together(one, &[Loss::Unflushed], |case, disks| {
+            disks.into_iter().for_each(|disk| visit(case, disk));
+        })
+    }
+
+    /// As [`Self::explore`], over disks that were recorded together: the same instant for all,
+    /// and for each what it loses then.
+    pub fn explore_together(
+        &self,
+        recordings: &[Recording],
+        losses: &[Loss],
+        mut visit: impl FnMut(CrashCase, Vec<SimDisk>),
+    ) -> u64 {
+        let mut histories = histories(recordings, losses);
         let mut states = 0;
-        for point in crash_points(&recording.log) {
-            let rest = settled.advance(&recording.log, point);
-            let doubtful = rest.iter().filter(|(_, durable)| !durable).count();
+        for point in self.crash_points(recordings) {
+            let rests: Vec<Vec<Entry<'_>>> =
+                histories.iter_mut().map(|history| history.advance(point)).collect();
+            let doubtful = rests.iter().flatten().filter(|entry| !entry.certain).count();
             let combinations = 3u64.checked_pow(doubtful as u32).unwrap_or(u64::MAX);
             let exhaustive = doubtful <= self.exhaustive_max;
             let count = if exhaustive { combinations } else { self.samples };
@@ -71,11 +101,13 @@ impl Explorer {
                 if self.only.as_ref().is_some_and(|only| *only != case.to_string()) {
                     continue;
                 }
-                let content = settled.content.clone();
-                let fates = Fates { case, exhaustive };
-                let disk = fates.disk(content, &rest, recording.geometry);
+                let mut fates = Fates::new(case, exhaustive);
+                let disks = histories.iter().zip(&rests).map(|(history, rest)| {
+                    fates.disk(history.content.clone(), rest, history.recording.geometry)
+                });
+                let disks = disks.collect();
                 let announce = Announce(case);
-                visit(case, disk);
+                visit(case, disks);
                 drop(announce);
                 states += 1;
             }
@@ -86,11 +118,31 @@ impl Explorer {
     /// The state after a power cut at `point`, one of many by `index`. State 0 is the worst:
     /// nothing is there that is not durable.
     pub fn cut(&self, recording: &Recording, point: u64, index: u64) -> SimDisk {
-        let mut settled = Settled { content: recording.base.clone(), applied: 0 };
-        let rest = settled.advance(&recording.log, point);
+        let mut history = History::new(recording, Loss::Unflushed);
+        let rest = history.advance(point);
         let case = CrashCase { seed: self.seed, point, index };
-        let fates = Fates { case, exhaustive: index == 0 };
-        fates.disk(settled.content, &rest, recording.geometry)
+        Fates::new(case, index == 0).disk(history.content, &rest, recording.geometry)
+    }
+
+    fn crash_points(&self, recordings: &[Recording]) -> Vec<u64> {
+        let mut points = vec![0];
+        for entry in recordings.iter().flat_map(|recording| &recording.log) {
+            let submitted = Some(entry.submitted);
+            let (begin, end) = match entry.kind {
+                OperationKind::Flush => (None, entry.completed),
+                OperationKind::WriteDurable => (submitted, entry.completed),
+                _ => (submitted, None),
+            };
+            points.extend(begin.into_iter().chain(end));
+        }
+        points.sort_unstable();
+        points.dedup();
+        if points.len() > self.points_max {
+            let mut random = fastrand::Rng::with_seed(self.seed);
+            points = random.choose_multiple(points, self.points_max);
+            points.sort_unstable();
+        }
+        points
     }
 }
 
@@ -105,69 +157,70 @@ impl Drop for Announce {
     }
 }
 
-fn crash_points(log: &[Logged]) -> Vec<u64> {
-    let mut points = vec![0];
-    for entry in log {
-        let submitted = Some(entry.submitted);
-        let (begin, end) = match entry.kind {
-            OperationKind::Flush => (None, entry.completed),
-            OperationKind::WriteDurable => (submitted, entry.completed),
-            _ => (submitted, None),
-        };
-        points.extend(begin.into_iter().chain(end));
-    }
-    points.sort_unstable();
-    points.dedup();
-    points
+fn histories<'a>(recordings: &'a [Recording], losses: &[Loss]) -> Vec<History<'a>> {
+    assert_eq!(recordings.len(), losses.len(), "each disk has its loss");
+    recordings.iter().zip(losses).map(|(recording, loss)| History::new(recording, *loss)).collect()
 }
 
-/// The durable beginning of the log, applied; it only grows from point to point.
-struct Settled {
+/// An operation that had been submitted at a crash point.
+struct Entry<'a> {
+    logged: &'a Logged,
+    certain: bool,
+}
+
+/// One disk's log, and its certain beginning, applied; it only grows from point to point.
+struct History<'a> {
+    recording: &'a Recording,
+    /// From when on each operation of the log is certain, if ever.
+    certain_from: Vec<Option<u64>>,
     content: Content,
     applied: usize,
 }
 
-impl Settled {
-    /// Applies what is certain at `point`; returns the rest that was submitted by then, in order,
-    /// and whether each is durable.
-    fn advance<'a>(&mut self, log: &'a [Logged], point: u64) -> Vec<(&'a Logged, bool)> {
+impl<'a> History<'a> {
+    fn new(recording: &'a Recording, loss: Loss) -> Self {
+        let certain_from = certain_from(&recording.log, loss);
+        Self { recording, certain_from, content: recording.base.clone(), applied: 0 }
+    }
+
+    /// Applies what is certain at `point`; returns the rest that was submitted by then, in order.
+    fn advance(&mut self, point: u64) -> Vec<Entry<'a>> {
         let mut rest = Vec::new();
-        for entry in &log[self.applied..] {
-            if entry.submitted > point {
-                break;
-            }
-            if entry.kind == OperationKind::Flush {
-                if rest.is_empty() {
-                    self.applied += 1;
-                }
-                continue;
-            }
-            let durable = is_durable(entry, log, point);
-            if durable && rest.is_empty() {
-                apply(&mut self.content, entry);
+        let log = self.recording.log.iter().zip(&self.certain_from).skip(self.applied);
+        for (logged, certain_from) in log.take_while(|(logged, _)| logged.submitted <= point) {
+            let certain = certain_from.is_some_and(|from| from <= point);
+            let flush = logged.kind == OperationKind::Flush;
+            if rest.is_empty() && (certain || flush) {
+                apply(&mut self.content, logged);
                 self.applied += 1;
-            } else {
-                rest.push((entry, durable));
+            } else if !flush {
+                rest.push(Entry { logged, certain });
             }
         }
         rest
     }
 }
 
-fn is_durable(entry: &Logged, log: &[Logged], point: u64) -> bool {
-    let Some(completed) = entry.completed.filter(|at| *at <= point && !entry.failed) else {
-        return false;
-    };
-    if entry.kind == OperationKind::WriteDurable {
-        return true;
+/// For each operation of a log: the time from which on no end of the host can undo it.
+fn certain_from(log: &[Logged], loss: Loss) -> Vec<Option<u64>> {
+    let flushes: Vec<&Logged> =
+        log.iter().filter(|entry| entry.kind == OperationKind::Flush).collect();
+    // Of each flush and all later ones, the one that ended first.
+    let mut first_ended = vec![None; flushes.len() + 1];
+    for (index, flush) in flushes.iter().enumerate().rev() {
+        let own = flush.completed.map(|at| (at, flush.failed));
+        first_ended[index] = own.into_iter().chain(first_ended[index + 1]).min();
     }
-    let flushes = log
-        .iter()
-        .skip_while(|other| other.submitted <= completed)
-        .filter(|other| other.kind == OperationKind::Flush)
-        .filter(|flush| flush.completed.is_some_and(|at| at <= point));
-    // The flush that ended first decides: a failed one may have dropped the write for good.
-    flushes.min_by_key(|flush| flush.completed).is_some_and(|flush| !flush.failed)
+    let certain = |entry: &Logged| {
+        let completed = entry.completed.filter(|_| !entry.failed)?;
+        if loss == Loss::UnderWay || entry.kind == OperationKind::WriteDurable {
+            return Some(completed);
+        }
+        let later = flushes.partition_point(|flush| flush.submitted <= completed);
+        // The flush that ended first decides: a failed one may have dropped the write for good.
+        first_ended[later].filter(|(_, failed)| !failed).map(|(at, _)| at)
+    };
+    log.iter().map(certain).collect()
 }
 
 fn apply(content: &mut Content, entry: &Logged) {
@@ -180,38 +233,46 @@ fn apply(content: &mut Content, entry: &Logged) {
     }
 }
 
+/// Decides over the operations in doubt, one after the other over all disks.
 struct Fates {
-    case: CrashCase,
     exhaustive: bool,
+    /// Base 3, while exhaustive.
+    digits: u64,
+    random: fastrand::Rng,
 }
 
 impl Fates {
-    fn disk(
-        &self,
-        mut content: Content,
-        rest: &[(&Logged, bool)],
-        geometry: DiskGeometry,
-    ) -> SimDisk {
-        let CrashCase { seed, point, index } = self.case;
-        let mut random = fastrand::Rng::with_seed(
+    fn new(case: CrashCase, exhaustive: bool) -> Self {
+        let CrashCase { seed, point, index } = case;
+        let random = fastrand::Rng::with_seed(
             seed ^ point.rotate_left(32) ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         );
-        let mut digits = index;
-        for (entry, durable) in rest {
-            if *durable {
-                apply(&mut content, entry);
-                continue;
+        Self { exhaustive, digits: index, random }
+    }
+
+    fn disk(
+        &mut self,
+        mut content: Content,
+        rest: &[Entry<'_>],
+        geometry: DiskGeometry,
+    ) -> SimDisk {
+        for entry in rest {
+            match entry.certain {
+                true => apply(&mut content, entry.logged),
+                false => apply_fate(&mut content, entry.logged, self.next()),
             }
-            let digit = if self.exhaustive { digits % 3 } else { random.u64(0..3) };
-            digits /= 3;
-            let fate = match digit {
-                0 => Fate::Dropped,
-                1 => Fate::Kept,
-                _ => Fate::Torn(random.u64(..)),
-            };
-            apply_fate(&mut content, entry, fate);
         }
-        SimDisk::with(content, geometry, random.u64(..))
+        SimDisk::with(content, geometry, self.random.u64(..))
+    }
+
+    fn next(&mut self) -> Fate {
+        let digit = if self.exhaustive { self.digits % 3 } else { self.random.u64(0..3) };
+        self.digits /= 3;
+        match digit {
+            0 => Fate::Dropped,
+            1 => Fate::Kept,
+            _ => Fate::Torn(self.random.u64(..)),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the daemon stands on: a drive, a file, or a simulation of one.
 
 use super::buffer::Segment;
+use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -109,12 +110,26 @@ pub trait Disk {
     fn poll(&mut self, completions: &mut Vec<Completion>, wait: bool);
 }
 
-/// What a reactor opens to reach a disk on its own: the shared description of a file or device, or
-/// nothing at all.
+/// Called by a disk's own threads, after completions have become ready to be polled.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// A disk that does its I/O in threads of its own, such as one behind a network connection.
+pub trait OpenDisk: fmt::Debug + Send + Sync {
+    fn geometry(&self) -> DiskGeometry;
+
+    /// A handle of its own: what is submitted through it completes there. `waker` is called, in
+    /// another thread and perhaps once for many, whenever [`Disk::poll`] has something.
+    fn open(&self, waker: Waker) -> crate::base::Result<Box<dyn Disk + Send>>;
+}
+
+/// What a reactor opens to reach a disk on its own: the shared description of a file or device, a
+/// disk with threads of its own, or nothing at all.
 #[derive(Clone, Debug)]
 pub enum DiskTarget {
     /// I/O goes through this very open file description, which carries the exclusive lock.
     File { file: Arc<File>, geometry: DiskGeometry },
+    /// Operations are handed over to it, and the reactor is woken when they have completed.
+    Threaded(Arc<dyn OpenDisk>),
     /// Every operation succeeds at once and moves no bytes. For benchmarks only.
     Null { size_bytes: u64 },
 }
@@ -124,6 +139,7 @@ impl DiskTarget {
     pub fn geometry(&self) -> DiskGeometry {
         match self {
             Self::File { geometry, .. } => *geometry,
+            Self::Threaded(disk) => disk.geometry(),
             Self::Null { size_bytes } => DiskGeometry {
                 size_bytes: *size_bytes,
                 block_bytes: 512,

@@ -11,7 +11,7 @@
 use super::buffer::{PinnedBuffer, Segment};
 use super::disk::{Completion, Disk, DiskGeometry, DiskTarget, Errno, Operation, OperationKind};
 use super::sim::SimDisk;
-use crate::base::units::Bytes;
+use crate::base::units::{Bytes, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind, Result};
 use std::fs::{File, OpenOptions};
 use std::mem::MaybeUninit;
@@ -86,8 +86,15 @@ impl FileDisk {
 
     fn allocate(&self, size_bytes: u64, preallocation: Preallocation) -> Result<()> {
         let error = |error| Error::io(format!("allocating {}", self.path.display()), error);
-        fallocate(&self.file, 0, 0, size_bytes).map_err(error)?;
-        if preallocation == Preallocation::Written {
+        let reserved = fallocate(&self.file, 0, 0, size_bytes);
+        // A file system that reserves nothing (NFS before 4.2) has its space taken by writing.
+        let refused = reserved.as_ref().is_err_and(|error| {
+            matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+        });
+        if !refused {
+            reserved.map_err(error)?;
+        }
+        if refused || preallocation == Preallocation::Written {
             let buffer = PinnedBuffer::new(1 << 20);
             let mut done = 0;
             while done < size_bytes {
@@ -104,6 +111,54 @@ impl FileDisk {
     /// Opens for reading and writing. Waits up to `wait` for another holder, or for what a dead
     /// one left under way, to end; then fails with [`ErrorKind::Busy`].
     pub fn open(path: &Path, wait: Duration) -> Result<Self> {
+        let mut disk = Self::open_as_it_is(path, wait)?;
+        let block_bytes = u64::from(disk.geometry.block_bytes);
+        disk.geometry.size_bytes -= disk.geometry.size_bytes % block_bytes;
+        Ok(disk)
+    }
+
+    /// As [`FileDisk::open`], for a file that other software made: all of it can be reached, in
+    /// sectors of 512 bytes, where direct I/O would take larger blocks only: then through the
+    /// cache of the kernel. A block device's blocks stay what they are.
+    pub fn open_whole(path: &Path, wait: Duration) -> Result<Self> {
+        let mut disk = Self::open_as_it_is(path, wait)?;
+        let size_bytes = disk.geometry.size_bytes;
+        if !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            let text = format!(
+                "{}: its size, {size_bytes} bytes, is no multiple of 512: it is no disk image, or \
+                 was cut; `truncate -s %512` makes it one",
+                path.display()
+            );
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        if !disk.device && disk.geometry.block_bytes > SECTOR_BYTES as u32 {
+            let refused = |error| Error::io(format!("opening {}", path.display()), error);
+            disk.stop_direct().map_err(refused)?;
+            disk.geometry.block_bytes = SECTOR_BYTES as u32;
+            disk.geometry.memory_alignment = 1;
+        }
+        Ok(disk)
+    }
+
+    /// Opens for looking only, without a lock, while another may hold it.
+    pub fn open_unlocked(path: &Path) -> Result<Self> {
+        let error = |error| Error::io(format!("opening {}", path.display()), error);
+        let file = OpenOptions::new().read(true).open(path).map_err(error)?;
+        let device = file.metadata().map_err(error)?.file_type().is_block_device();
+        let geometry = measure(&file, device, false).map_err(error)?;
+        let path = path.to_owned();
+        Ok(Self { file: Arc::new(file), path, device, geometry, completions: Vec::new() })
+    }
+
+    /// From now on through the cache of the kernel. The description, and the lock, stay.
+    fn stop_direct(&self) -> std::io::Result<()> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let flags = OFlag::from_bits_retain(fcntl(&self.file, FcntlArg::F_GETFL)?);
+        fcntl(&self.file, FcntlArg::F_SETFL(flags - OFlag::O_DIRECT))?;
+        Ok(())
+    }
+
+    fn open_as_it_is(path: &Path, wait: Duration) -> Result<Self> {
         let deadline = Instant::now() + wait;
         let metadata = std::fs::metadata(path)
             .map_err(|error| Error::io(format!("opening {}", path.display()), error))?;
@@ -144,6 +199,15 @@ impl FileDisk {
     /// its last request ends.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()
+    }
+
+    /// Another user of a description that is open already, lock and all: for what reads and writes
+    /// a part of it before a reactor does. `None`: the disk is no file or device.
+    pub fn shared(target: &DiskTarget) -> Option<Self> {
+        let DiskTarget::File { file, geometry } = target else { return None };
+        let device = file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+        let (file, geometry) = (file.clone(), *geometry);
+        Some(Self { file, path: PathBuf::new(), device, geometry, completions: Vec::new() })
     }
 
     pub fn path(&self) -> &Path {
@@ -293,7 +357,6 @@ fn measure(file: &File, device: bool, direct: bool) -> std::io::Result<DiskGeome
         geometry.block_bytes = geometry.block_bytes.max(offset.unwrap_or(512));
     }
     geometry.optimal_bytes = geometry.optimal_bytes.max(geometry.block_bytes);
-    geometry.size_bytes -= geometry.size_bytes % u64::from(geometry.block_bytes);
     Ok(geometry)
 }
 

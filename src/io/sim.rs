@@ -8,6 +8,7 @@
 use super::buffer::{self, Segment};
 use super::disk::{Completion, Disk, DiskGeometry, Errno, Operation, OperationKind};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const PAGE_BYTES: u64 = 4096;
@@ -134,7 +135,8 @@ struct State {
     content: Content,
     pending: Vec<Pending>,
     recording: Option<(Content, Vec<Logged>)>,
-    events: u64,
+    /// The time of the last event; shared by disks that are recorded together.
+    events: Arc<AtomicU64>,
     submitted: u64,
     handles: u64,
     faults: Faults,
@@ -169,7 +171,7 @@ impl SimDisk {
             content,
             pending: Vec::new(),
             recording: None,
-            events: 0,
+            events: Arc::default(),
             submitted: 0,
             handles: 0,
             faults: Faults::default(),
@@ -184,10 +186,19 @@ impl SimDisk {
 
     /// Starts the log afresh: all that the disk holds now counts as durable, and time is 0.
     pub fn record(&self) {
-        let mut state = self.state();
-        assert!(state.pending.is_empty(), "recording starts on a quiet disk");
-        state.recording = Some((state.content.clone(), Vec::new()));
-        state.events = 0;
+        Self::record_together(&[self]);
+    }
+
+    /// As [`Self::record`], with one time for several disks, so that a power cut can hit all of
+    /// them at one instant.
+    pub fn record_together(disks: &[&Self]) {
+        let events: Arc<AtomicU64> = Arc::default();
+        for disk in disks {
+            let mut state = disk.state();
+            assert!(state.pending.is_empty(), "recording starts on a quiet disk");
+            state.recording = Some((state.content.clone(), Vec::new()));
+            state.events = events.clone();
+        }
     }
 
     /// The log since [`Self::record`].
@@ -199,7 +210,7 @@ impl SimDisk {
 
     /// The time of the last event, to tell what a crash point comes before or after.
     pub fn position(&self) -> u64 {
-        self.state().events
+        self.state().events.load(Ordering::Relaxed)
     }
 
     /// Operations submitted so far, for fail-the-Nth loops.
@@ -270,7 +281,7 @@ impl State {
             buffer::gather(operation.segments, &mut data);
         }
         let data: Arc<[u8]> = data.into();
-        self.events += 1;
+        let now = self.tick();
         let logged = self.recording.as_mut().filter(|_| operation.kind != OperationKind::Read).map(
             |(_, log)| {
                 log.push(Logged {
@@ -278,7 +289,7 @@ impl State {
                     offset: operation.offset,
                     length: operation.length,
                     data: data.clone(),
-                    submitted: self.events,
+                    submitted: now,
                     completed: None,
                     failed: false,
                 });
@@ -299,6 +310,11 @@ impl State {
             logged,
             failure,
         });
+    }
+
+    /// The time of a new event.
+    fn tick(&self) -> u64 {
+        self.events.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// A real disk would answer `EINVAL`; here our own mistake is to be seen at once.
@@ -353,9 +369,9 @@ impl State {
             while let Some(index) = self.choose(handle, completions.len() - before) {
                 let pending = self.pending.remove(index);
                 let result = self.execute(&pending);
-                self.events += 1;
+                let now = self.tick();
                 if let (Some(index), Some((_, log))) = (pending.logged, &mut self.recording) {
-                    log[index].completed = Some(self.events);
+                    log[index].completed = Some(now);
                     log[index].failed = result.is_err();
                 }
                 completions.push(Completion { token: pending.token, result });

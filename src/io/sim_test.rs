@@ -141,3 +141,97 @@ fn what_a_failed_flush_should_have_covered_may_be_lost_though_a_later_one_succee
     assert_eq!((worst.peek(0, 1), worst.peek(1024, 1)), (vec![0], vec![2]));
     drop((first, second));
 }
+
+fn write_durable(disk: &mut SimDisk, offset: u64, byte: u8, token: u64) -> buffer::PinnedBuffer {
+    let memory = buffer::PinnedBuffer::new(1024);
+    memory.segment().copy_from(&[byte; 1024]);
+    let segments = [memory.segment()];
+    let kind = OperationKind::WriteDurable;
+    disk.submit(Operation { kind, offset, length: 1024, segments: &segments }, token);
+    memory
+}
+
+#[test]
+fn a_durable_write_is_durable_when_it_completes_and_speaks_for_no_other() {
+    let mut disk = SimDisk::new(65_536);
+    disk.record();
+    let plain = write(&mut disk, 0, 1, 1);
+    drain(&mut disk);
+    let durable = write_durable(&mut disk, 1024, 2, 2);
+    let submitted = disk.position();
+    drain(&mut disk);
+    let completed = disk.position();
+    let (mut lost_plain, mut in_doubt) = (0, BTreeSet::new());
+    for seed in 0..8 {
+        Explorer::new(seed).explore(&disk.recording(), |case, state| {
+            let sectors = [2, 3].map(|sector| state.peek(sector * 512, 1)[0]);
+            if case.point >= completed {
+                assert_eq!(sectors, [2, 2], "it had completed");
+                lost_plain += u64::from(state.peek(0, 1) != [1]);
+            } else if case.point >= submitted {
+                in_doubt.insert(sectors);
+            }
+        });
+    }
+    assert!(lost_plain > 0, "it is no flush");
+    assert_eq!(in_doubt.len(), 4, "under way it is in doubt, sector by sector: {in_doubt:?}");
+    drop((plain, durable));
+}
+
+#[test]
+fn a_durable_write_that_failed_is_in_doubt() {
+    let mut disk = SimDisk::new(65_536);
+    disk.record();
+    let fail = Failure { after: 0, forever: false, errno: Errno::EIO, torn: true };
+    disk.set_faults(Faults { fail: Some(fail), ..Default::default() });
+    let memory = write_durable(&mut disk, 0, 1, 1);
+    assert_eq!(drain(&mut disk)[0].result, Err(Errno::EIO));
+    let states = states(&disk);
+    assert!(states.contains(&vec![0; 4]) && states.contains(&vec![1, 1, 0, 0]), "{states:?}");
+    drop(memory);
+}
+
+/// Two disks, each written and not flushed: what each may have lost at the end.
+#[test]
+fn disks_recorded_together_end_at_one_instant_each_with_its_own_loss() {
+    use crate::io::crash::Loss;
+    let (mut flash, mut backing) = (SimDisk::new(65_536), SimDisk::new(65_536));
+    SimDisk::record_together(&[&flash, &backing]);
+    let first = write_durable(&mut flash, 0, 1, 1);
+    drain(&mut flash);
+    let second = write(&mut backing, 0, 2, 2);
+    drain(&mut backing);
+    let third = write_durable(&mut flash, 1024, 3, 3);
+    drain(&mut flash);
+    let end = flash.position();
+    assert_eq!(end, backing.position(), "one time for both");
+    for (loss, may_lose) in [(Loss::Unflushed, true), (Loss::UnderWay, false)] {
+        let mut lost = 0;
+        let recordings = [flash.recording(), backing.recording()];
+        let losses = [Loss::Unflushed, loss];
+        let states = Explorer::new(1).explore_together(&recordings, &losses, |case, disks| {
+            let byte = |disk: usize, offset| disks[disk].peek(offset, 1)[0];
+            assert!(byte(1, 0) == 0 || byte(0, 0) == 1, "the second came after the first");
+            assert!(byte(0, 1024) == 0 || case.point >= end - 1, "the third is the last");
+            if case.point == end {
+                lost += u64::from(byte(1, 0) == 0);
+            }
+        });
+        assert!(states > 5, "{states}");
+        assert_eq!(lost > 0, may_lose, "{loss:?}");
+    }
+    drop((first, second, third));
+}
+
+#[test]
+fn crash_points_can_be_sampled() {
+    let mut disk = SimDisk::new(65_536);
+    disk.record();
+    let memory: Vec<_> = (0..40).map(|token| write_durable(&mut disk, 0, 1, token)).collect();
+    drain(&mut disk);
+    let explorer = Explorer { points_max: 7, samples: 1, ..Explorer::new(3) };
+    let mut points = BTreeSet::new();
+    explorer.explore(&disk.recording(), |case, _| _ = points.insert(case.point));
+    assert_eq!(points.len(), 7);
+    drop(memory);
+}

@@ -2,7 +2,7 @@
 
 use super::plan::{Actual, ActualPool, ActualVolume};
 use super::schema::{API_VERSION, Device, POOL_BYTES_MIN};
-use super::settings::{Access, Limits, Principal, VolumeSettings};
+use super::settings::{Access, CacheSettings, Limits, Principal, VolumeSettings};
 use crate::base::units::{Bytes, EXTENT_BYTES};
 use serde_yaml::{Mapping, Value};
 use std::collections::BTreeMap;
@@ -70,7 +70,8 @@ fn machine(volumes: &[&ActualVolume]) -> Mapping {
 }
 
 fn volume(actual: &ActualVolume) -> Mapping {
-    let VolumeSettings { limits, queues, read_only, when_full, access: _ } = &actual.settings;
+    let VolumeSettings { limits, queues, read_only, when_full, access: _, cache } =
+        &actual.settings;
     let mut flash = mapping([
         ("pool", actual.pool.as_str().into()),
         ("size", Bytes(actual.size_bytes).to_string().into()),
@@ -80,8 +81,14 @@ fn volume(actual: &ActualVolume) -> Mapping {
         flash.insert("thin".into(), true.into());
         flash.insert("whenFull".into(), when_full.name().into());
     }
-    let mut volume =
-        mapping([("name", actual.name.volume.as_str().into()), ("flash", flash.into())]);
+    let mut volume = mapping([("name", actual.name.volume.as_str().into())]);
+    match cache {
+        None => drop(volume.insert("flash".into(), flash.into())),
+        Some(cache) => {
+            volume.insert("cache".into(), self::cache(actual, cache).into());
+            volume.insert("backing".into(), cache.backing.as_str().into());
+        }
+    }
     let limits = self::limits(limits);
     if !limits.is_empty() {
         volume.insert("limits".into(), limits.into());
@@ -93,6 +100,26 @@ fn volume(actual: &ActualVolume) -> Mapping {
         volume.insert("readOnly".into(), true.into());
     }
     volume
+}
+
+fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
+    let CacheSettings { mode, drain, staleness_ms, durability, backing: _, sidecar } = cache;
+    let mut mapping = mapping([
+        ("pool", actual.pool.as_str().into()),
+        ("size", Bytes(actual.size_bytes).to_string().into()),
+        ("mode", mode.name().into()),
+    ]);
+    if let Some(drain) = drain {
+        mapping.insert("drain".into(), drain.name().into());
+    }
+    if let Some(staleness_ms) = staleness_ms {
+        mapping.insert("maxStaleness".into(), format!("{staleness_ms}ms").into());
+    }
+    mapping.insert("durability".into(), durability.name().into());
+    if let Some(sidecar) = sidecar {
+        mapping.insert("sidecar".into(), sidecar.as_str().into());
+    }
+    mapping
 }
 
 /// Empty if nothing is limited.

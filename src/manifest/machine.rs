@@ -74,12 +74,17 @@ fn volume(
         limits(node, fields.key_at("limits"), decoder)
     });
     let (storage, when_full) = storage?;
+    let cache = match &storage {
+        Storage::Flash(_) => None,
+        Storage::Cached(cached) => Some(cached.settings()),
+    };
     let settings = VolumeSettings {
         limits: limits?.unwrap_or_default(),
         queues: queues?,
         read_only: read_only?.unwrap_or_default(),
         when_full,
         access: Access::default(),
+        cache,
     };
     new.then_some(Volume { name: name?, storage, settings })
 }
@@ -210,30 +215,42 @@ fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
     let staleness_max = decoder.optional(&fields, "maxStaleness", |decoder, node| {
         decoder.scalar(node, |text, _| value::duration(text, STALENESS_MAX))
     });
-    let consistency_group = decoder
-        .optional(&fields, "consistencyGroup", |decoder, node| decoder.scalar(node, value::name));
+    let consistency_group = decoder.optional(&fields, "consistencyGroup", |decoder, node| {
+        decoder.located_scalar(node, value::name)
+    });
     let durability = decoder.optional(&fields, "durability", |decoder, node| {
         decoder.choice(node, &[("strong", Durability::Strong), ("flush", Durability::Flush)])
     });
     let sidecar = decoder.optional(&fields, "sidecar", |decoder, node| {
-        decoder.scalar(node, |text, plain| value::path(text, plain, directory))
+        decoder.located_scalar(node, |text, plain| value::path(text, plain, directory))
     });
     let (mode, sidecar, backing) = (mode?.unwrap_or_default(), sidecar?, backing?);
-    if mode == CacheMode::WriteBack && sidecar.is_none() && has_no_neighbour(&backing.value) {
-        let text = format!(
-            "write-back needs a place for its stamp, and beside {} is none: add `sidecar: PATH` \
-             on the shared storage, or `mode: write-through`",
-            backing.value
-        );
-        decoder.mistake(at, text);
-        return None;
+    let drain = drain?;
+    if sidecar.is_none() && has_no_neighbour(&backing.value) {
+        let beside = &backing.value;
+        if mode == CacheMode::WriteBack {
+            let text = format!(
+                "write-back needs a place for its stamp, and beside {beside} is none: add \
+                 `sidecar: PATH` on the shared storage, or `mode: write-through`"
+            );
+            decoder.mistake(at, text);
+            return None;
+        }
+        if drain == Some(Drain::Grouped) {
+            let text = format!(
+                "a grouped drain needs a place for its groups, and beside {beside} is none: add \
+                 `sidecar: PATH` on the shared storage, or `drain: ordered`"
+            );
+            decoder.mistake(fields.key_at("drain"), text);
+            return None;
+        }
     }
     Some(Cached {
         place: decoder.mistakes.place(at),
         pool: pool?,
         size: size?,
         mode,
-        drain: drain?,
+        drain,
         staleness_max: staleness_max?,
         consistency_group: consistency_group?,
         durability: durability?.unwrap_or_default(),

@@ -25,6 +25,7 @@ pub mod plan;
 #[cfg(test)]
 mod plan_test;
 mod planner;
+mod planner_cached;
 pub mod schema;
 pub mod settings;
 pub mod step;
@@ -37,6 +38,8 @@ pub use document::{SOURCE_BYTES_MAX, Source, parse};
 pub use load::load;
 pub use mistake::{Located, Mistake, Place};
 pub use plan::{Actual, ActualPool, ActualVolume, DeviceState, plan, plan_deletion};
-pub use schema::{Class, Device, VolumeName, Wanted};
-pub use settings::{Access, Limits, Principal, VolumeSettings, WhenFull};
+pub use schema::{CacheMode, Class, Device, Drain, Durability, VolumeName, Wanted};
+pub use settings::{
+    Access, Attributes, CacheSettings, Limits, LogIdentity, Principal, VolumeSettings, WhenFull,
+};
 pub use step::{Action, Plan, Step};

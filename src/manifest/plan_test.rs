@@ -72,7 +72,7 @@ fn carry_out(actual: &mut Actual, step: &Step) {
             assert_eq!(volume.settings, from, "the step tells what is");
             volume.settings = to;
         }
-        Action::DeleteVolume { name, pool, size_bytes } => {
+        Action::DeleteVolume { name, pool, size_bytes, .. } => {
             pool_of(actual, &pool).free_bytes += size_bytes;
             actual.volumes.retain(|volume| volume.name != name);
         }

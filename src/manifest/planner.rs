@@ -5,7 +5,7 @@ use super::decode::nearest;
 use super::mistake::{Located, Mistake, Place};
 use super::plan::{Actual, ActualPool, ActualVolume, DeviceState, full_name};
 use super::schema::{
-    Device, Flash, POOL_BYTES_MIN, Pool, Storage, VirtualMachine, Volume, VolumeName,
+    Class, Device, Flash, POOL_BYTES_MIN, Pool, Storage, VirtualMachine, Volume, VolumeName,
 };
 use super::step::{Action, NewVolume, Plan, Step};
 use crate::base::limits::EXPORTS_MAX;
@@ -14,18 +14,43 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub(super) struct Planner<'a> {
-    actual: &'a Actual,
+    pub(super) actual: &'a Actual,
     pools: Vec<Step>,
     creations: Vec<Step>,
     growths: Vec<Step>,
     updates: Vec<Step>,
     destructions: Vec<Step>,
-    mistakes: Vec<Mistake>,
+    pub(super) mistakes: Vec<Mistake>,
     /// Bytes that each pool has left to give; what this plan destroys is not among them. Of a pool
     /// that is yet to be made all bytes: its own tables are the executor's to count.
     free_bytes: BTreeMap<String, u64>,
     /// Volumes that there will be before anything is destroyed.
     volume_count: usize,
+    /// Backings and sidecars, and the volume that has each.
+    pub(super) shared: BTreeMap<String, VolumeName>,
+}
+
+/// The space that a volume takes of a pool: all of a flash volume, the cache of a cached disk.
+struct Space<'a> {
+    pool: &'a Located<String>,
+    size: &'a Located<u64>,
+    class: Class,
+    thin: bool,
+}
+
+impl<'a> From<&'a Storage> for Space<'a> {
+    fn from(storage: &'a Storage) -> Self {
+        match storage {
+            Storage::Flash(flash) => {
+                let (class, thin) = (flash.class.value, flash.thin.value);
+                Self { pool: &flash.pool, size: &flash.size, class, thin }
+            }
+            Storage::Cached(cached) => {
+                let class = Class::Nonvolatile;
+                Self { pool: &cached.pool, size: &cached.size, class, thin: false }
+            }
+        }
+    }
 }
 
 impl<'a> Planner<'a> {
@@ -41,6 +66,7 @@ impl<'a> Planner<'a> {
             mistakes: Vec::new(),
             free_bytes: actual.pools.iter().map(free).collect(),
             volume_count: actual.volumes.len(),
+            shared: BTreeMap::new(),
         }
     }
 
@@ -52,7 +78,7 @@ impl<'a> Planner<'a> {
         Ok(Plan { steps: phases.into_iter().flatten().collect() })
     }
 
-    fn mistake(&mut self, place: &Place, message: impl Into<String>) {
+    pub(super) fn mistake(&mut self, place: &Place, message: impl Into<String>) {
         self.mistakes.push(Mistake::new(place, message));
     }
 
@@ -190,22 +216,20 @@ impl<'a> Planner<'a> {
     }
 
     pub(super) fn volume(&mut self, machine: &VirtualMachine, volume: &Volume) {
-        let flash = match &volume.storage {
-            Storage::Flash(flash) => flash,
-            Storage::Cached(cached) => {
-                let text = "cached disks are not in this version of vflash: give this volume \
-                            `flash`, or leave it out";
-                return self.mistake(&cached.place, text);
-            }
-        };
-        if !self.free_bytes.contains_key(&flash.pool.value) {
-            return self.unknown_pool(&flash.pool);
-        }
         let name = full_name(machine, volume);
+        if let Storage::Cached(cached) = &volume.storage
+            && !self.cached(&name, cached)
+        {
+            return;
+        }
+        let space = Space::from(&volume.storage);
+        if !self.free_bytes.contains_key(&space.pool.value) {
+            return self.unknown_pool(space.pool);
+        }
         let actual = self.actual.volumes.iter().find(|actual| actual.name == name);
         match actual {
-            None => self.create_volume(name, flash, volume),
-            Some(actual) => self.change_volume(actual, flash, volume),
+            None => self.create_volume(name, &space, volume),
+            Some(actual) => self.change_volume(actual, &space, volume),
         }
     }
 
@@ -219,29 +243,29 @@ impl<'a> Planner<'a> {
         self.mistake(&pool.place, text);
     }
 
-    fn create_volume(&mut self, name: VolumeName, flash: &Flash, volume: &Volume) {
+    fn create_volume(&mut self, name: VolumeName, space: &Space<'_>, volume: &Volume) {
         self.volume_count = self.volume_count.saturating_add(1);
         if self.volume_count > EXPORTS_MAX {
             let text = format!("one volume too many: a daemon serves at most {EXPORTS_MAX}");
             return self.mistake(&volume.name.place, text);
         }
-        if !flash.thin.value {
-            self.take(flash, flash.size.value);
+        if !space.thin {
+            self.take(space, space.size.value);
         }
         let action = Action::CreateVolume(NewVolume {
             name,
-            pool: flash.pool.value.clone(),
-            size_bytes: flash.size.value,
-            class: flash.class.value,
-            thin: flash.thin.value,
+            pool: space.pool.value.clone(),
+            size_bytes: space.size.value,
+            class: space.class,
+            thin: space.thin,
             settings: volume.settings.clone(),
         });
         self.creations.push(Step { place: volume.name.place.clone(), action });
     }
 
     /// Takes `bytes` of the pool for this plan, or complains.
-    fn take(&mut self, flash: &Flash, bytes: u64) {
-        let pool = &flash.pool.value;
+    fn take(&mut self, space: &Space<'_>, bytes: u64) {
+        let pool = &space.pool.value;
         let Some(free) = self.free_bytes.get_mut(pool) else { return };
         match free.checked_sub(bytes) {
             Some(left) => *free = left,
@@ -251,14 +275,18 @@ impl<'a> Planner<'a> {
                     "pool `{pool}` has {left} left for this, and {needed} are needed: make it \
                      smaller, make it thin, or grow the pool"
                 );
-                self.mistake(&flash.size.place, text);
+                self.mistake(&space.size.place, text);
             }
         }
     }
 
-    fn change_volume(&mut self, actual: &ActualVolume, flash: &Flash, volume: &Volume) {
+    fn change_volume(&mut self, actual: &ActualVolume, space: &Space<'_>, volume: &Volume) {
         let name = &actual.name;
-        if self.refuse_fixed(actual, flash) {
+        let refused = match &volume.storage {
+            Storage::Flash(flash) => self.refuse_fixed(actual, flash),
+            Storage::Cached(cached) => self.refuse_fixed_cached(actual, cached),
+        };
+        if refused {
             return;
         }
         let settings = &volume.settings;
@@ -281,13 +309,13 @@ impl<'a> Planner<'a> {
             let action = Action::UpdateVolume { name: name.clone(), pool: pool.clone(), from, to };
             self.updates.push(Step { place: volume.name.place.clone(), action });
         }
-        let (from_bytes, to_bytes) = (actual.size_bytes, flash.size.value);
-        let (name, place) = (name.clone(), flash.size.place.clone());
+        let (from_bytes, to_bytes) = (actual.size_bytes, space.size.value);
+        let (name, place) = (name.clone(), space.size.place.clone());
         match to_bytes.checked_sub(from_bytes) {
             Some(0) => {}
             Some(more) => {
                 if !actual.thin {
-                    self.take(flash, more);
+                    self.take(space, more);
                 }
                 let action = Action::GrowVolume { name, pool, from_bytes, to_bytes };
                 self.growths.push(Step { place, action });
@@ -303,6 +331,15 @@ impl<'a> Planner<'a> {
     fn refuse_fixed(&mut self, actual: &ActualVolume, flash: &Flash) -> bool {
         let name = &actual.name;
         let class = actual.class;
+        if let Some(cache) = &actual.settings.cache {
+            let backing = &cache.backing;
+            let text = format!(
+                "{name} is a cached disk of {backing}: write its `cache` and `backing`, or detach \
+                 it first with `vflash detach {name}`"
+            );
+            self.mistake(&flash.pool.place, text);
+            return true;
+        }
         let fixed = [
             (&flash.pool.place, "pool", actual.pool.clone(), flash.pool.value != actual.pool),
             (&flash.class.place, "class", class.name().to_owned(), flash.class.value != class),
@@ -351,7 +388,8 @@ impl<'a> Planner<'a> {
             return self.mistake(place, text);
         }
         let (pool, size_bytes) = (volume.pool.clone(), volume.size_bytes);
-        let action = Action::DeleteVolume { name, pool, size_bytes };
+        let backing = volume.settings.cache.as_ref().map(|cache| cache.backing.clone());
+        let action = Action::DeleteVolume { name, pool, size_bytes, backing };
         self.destructions.push(Step { place: place.clone(), action });
     }
 }

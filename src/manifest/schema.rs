@@ -1,7 +1,7 @@
 //! What a manifest says, after it was read and found right. The reference is in the README.
 
 use super::mistake::{Located, Place};
-use super::settings::VolumeSettings;
+use super::settings::{CacheSettings, VolumeSettings};
 use crate::base::units::{Bytes, MIB};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -136,14 +136,30 @@ pub struct Cached {
     /// How far the backing may be behind.
     pub staleness_max: Option<Duration>,
     /// Disks of one group keep a common write order.
-    pub consistency_group: Option<String>,
+    pub consistency_group: Option<Located<String>>,
     pub durability: Durability,
     /// Where stamp and redo records go; `None`: beside the backing.
-    pub sidecar: Option<PathBuf>,
+    pub sidecar: Option<Located<PathBuf>>,
     pub backing: Located<Backing>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+impl Cached {
+    /// What the pool remembers of it.
+    pub(super) fn settings(&self) -> CacheSettings {
+        let staleness_ms = self.staleness_max.map(|most| most.as_millis());
+        CacheSettings {
+            mode: self.mode,
+            drain: self.drain,
+            staleness_ms: staleness_ms.and_then(|most| u64::try_from(most).ok()),
+            durability: self.durability,
+            backing: self.backing.value.to_string(),
+            sidecar: self.sidecar.as_ref().map(|path| path.value.display().to_string()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum CacheMode {
     #[default]
     WriteBack,
@@ -153,7 +169,23 @@ pub enum CacheMode {
     Bypass,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl CacheMode {
+    pub const ALL: [Self; 5] =
+        [Self::WriteBack, Self::WriteThrough, Self::WriteAround, Self::ReadOnly, Self::Bypass];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WriteBack => "write-back",
+            Self::WriteThrough => "write-through",
+            Self::WriteAround => "write-around",
+            Self::ReadOnly => "read-only",
+            Self::Bypass => "bypass",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Drain {
     /// Epochs merged through a redo sidecar.
     Grouped,
@@ -161,13 +193,32 @@ pub enum Drain {
     Ordered,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+impl Drain {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Grouped => "grouped",
+            Self::Ordered => "ordered",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Durability {
     /// Each acknowledged write is on flash.
     #[default]
     Strong,
     /// What a flush covers is on flash.
     Flush,
+}
+
+impl Durability {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Strong => "strong",
+            Self::Flush => "flush",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,11 +1,16 @@
 //! What can be changed about a volume while it exists, and how the pool remembers it: JSON in the
 //! allocation's attributes, so that a restart without manifests restores every socket.
 
+use super::schema::{CacheMode, Drain, Durability};
 use crate::base::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-/// The version that [`VolumeSettings::encode`] writes.
+/// The version of a flash volume's attributes.
 const VERSION: u32 = 1;
+
+/// The version of a cached disk's: a build that does not know caches must not serve the log as if
+/// it were the disk.
+const VERSION_CACHED: u32 = 2;
 
 /// The settings of a volume; the default is what an empty manifest means.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +23,60 @@ pub struct VolumeSettings {
     /// Matters to thin volumes alone.
     pub when_full: WhenFull,
     pub access: Access,
+    /// `None`: a flash volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSettings>,
+}
+
+/// The settings of a cached disk; backing and sidecar are fixed when it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheSettings {
+    pub mode: CacheMode,
+    /// `None`: grouped where a sidecar is possible.
+    pub drain: Option<Drain>,
+    /// `None`: [`STALENESS_MS`].
+    pub staleness_ms: Option<u64>,
+    pub durability: Durability,
+    /// As a manifest writes it; a path is absolute.
+    pub backing: String,
+    /// `None`: beside the backing.
+    pub sidecar: Option<String>,
+}
+
+/// How far a backing may be behind unless told otherwise, in milliseconds.
+pub const STALENESS_MS: u64 = 10_000;
+
+impl CacheSettings {
+    pub fn staleness_ms(&self) -> u64 {
+        self.staleness_ms.unwrap_or(STALENESS_MS)
+    }
+}
+
+/// What only the daemon says of a cached disk's log: it tells one allocation of a backing from
+/// another, and a backing that was rolled back from one that was not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LogIdentity {
+    /// Of the log; the backing's owner stamp names it.
+    pub uuid: uuid::Uuid,
+    /// The last epoch of ownership that the log had its backing in; 0: it never had.
+    pub owner_epoch: u64,
+    /// The backing's point when it was claimed for that epoch: it is never behind it again.
+    pub point: u64,
+    /// In that epoch the backing was drained in groups alone, so that it is never behind the
+    /// log's own drain position.
+    pub grouped: bool,
+    /// The roots of the log have been written: without them it is damaged, not new.
+    pub formatted: bool,
+}
+
+/// All that a pool keeps of a volume beside its extents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    pub settings: VolumeSettings,
+    /// Of a cached disk.
+    pub log: Option<LogIdentity>,
 }
 
 /// Rate limits; the default is none.
@@ -100,16 +159,21 @@ struct Version {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stored<S> {
+struct Stored {
     version: u32,
-    settings: S,
+    settings: VolumeSettings,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log: Option<LogIdentity>,
 }
 
-impl VolumeSettings {
-    /// The bytes that a pool keeps; below 1 KiB for any settings that a manifest can give.
+impl Attributes {
+    /// The bytes that a pool keeps; below 1 KiB for any settings that a manifest can give, but for
+    /// the paths of a cached disk.
     #[allow(clippy::expect_used)]
     pub fn encode(&self) -> Vec<u8> {
-        let stored = Stored { version: VERSION, settings: self };
+        let Self { settings, log } = self.clone();
+        let version = if settings.cache.is_some() { VERSION_CACHED } else { VERSION };
+        let stored = Stored { version, settings, log };
         serde_json::to_vec(&stored).expect("strings and numbers always go into JSON")
     }
 
@@ -122,15 +186,33 @@ impl VolumeSettings {
             Error::with(ErrorKind::Corrupt, text, error)
         };
         let version: Version = serde_json::from_slice(bytes).map_err(corrupt)?;
-        if version.version != VERSION {
+        if ![VERSION, VERSION_CACHED].contains(&version.version) {
             let text = format!(
                 "the settings of a volume in the pool have version {}, and this vflashd reads \
-                 version {VERSION}: start the vflashd that wrote them",
+                 versions {VERSION} and {VERSION_CACHED}: start the vflashd that wrote them",
                 version.version
             );
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
-        let stored: Stored<Self> = serde_json::from_slice(bytes).map_err(corrupt)?;
-        Ok(stored.settings)
+        let stored: Stored = serde_json::from_slice(bytes).map_err(corrupt)?;
+        let cached = stored.settings.cache.is_some();
+        if cached != (version.version == VERSION_CACHED) || cached != stored.log.is_some() {
+            let text = "the settings of a volume in the pool contradict each other; `vflash pool \
+                        check` tells whether the pool is whole";
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        Ok(Self { settings: stored.settings, log: stored.log })
+    }
+}
+
+impl VolumeSettings {
+    /// As [`Attributes::encode`], of a flash volume.
+    pub fn encode(&self) -> Vec<u8> {
+        Attributes { settings: self.clone(), log: None }.encode()
+    }
+
+    /// As [`Attributes::decode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        Ok(Attributes::decode(bytes)?.settings)
     }
 }

@@ -6,8 +6,8 @@
 //! step may also be repeated: a daemon that died in the middle plans anew and does the rest.
 
 use super::mistake::{Mistake, Place};
-use super::schema::{Class, Device, VolumeName};
-use super::settings::{Limits, Principal, VolumeSettings};
+use super::schema::{CacheMode, Class, Device, Drain, Durability, VolumeName};
+use super::settings::{CacheSettings, Limits, Principal, VolumeSettings};
 use crate::base::units::Bytes;
 use std::fmt;
 use std::path::PathBuf;
@@ -51,7 +51,13 @@ pub enum Action {
     /// Destroys what lies behind the new end.
     ShrinkVolume { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
     /// Destroys the volume.
-    DeleteVolume { name: VolumeName, pool: String, size_bytes: u64 },
+    DeleteVolume {
+        name: VolumeName,
+        pool: String,
+        size_bytes: u64,
+        /// Of a cached disk, which is drained and detached: the backing keeps its content.
+        backing: Option<String>,
+    },
 }
 
 /// A volume to be made.
@@ -150,6 +156,9 @@ impl Action {
                 let sizes = sizes(*from_bytes, *to_bytes);
                 format!("{sizes}, destroying what lies behind {}", Bytes(*to_bytes))
             }
+            Self::DeleteVolume { pool, backing: Some(backing), .. } => {
+                format!("drain to {backing} and detach, giving its space on {pool} back")
+            }
             Self::DeleteVolume { pool, size_bytes, .. } => {
                 format!("delete {} on {pool}, destroying its content", Bytes(*size_bytes))
             }
@@ -175,8 +184,21 @@ impl fmt::Display for Plan {
 fn created(volume: &NewVolume) -> String {
     let size = Bytes(volume.size_bytes);
     let thin = if volume.thin { ", thin" } else { "" };
-    let mut text = format!("{size} on {}, {}{thin}", volume.pool, volume.class.name());
-    let default = described(&VolumeSettings::default());
+    let mut text = match &volume.settings.cache {
+        None => format!("{size} on {}, {}{thin}", volume.pool, volume.class.name()),
+        Some(cache) => {
+            let mut text = format!("{} cached in {size} on {}", cache.backing, volume.pool);
+            if let Some(sidecar) = &cache.sidecar {
+                text.push_str(&format!(", sidecar {sidecar}"));
+            }
+            text
+        }
+    };
+    let default = VolumeSettings {
+        cache: volume.settings.cache.as_ref().map(|_| default_cache()),
+        ..VolumeSettings::default()
+    };
+    let default = described(&default);
     for ((field, value), (_, default)) in described(&volume.settings).into_iter().zip(default) {
         if value != default {
             text.push_str(&format!(", {field} {value}"));
@@ -196,12 +218,12 @@ fn changes(from: &VolumeSettings, to: &VolumeSettings) -> String {
 
 /// Every setting by the name and in the words of the manifest. The pattern names every field, so
 /// that a new one cannot be forgotten here.
-fn described(settings: &VolumeSettings) -> [(&'static str, String); 9] {
-    let VolumeSettings { limits, queues, read_only, when_full, access } = settings;
+fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
+    let VolumeSettings { limits, queues, read_only, when_full, access, cache } = settings;
     let Limits { iops, bandwidth, burst_ms } = limits;
     let or = |text: Option<String>, none: &str| text.unwrap_or_else(|| none.to_owned());
     let who = |who: &Option<Principal>| or(who.as_ref().map(ToString::to_string), "daemon");
-    [
+    let mut described = vec![
         ("iops", or(iops.map(|iops| iops.to_string()), "none")),
         ("bandwidth", or(bandwidth.map(|bytes| format!("{}/s", Bytes(bytes))), "none")),
         ("burst", format!("{:?}", Duration::from_millis(*burst_ms))),
@@ -211,5 +233,29 @@ fn described(settings: &VolumeSettings) -> [(&'static str, String); 9] {
         ("owner", who(&access.owner)),
         ("group", who(&access.group)),
         ("mode", format!("{:04o}", access.mode)),
-    ]
+    ];
+    if let Some(cache) = cache {
+        // Backing and sidecar never change.
+        let CacheSettings { mode, drain, staleness_ms: _, durability, backing: _, sidecar: _ } =
+            cache;
+        let staleness = Duration::from_millis(cache.staleness_ms());
+        described.extend([
+            ("cache mode", mode.name().to_owned()),
+            ("drain", drain.map_or("by sidecar", Drain::name).to_owned()),
+            ("maxStaleness", format!("{staleness:?}")),
+            ("durability", durability.name().to_owned()),
+        ]);
+    }
+    described
+}
+
+fn default_cache() -> CacheSettings {
+    CacheSettings {
+        mode: CacheMode::default(),
+        drain: None,
+        staleness_ms: None,
+        durability: Durability::default(),
+        backing: String::new(),
+        sidecar: None,
+    }
 }

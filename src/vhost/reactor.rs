@@ -10,10 +10,10 @@
 
 use super::mailbox::{Inbox, Mailbox, mailbox};
 use super::queue::{Queue, QueueSetup};
-use super::served::{DiskPort, Lent, Served};
+use super::served::{DiskPort, Disks, Lent, Served};
 use crate::base::clock::Nanos;
 use crate::base::{Error, ErrorKind, Result};
-use crate::io::disk::{Completion, DiskTarget};
+use crate::io::disk::{Completion, DiskTarget, Waker};
 use crate::io::uring::{Ended, Ring};
 use crate::io::volume::TOKEN_BITS;
 use crate::qos::Limits;
@@ -21,6 +21,8 @@ use std::any::Any;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
 use std::time::Duration;
 
@@ -103,6 +105,10 @@ pub enum Message {
         slot: u16,
         message: Box<dyn Any + Send>,
     },
+    /// A disk with threads of its own has completed something for an export of this slot.
+    Poll {
+        slot: u16,
+    },
     /// Ends the thread; all exports must have been removed.
     Stop,
 }
@@ -136,12 +142,16 @@ struct Slot {
     kick_generation: u32,
     kicks: Vec<Option<u64>>,
     fault_reported: bool,
+    /// A [`Message::Poll`] is on its way.
+    poll_sent: Arc<AtomicBool>,
 }
 
 pub struct Reactor {
     index: u16,
     ring: Ring,
     inbox: Inbox<Message>,
+    /// Into this inbox.
+    own: Mailbox<Message>,
     events: Mailbox<Event>,
     slots: Vec<Option<Slot>>,
     hot: Vec<u16>,
@@ -162,9 +172,10 @@ pub fn start(
 ) -> Result<(Mailbox<Message>, std::thread::JoinHandle<()>)> {
     let (sender, inbox) = mailbox()?;
     let (started, result) = sync_channel(1);
+    let own = sender.clone();
     let thread = std::thread::Builder::new()
         .name(format!("reactor-{index}"))
-        .spawn(move || match Reactor::new(index, cpu, inbox, events) {
+        .spawn(move || match Reactor::new(index, cpu, (inbox, own), events) {
             Ok(mut reactor) => {
                 let _ = started.send(Ok(()));
                 if catch_unwind(AssertUnwindSafe(|| reactor.run())).is_err() {
@@ -187,7 +198,7 @@ impl Reactor {
     fn new(
         index: u16,
         cpu: Option<usize>,
-        inbox: Inbox<Message>,
+        (inbox, own): (Inbox<Message>, Mailbox<Message>),
         events: Mailbox<Event>,
     ) -> Result<Self> {
         if let Some(cpu) = cpu {
@@ -199,6 +210,7 @@ impl Reactor {
             index,
             ring,
             inbox,
+            own,
             events,
             slots: (0..SLOTS_MAX).map(|_| None).collect(),
             hot: Vec::with_capacity(SLOTS_MAX),
@@ -307,7 +319,14 @@ impl Reactor {
             KIND_OPERATION => {
                 let token = ended.token & ((1 << TOKEN_BITS) - 1);
                 let result = ended.result.map(|_| ());
-                self.with(index, |slot, lent| slot.served.completed(token, result, lent));
+                let cold = self.with(index, |slot, lent| {
+                    slot.served.completed(token, result, lent);
+                    !slot.hot
+                });
+                if cold {
+                    // Work of the volume's own; it may have asked for a timer.
+                    self.heat(index);
+                }
             }
             KIND_KICK => self.kicked(index, ended),
             KIND_INBOX => {
@@ -388,7 +407,11 @@ impl Reactor {
             let Some(slot) = slots[usize::from(*index)].as_mut() else { return false };
             let more = slot.served.enable_kicks();
             waiting |= more;
-            slot.hot = more || slot.served.in_flight() > 0 || slot.served.next_timer().is_some();
+            let leaving = slot.removing.is_some();
+            slot.hot = more
+                || leaving
+                || slot.served.in_flight() > 0
+                || slot.served.next_timer().is_some();
             slot.hot
         });
         waiting
@@ -493,6 +516,14 @@ impl Reactor {
                     entry.stopping.push(queue);
                 }
             }
+            Message::Poll { slot } => {
+                self.with(slot, |slot, lent| {
+                    // Before looking: what completes from now on sends again.
+                    slot.poll_sent.store(false, Ordering::SeqCst);
+                    slot.served.poll(lent);
+                });
+                self.heat(slot);
+            }
             Message::Stop => self.stop = true,
             message => self.configure(message),
         }
@@ -535,14 +566,13 @@ impl Reactor {
     }
 
     fn add(&mut self, index: u16, export: AddExport) -> Result<()> {
-        let mut disks = Vec::with_capacity(export.disks.len());
+        let poll_sent = Arc::new(AtomicBool::new(false));
+        let waker = self.waker(index, poll_sent.clone());
+        let mut disks = Disks::default();
         for disk in &export.disks {
-            match port(&mut self.ring, disk) {
-                Ok(port) => disks.push(port),
-                Err(error) => {
-                    self.unregister(&disks);
-                    return Err(error.context(&export.name));
-                }
+            if let Err(error) = port(&mut self.ring, &waker, disk, &mut disks) {
+                self.unregister(&disks.ports);
+                return Err(error.context(&export.name));
             }
         }
         let limiter = crate::qos::Limiter::new(export.limits, self.now);
@@ -563,8 +593,19 @@ impl Reactor {
             kick_generation: 0,
             kicks: vec![None; queues],
             fault_reported: false,
+            poll_sent,
         });
         Ok(())
+    }
+
+    /// How a disk's own threads have the reactor poll it: one message for many completions.
+    fn waker(&self, slot: u16, sent: Arc<AtomicBool>) -> Waker {
+        let own = self.own.clone();
+        Arc::new(move || {
+            if !sent.swap(true, Ordering::SeqCst) {
+                own.send(Message::Poll { slot });
+            }
+        })
     }
 
     fn start_queue(&mut self, index: u16, setup: QueueSetup) -> Result<()> {
@@ -594,11 +635,18 @@ impl Reactor {
     }
 }
 
-fn port(ring: &mut Ring, disk: &DiskTarget) -> Result<DiskPort> {
-    match disk {
-        DiskTarget::File { file, .. } => ring.register(file.as_fd()).map(DiskPort::File),
-        DiskTarget::Null { .. } => Ok(DiskPort::Null),
-    }
+/// Opens a target and puts it behind the others.
+fn port(ring: &mut Ring, waker: &Waker, target: &DiskTarget, disks: &mut Disks) -> Result<()> {
+    let port = match target {
+        DiskTarget::File { file, .. } => DiskPort::File(ring.register(file.as_fd())?),
+        DiskTarget::Threaded(disk) => {
+            disks.threaded.push(disk.open(waker.clone())?);
+            DiskPort::Threaded(disks.threaded.len() as u8 - 1)
+        }
+        DiskTarget::Null { .. } => DiskPort::Null,
+    };
+    disks.ports.push(port);
+    Ok(())
 }
 
 fn pin(cpu: usize) -> Result<()> {

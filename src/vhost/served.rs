@@ -6,7 +6,7 @@
 use super::queue::{Candidate, Queue};
 use crate::base::clock::Nanos;
 use crate::io::buffer::{Segment, scatter};
-use crate::io::disk::{Completion, Errno, Operation};
+use crate::io::disk::{Completion, Disk, Errno, Operation};
 use crate::io::uring::{FileIndex, Ring};
 use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
 use crate::metrics::{OperationClass, VolumeMetrics};
@@ -32,6 +32,8 @@ const SUBMIT_BATCH: usize = 4;
 #[derive(Clone, Copy)]
 pub enum DiskPort {
     File(FileIndex),
+    /// One of the volume's disks with threads of their own, by position among these.
+    Threaded(u8),
     /// Completes at once, moving no data.
     Null,
 }
@@ -61,6 +63,7 @@ pub struct Lent<'a> {
 struct Context<'a, 'b> {
     lent: &'a mut Lent<'b>,
     disks: &'a [DiskPort],
+    threaded: &'a mut [Box<dyn Disk + Send>],
     done: &'a mut Vec<(RequestId, Outcome)>,
     wake: &'a mut Option<Nanos>,
     operations: &'a mut u32,
@@ -77,6 +80,9 @@ impl Io for Context<'_, '_> {
             DiskPort::File(file) => {
                 assert!(token >> TOKEN_BITS == 0, "a volume's token keeps to its bits");
                 self.lent.ring.operate(file, &operation, self.lent.prefix | token);
+            }
+            DiskPort::Threaded(index) => {
+                self.threaded[usize::from(index)].submit(operation, token);
             }
             DiskPort::Null => {
                 self.lent.ready.push((self.lent.slot, Completion { token, result: Ok(()) }));
@@ -96,6 +102,13 @@ impl Io for Context<'_, '_> {
 /// Bits of a volume's tokens.
 pub const TOKEN_BITS: u32 = crate::io::volume::TOKEN_BITS;
 
+/// A volume's disks.
+#[derive(Default)]
+pub struct Disks {
+    pub ports: Vec<DiskPort>,
+    pub threaded: Vec<Box<dyn Disk + Send>>,
+}
+
 pub struct Served {
     pub name: String,
     pub device: Device,
@@ -103,7 +116,9 @@ pub struct Served {
     limiter: Limiter,
     metrics: Arc<VolumeMetrics>,
     volume: Box<dyn Volume>,
-    disks: Vec<DiskPort>,
+    disks: Disks,
+    /// Taken from disks with threads of their own; empty between calls.
+    polled: Vec<Completion>,
     pending: Vec<Option<Pending>>,
     free: Vec<u32>,
     done: Vec<(RequestId, Outcome)>,
@@ -124,7 +139,7 @@ impl Served {
         name: String,
         device: Device,
         mut volume: Box<dyn Volume>,
-        disks: Vec<DiskPort>,
+        disks: Disks,
         (limiter, metrics): (Limiter, Arc<VolumeMetrics>),
     ) -> Self {
         volume.attach(REQUESTS_MAX);
@@ -137,6 +152,7 @@ impl Served {
             metrics,
             volume,
             disks,
+            polled: Vec::new(),
             pending: (0..REQUESTS_MAX).map(|_| None).collect(),
             free: (0..REQUESTS_MAX).rev().collect(),
             done: Vec::with_capacity(REQUESTS_MAX as usize),
@@ -150,7 +166,7 @@ impl Served {
     }
 
     pub fn disks(&self) -> &[DiskPort] {
-        &self.disks
+        &self.disks.ports
     }
 
     /// Operations under way below, whether or not for a request.
@@ -180,7 +196,8 @@ impl Served {
         let volume = self.volume.as_mut();
         let mut context = Context {
             lent,
-            disks: &self.disks,
+            disks: &self.disks.ports,
+            threaded: &mut self.disks.threaded,
             done: &mut self.done,
             wake: &mut self.wake,
             operations: &mut self.operations,
@@ -354,6 +371,18 @@ impl Served {
             self.call(lent, |volume, io| volume.completed(token, result, io));
         }
         self.settle(lent);
+    }
+
+    /// Takes what disks with threads of their own have completed.
+    pub fn poll(&mut self, lent: &mut Lent<'_>) {
+        let mut polled = std::mem::take(&mut self.polled);
+        for disk in &mut self.disks.threaded {
+            disk.poll(&mut polled, false);
+        }
+        for Completion { token, result } in polled.drain(..) {
+            self.completed(token, result, lent);
+        }
+        self.polled = polled;
     }
 
     /// Runs the timers that are due.

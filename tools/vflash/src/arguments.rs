@@ -8,7 +8,8 @@ use vflash::control::api;
 
 const AFTER_HELP: &str = "\
 Exit status: 0 done; 1 failed; 2 wrong usage.
-`vflash pool check` answers like fsck: 0 sound; 4 damage found; 8 could not check.";
+`vflash pool check` answers like fsck: 0 sound; 4 damage found; 8 could not check.
+`vflash backing` too: 0 done; 4 damage found, nothing changed; 8 could not be done.";
 
 /// Local NVMe flash for virtual machines: pools, volumes, and how they reach a VM.
 #[derive(Parser, Debug)]
@@ -67,6 +68,9 @@ pub(crate) enum Verb {
     /// Work on pools
     #[command(subcommand)]
     Pool(PoolVerb),
+    /// Work on shared disks below caches, without a daemon and without the flash
+    #[command(subcommand)]
+    Backing(BackingVerb),
     /// Print a completion script
     Completion {
         /// For which shell
@@ -279,4 +283,34 @@ pub(crate) struct CreateArguments {
     pub offline: bool,
     #[command(flatten)]
     pub consent: Consent,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum BackingVerb {
+    /// Show whose a backing is and which point it is at; changes nothing
+    Show(BackingArguments),
+    /// Bring a backing to its last point: finish the redo group beside it, if there is one
+    Recover(RecoverArguments),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BackingArguments {
+    /// A file, a block device, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub backing: String,
+    /// Where its sidecar lies; beside a file as FILE.vflash unless told otherwise
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub sidecar: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RecoverArguments {
+    #[command(flatten)]
+    pub backing: BackingArguments,
+    /// It is the right disk, though it was moved or copied since the cache had it
+    #[arg(long)]
+    pub adopt: bool,
+    /// Go on although a group is damaged; the disk may then be at no point
+    #[arg(long)]
+    pub skip_damaged: bool,
 }

@@ -1,12 +1,13 @@
 //! vflash, the command line.
 //!
-//! Reading order: [`arguments`] (what can be said), [`verbs`], [`pools`], [`attach`] (what is
-//! done), [`client`] and [`http`] (how the daemon is asked), [`consent`], [`output`], [`manual`].
+//! Reading order: [`arguments`] (what can be said), [`verbs`], [`pools`], [`backings`], [`attach`]
+//! (what is done), [`client`] and [`http`] (how the daemon is asked), [`consent`], [`output`], [`manual`].
 
 #![forbid(unsafe_code)]
 
 mod arguments;
 mod attach;
+mod backings;
 mod client;
 mod consent;
 mod events;
@@ -17,24 +18,29 @@ mod pools;
 mod tables;
 mod verbs;
 
-use arguments::{Arguments, PoolVerb, Verb};
+use arguments::{Arguments, BackingVerb, PoolVerb, Verb};
 use clap::Parser;
 use client::Client;
 use std::process::ExitCode;
-use vflash::control::api::Failure;
+use vflash::control::api::{ErrorCode, Failure};
 
-/// `vflash pool check` answers as fsck does.
+/// `vflash pool check` and `vflash backing` answer as fsck does.
 const CHECK_DAMAGED: u8 = 4;
 const CHECK_IMPOSSIBLE: u8 = 8;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let check = matches!(arguments.verb, Verb::Pool(PoolVerb::Check { .. }));
+    let backing = matches!(arguments.verb, Verb::Backing(_));
     match run(arguments) {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("vflash: {failure}");
-            if check { ExitCode::from(CHECK_IMPOSSIBLE) } else { ExitCode::FAILURE }
+            match failure.code {
+                ErrorCode::Corrupt if backing => ExitCode::from(CHECK_DAMAGED),
+                _ if check || backing => ExitCode::from(CHECK_IMPOSSIBLE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -63,6 +69,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
         Verb::Pool(PoolVerb::Grow { pool }) => pools::grow(&client, output, &pool),
         Verb::Pool(PoolVerb::Close { pool, force }) => pools::close(&client, output, &pool, force),
+        Verb::Backing(BackingVerb::Show(show)) => backings::show(output, &show),
+        Verb::Backing(BackingVerb::Recover(recover)) => backings::recover(output, &recover),
         Verb::Completion { shell } => manual::completion(shell),
         Verb::Man { dir } => manual::man(dir.as_deref()),
     }?;

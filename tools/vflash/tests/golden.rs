@@ -21,7 +21,7 @@ fn same_as_golden(name: &str, text: &str) {
 }
 
 /// Every verb, as help lists them.
-const VERBS: [&[&str]; 21] = [
+const VERBS: [&[&str]; 24] = [
     &[],
     &["apply"],
     &["diff"],
@@ -43,6 +43,9 @@ const VERBS: [&[&str]; 21] = [
     &["completion"],
     &["man"],
     &["pool", "close"],
+    &["backing"],
+    &["backing", "show"],
+    &["backing", "recover"],
 ];
 
 /// Standard output of a call that needs no daemon.

@@ -12,6 +12,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nbdkit", "nbdkit"),
     ("qemu-system-common", "qemu-storage-daemon"),
     ("qemu-system-x86", "qemu-system-x86_64"),
+    ("qemu-utils", "qemu-nbd"),
 ];
 
 /// What it takes to boot a guest.
@@ -20,8 +21,8 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86"];
 /// What it takes to compare with others.
 pub(crate) const PEERS: &[&str] = &["fio", "qemu-system-common"];
 
-/// What it takes to compare write-back caches.
-pub(crate) const CACHE_PEERS: &[&str] = &["fio", "nbdkit", "qemu-system-common"];
+/// What exports disks over NBD.
+pub(crate) const NBD: &[&str] = &["nbdkit", "qemu-utils"];
 
 /// Parts of the toolchain that a minimal one lacks.
 const COMPONENTS: &[(&str, &str)] = &[("fmt", "rustfmt"), ("clippy", "clippy")];

@@ -44,7 +44,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut steps = Steps::new();
     let mut tests = Count::default();
-    let all_packages = [packages::GUEST, packages::PEERS].concat();
+    let all_packages = [packages::GUEST, packages::NBD, packages::PEERS].concat();
     steps.run("packages", || Ok(((), packages::need(&all_packages)?)));
     steps.run("format", || {
         packages::provide_components()?;

@@ -112,7 +112,8 @@ pub(super) fn run(rounds: u32, seconds: f64) -> Result<String> {
 
 impl Rig {
     fn start(pages: Pages) -> Result<Self> {
-        crate::packages::need(crate::packages::CACHE_PEERS)?;
+        crate::packages::need(crate::packages::PEERS)?;
+        crate::packages::need(crate::packages::NBD)?;
         eprintln!("building");
         crate::cargo::build_release()?;
         let scratch = Scratch::new()?;

@@ -1,0 +1,339 @@
+//! Opening a backing: backing and sidecar found, locked, compared with the stamp, recovered and
+//! stamped anew.
+//!
+//! The locks are on the very descriptions that the data path writes through (`io/file.rs`): they
+//! are free only when the last write of a killed daemon has ended. An NBD export has no lock: there
+//! the sidecar's keeps others out, and [`nbd`](super::nbd) holds back what a late write of a dead
+//! connection could undo.
+
+use super::fence::{self, Claim, dirty_words, point_words};
+use super::identity::{Identity, Kind};
+use super::nbd::{NbdClient, NbdOptions};
+use super::recover::{self, Damage, Progress, RecoverOptions, Recovery, Standing};
+use super::redo::{GROUP_BYTES_MAX, Layout};
+use super::sidecar::{clear_headers, write_stamp};
+use super::spec::Spec;
+use super::stamp::{Owner, Stamp, State};
+use crate::base::{Error, ErrorKind, Result};
+use crate::io::blocking::Blocking;
+use crate::io::disk::{Disk, DiskGeometry, DiskTarget, OpenDisk};
+use crate::io::file::{FileDisk, Preallocation};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which backing, and how to get at it.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    pub spec: Spec,
+    /// `None`: beside a backing file, and nowhere for anything else.
+    pub sidecar: Option<PathBuf>,
+    /// For locks that others hold, each.
+    pub wait: Duration,
+    pub nbd: NbdOptions,
+}
+
+/// What an opened backing is and may be used for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    pub identity: Identity,
+    pub geometry: DiskGeometry,
+    pub read_only: bool,
+    /// A write-back cache may stand on it.
+    pub writeback: bool,
+    /// Why not, in words.
+    pub reason: Option<&'static str>,
+}
+
+/// A backing, opened and locked.
+pub struct Backing {
+    spec: Spec,
+    description: Description,
+    blocking: Blocking,
+    target: DiskTarget,
+    nbd: Option<Arc<NbdClient>>,
+    sidecar_path: Option<PathBuf>,
+    sidecar: Option<Sidecar>,
+}
+
+/// The sidecar, opened and locked.
+struct Sidecar {
+    blocking: Blocking,
+    target: DiskTarget,
+}
+
+/// What a claim came to.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// Durable in the sidecar, if there is one.
+    pub stamp: Option<Stamp>,
+    /// The group that was finished, and where the backing stood before the claim.
+    pub recovery: Option<Recovery>,
+    /// What the flash holds as clean is out of date.
+    pub cold: bool,
+    /// Number of the next redo group.
+    pub next_group: u64,
+}
+
+/// What is given up with an owner's flash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// `VM/VOLUME` of the owner: what must be confirmed.
+    pub volume: String,
+    /// Where the backing is without the flash.
+    pub standing: Standing,
+    /// All of it in a sentence.
+    pub text: String,
+}
+
+impl Sidecar {
+    fn new(disk: FileDisk) -> Self {
+        let target = disk.target();
+        Self { blocking: Blocking::new(Box::new(disk)), target }
+    }
+}
+
+impl Backing {
+    /// Opens and locks the backing and, if there is one, its sidecar. Changes nothing.
+    pub fn open(options: &OpenOptions) -> Result<Self> {
+        let OpenOptions { spec, wait, .. } = options;
+        let (description, blocking, target, nbd) = match spec {
+            Spec::Path(path) => {
+                let disk = FileDisk::open_whole(path, *wait)?;
+                let target = disk.target();
+                (describe_file(&disk)?, Blocking::new(Box::new(disk)), target, None)
+            }
+            Spec::Nbd(url) => {
+                let client = NbdClient::connect(url.clone(), options.nbd.clone())?;
+                let description = describe_nbd(&client);
+                let blocking = Blocking::new(client.open(Arc::new(|| {}))?);
+                let target = DiskTarget::Threaded(client.clone());
+                (description, blocking, target, Some(client))
+            }
+        };
+        let sidecar_path = options.sidecar.clone().or_else(|| spec.default_sidecar());
+        let sidecar = match &sidecar_path {
+            Some(path) if path.exists() => Some(Sidecar::new(FileDisk::open(path, *wait)?)),
+            _ => None,
+        };
+        let mut backing =
+            Self { spec: spec.clone(), description, blocking, target, nbd, sidecar_path, sidecar };
+        if backing.sidecar_path.is_none() && backing.description.writeback {
+            backing.description.writeback = false;
+            backing.description.reason = Some(
+                "it has no place for an owner stamp: name one (`sidecar:`) on storage that every \
+                 host reaches",
+            );
+        }
+        Ok(backing)
+    }
+
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    pub fn sidecar_path(&self) -> Option<&Path> {
+        self.sidecar_path.as_deref()
+    }
+
+    /// For a reactor: the backing, and the sidecar if there is one.
+    pub fn targets(&self) -> (DiskTarget, Option<DiskTarget>) {
+        (self.target.clone(), self.sidecar.as_ref().map(|sidecar| sidecar.target.clone()))
+    }
+
+    /// Backing and sidecar for straight-line code, before a reactor has them.
+    pub fn disks(&mut self) -> (&mut Blocking, Option<&mut Blocking>) {
+        (&mut self.blocking, self.sidecar.as_mut().map(|sidecar| &mut sidecar.blocking))
+    }
+
+    /// Where the backing is; changes nothing. `None`: it has no stamp.
+    pub fn standing(&mut self, damage: Damage) -> Result<Option<Standing>> {
+        let Some(sidecar) = &mut self.sidecar else { return Ok(None) };
+        let standing = recover::inspect(&mut sidecar.blocking, damage);
+        standing.map_err(|error| error.context(self.named()))
+    }
+
+    /// Names backing and sidecar in messages.
+    fn named(&self) -> String {
+        match &self.sidecar_path {
+            Some(path) => format!("backing {} (sidecar {})", self.spec, path.display()),
+            None => format!("backing {}", self.spec),
+        }
+    }
+
+    /// Finishes a committed group, whoever owns the backing; it stays theirs. With `adopt`, a
+    /// backing at another place than the stamp knows is taken for the same.
+    pub fn recover(
+        &mut self,
+        options: RecoverOptions,
+        adopt: bool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Option<Recovery>> {
+        let named = self.named();
+        let Some(standing) = self.standing(options.damage)? else { return Ok(None) };
+        let found = &self.description.identity;
+        if let Some(difference) = standing.stamp.identity.difference(found)
+            && !(adopt && difference.adoptable)
+            && !standing.stamp.is_clean()
+        {
+            let remedy = match difference.adoptable {
+                true => ", or say that it is the same disk (`--adopt`)",
+                false => "",
+            };
+            let text = format!(
+                "{named}: it is not the backing that its owner stamp knows: {}; put that back\
+                 {remedy}",
+                difference.text
+            );
+            return Err(Error::new(ErrorKind::Fenced, text));
+        }
+        let Some(sidecar) = &mut self.sidecar else { return Ok(None) };
+        recover::recover(&mut self.blocking, &mut sidecar.blocking, options, progress)
+            .map_err(|error| error.context(named))
+    }
+
+    /// Makes the backing the claimer's, or refuses and changes nothing: finishes a committed group,
+    /// then makes the claimer's stamp durable. Without a sidecar's place there is no stamp, and the
+    /// claim must not be for write-back.
+    pub fn claim(&mut self, claim: &Claim, progress: &mut dyn FnMut(Progress)) -> Result<Claimed> {
+        let named = self.named();
+        if let (State::Dirty, Some(reason)) = (claim.state, self.description.reason) {
+            let text = format!("{named}: no write-back cache can stand on it: {reason}");
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        if self.sidecar_path.is_none() {
+            let cold = claim.remembered.is_some();
+            return Ok(Claimed { stamp: None, recovery: None, cold, next_group: 1 });
+        }
+        let flash_dirty = claim.remembered.is_some_and(|flash| flash.dirty);
+        // A damaged group of ours is on our flash too, and will be drained anew.
+        let damage = if flash_dirty { Damage::Skip } else { Damage::Refuse };
+        let standing = self.standing(damage)?;
+        let found = self.description.identity;
+        let verdict = fence::judge(claim, &found, standing.as_ref())
+            .map_err(|error| error.context(&named))?;
+        let unclean = standing.as_ref().is_some_and(|standing| !standing.stamp.is_clean());
+        let options = RecoverOptions { damage, now_ms: claim.now_ms };
+        let recovery = self.recover(options, claim.adopt, progress)?;
+        let standing = recovery.as_ref().map(|recovery| &recovery.standing);
+        let stamp = fence::claimed(claim, verdict, found, standing);
+        let sidecar = self.sidecar_for(&stamp, standing.is_none())?;
+        write_stamp(sidecar, &stamp).map_err(|error| error.context(&named))?;
+        if let (Some(nbd), true) = (&self.nbd, unclean) {
+            nbd.hold_writes();
+        }
+        let next_group = stamp.retired_group + 1;
+        Ok(Claimed { stamp: Some(stamp), recovery, cold: verdict.cold, next_group })
+    }
+
+    /// The sidecar, made if it is missing, with both slots emptied if it is new.
+    fn sidecar_for(&mut self, stamp: &Stamp, new: bool) -> Result<&mut Blocking> {
+        let named = self.named();
+        let layout = Layout::new(stamp.group_bytes_max.min(GROUP_BYTES_MAX));
+        if self.sidecar.is_none() {
+            let path = self.sidecar_path.as_ref().expect("the caller looked");
+            let disk = FileDisk::create(path, layout.sidecar_bytes(), Preallocation::Reserved)?;
+            make_entry_durable(path)?;
+            self.sidecar = Some(Sidecar::new(disk));
+        }
+        let sidecar = &mut self.sidecar.as_mut().expect("just made").blocking;
+        let geometry = sidecar.geometry();
+        if geometry.size_bytes < layout.sidecar_bytes() {
+            let text = format!(
+                "{named}: the sidecar has {} bytes and needs {}: remove the empty file, or name a \
+                 larger device",
+                geometry.size_bytes,
+                layout.sidecar_bytes()
+            );
+            return Err(Error::new(ErrorKind::Full, text));
+        }
+        if new {
+            clear_headers(sidecar, &layout).map_err(|error| error.context(named))?;
+        }
+        Ok(sidecar)
+    }
+
+    /// What giving up the owner's flash would lose; changes nothing. `None`: nothing, the disk is
+    /// clean or has no stamp.
+    pub fn lost(&mut self, damage: Damage) -> Result<Option<Lost>> {
+        let standing = self.standing(damage)?;
+        let Some(standing) = standing.filter(|standing| !standing.stamp.is_clean()) else {
+            return Ok(None);
+        };
+        let volume = standing.stamp.owner.volume.clone();
+        let (dirty, point) = (dirty_words(&standing), point_words(&standing));
+        let text = format!("{}: {dirty}; these writes are lost, the disk is {point}", self.spec);
+        Ok(Some(Lost { volume, standing, text }))
+    }
+
+    /// Gives up what only the owner's flash holds: finishes a committed group and stamps the
+    /// backing clean and nobody's. `confirm` is the owner's `VM/VOLUME`. The old owner's flash is
+    /// fenced from then on, by the epoch.
+    pub fn take_over_lost(
+        &mut self,
+        confirm: &str,
+        options: RecoverOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Option<Lost>> {
+        let Some(lost) = self.lost(options.damage)? else { return Ok(None) };
+        if confirm != lost.volume {
+            let text = format!(
+                "{}; nothing was done: confirm with `{}`, not `{confirm}`",
+                lost.text, lost.volume
+            );
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        let recovery = self.recover(options, true, progress)?;
+        let standing = recovery.map_or(lost.standing, |recovery| recovery.standing);
+        let mut stamp = standing.stamp.next(options.now_ms);
+        stamp.owner = Owner { volume: lost.volume.clone(), ..Owner::default() };
+        stamp.owner_epoch += 1;
+        stamp.first_epoch = stamp.owner_epoch;
+        stamp.owned_ms = options.now_ms;
+        stamp.identity = self.description.identity;
+        stamp.state = State::Clean;
+        stamp.point = standing.point;
+        (stamp.dirty_bytes, stamp.oldest_dirty_ms) = (0, 0);
+        stamp.retired_group = standing.next_group - 1;
+        let named = self.named();
+        let sidecar = self.sidecar.as_mut().expect("it holds the stamp");
+        write_stamp(&mut sidecar.blocking, &stamp).map_err(|error| error.context(named))?;
+        let standing = Standing { stamp, live: None, dirty_bytes: 0, ..standing };
+        Ok(Some(Lost { standing, ..lost }))
+    }
+}
+
+/// A file that was just made survives a power cut only when its folder knows it.
+fn make_entry_durable(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| Error::io(format!("flushing the folder of {}", path.display()), error))
+}
+
+fn describe_file(disk: &FileDisk) -> Result<Description> {
+    let geometry = disk.geometry();
+    let identity = Identity::of_file(&disk.file(), geometry.size_bytes, geometry.block_bytes)
+        .map_err(|error| Error::io(format!("examining {}", disk.path().display()), error))?;
+    let known = matches!(identity.kind, Kind::File | Kind::Device);
+    assert!(known, "a path leads to a file or a device");
+    Ok(Description { identity, geometry, read_only: false, writeback: true, reason: None })
+}
+
+fn describe_nbd(client: &NbdClient) -> Description {
+    let (geometry, export) = (client.geometry(), client.export());
+    let identity = Identity::of_nbd(client.url(), geometry.size_bytes, geometry.block_bytes);
+    let reason = if export.read_only() {
+        Some("the export is read-only")
+    } else if !export.can_flush() {
+        Some("its server cannot flush, so nobody knows what is durable there")
+    } else {
+        None
+    };
+    let writeback = reason.is_none();
+    Description { identity, geometry, read_only: export.read_only(), writeback, reason }
+}

@@ -1,0 +1,364 @@
+//! Finishing a redo group: brings a backing to its last point, with the sidecar and without the
+//! flash, on any host.
+//!
+//! Straight-line, restartable at every write: until the group is retired it is applied again, and
+//! to apply it twice is to apply it once. The order of things is what makes it so:
+//! 1. what was read from the sidecar is made durable there,
+//! 2. the group is applied, the backing flushed,
+//! 3. the stamp that retires the group is made durable.
+
+use super::redo::{
+    BLOCK_BYTES, Content, Entry, GroupHeader, HeaderBlock, Layout, TableFault, decode_table,
+};
+use super::sidecar::{Stamps, failed, read_headers, read_stamps, settle, write_stamp};
+use super::stamp::{Point, Stamp};
+use crate::base::checksum::crc32c;
+use crate::base::units::{GIB, SECTOR_BYTES};
+use crate::base::{Error, ErrorKind, Result};
+use crate::io::blocking::Blocking;
+use crate::io::disk::Errno;
+
+/// What is done about a slot whose header is damaged: its group may be the one that counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Damage {
+    /// Nothing is touched.
+    #[default]
+    Refuse,
+    /// The slot is passed over. For an owner whose flash still holds all that the group had.
+    Skip,
+}
+
+/// How to recover.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RecoverOptions {
+    pub damage: Damage,
+    /// For the stamp, in milliseconds of the Unix epoch.
+    pub now_ms: u64,
+}
+
+/// How far applying a group is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// A group that was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    pub header: GroupHeader,
+    /// Of the backing: data, zeros and discards.
+    pub bytes: u64,
+}
+
+/// Where a backing is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The stamp as it is now.
+    pub stamp: Stamp,
+    /// The backing, with a live group if there is one, is at this point: exactly if drained in
+    /// groups, at least if in order.
+    pub point: Point,
+    /// It also holds a part of the request after the point.
+    pub part: bool,
+    /// Bytes of later writes that only the owner's flash holds, as far as the sidecar knows: what
+    /// is lost with that flash. 0 if the disk is clean.
+    pub dirty_bytes: u64,
+    /// Above the number of every group that was ever begun.
+    pub next_group: u64,
+    /// A whole group that is not retired, in its slot.
+    pub live: Option<GroupHeader>,
+    /// Damage and leftovers, in words.
+    pub findings: Vec<String>,
+}
+
+/// What recovery has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    pub standing: Standing,
+    /// `None`: there was nothing to do.
+    pub applied: Option<Applied>,
+}
+
+/// What the slots and the stamp say together, before table and data were looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Judgement {
+    candidate: Option<GroupHeader>,
+    /// The header before it, if it is still there: it knows when its point was.
+    before: Option<GroupHeader>,
+    next_group: u64,
+    findings: Vec<String>,
+}
+
+/// Tells where a backing is; changes nothing. `None`: the sidecar is empty.
+pub fn inspect(sidecar: &mut Blocking, damage: Damage) -> Result<Option<Standing>> {
+    let stamps = read_stamps(sidecar)?;
+    let Some(stamp) = stamps.newest.clone() else { return Ok(None) };
+    let (standing, _) = examine(sidecar, stamp, damage)?;
+    Ok(Some(with_findings(standing, &stamps)))
+}
+
+/// Finishes the group that is committed and not retired, if there is one. Both disks must be locked
+/// by the caller and `backing` be the one that the stamp knows. `None`: the sidecar is empty.
+pub fn recover(
+    backing: &mut Blocking,
+    sidecar: &mut Blocking,
+    options: RecoverOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Option<Recovery>> {
+    let stamps = read_stamps(sidecar)?;
+    let Some(stamp) = stamps.newest.clone() else { return Ok(None) };
+    let (standing, live) = examine(sidecar, stamp, options.damage)?;
+    let mut standing = with_findings(standing, &stamps);
+    settle(sidecar, &stamps)?;
+    let (Some(header), Some(entries)) = (standing.live, live) else {
+        return Ok(Some(Recovery { standing, applied: None }));
+    };
+    let layout = Layout::new(standing.stamp.group_bytes_max);
+    let data_offset = layout.data_offset(Layout::slot_of(header.id.number));
+    let bytes = apply(backing, (&mut *sidecar, data_offset), (&header, &entries), progress)?;
+    backing.flush().map_err(|errno| on_backing("flushing", 0, errno))?;
+    let mut stamp = standing.stamp.next(options.now_ms);
+    stamp.retired_group = header.id.number;
+    stamp.point = standing.point;
+    stamp.dirty_bytes = header.span.dirty_bytes;
+    write_stamp(sidecar, &stamp)?;
+    standing.stamp = stamp;
+    standing.live = None;
+    Ok(Some(Recovery { standing, applied: Some(Applied { header, bytes }) }))
+}
+
+fn with_findings(mut standing: Standing, stamps: &Stamps) -> Standing {
+    standing.findings.extend(stamps.findings.iter().cloned());
+    standing
+}
+
+/// Reads the slots and makes up where the backing is; the live group's entries if there is one.
+fn examine(
+    sidecar: &mut Blocking,
+    stamp: Stamp,
+    damage: Damage,
+) -> Result<(Standing, Option<Vec<Entry>>)> {
+    let layout = Layout::new(stamp.group_bytes_max);
+    let size_bytes = sidecar.geometry().size_bytes;
+    if size_bytes < layout.sidecar_bytes() {
+        let text = format!(
+            "the sidecar was cut short: {size_bytes} bytes of {}; restore it",
+            layout.sidecar_bytes()
+        );
+        return Err(Error::new(ErrorKind::Corrupt, text));
+    }
+    let headers = read_headers(sidecar, &layout)?;
+    let Judgement { candidate, before, next_group, mut findings } =
+        judge(&stamp, &headers, damage)?;
+    let mut standing = Standing {
+        point: stamp.point,
+        part: false,
+        dirty_bytes: if stamp.is_clean() { 0 } else { stamp.dirty_bytes },
+        next_group,
+        live: None,
+        findings: Vec::new(),
+        stamp,
+    };
+    let mut live = None;
+    if let Some(header) = candidate {
+        let sectors = standing.stamp.identity.size_bytes / SECTOR_BYTES;
+        live = read_group(sidecar, &layout, &header, sectors)?;
+        if live.is_some() {
+            standing.point = Point { won: header.span.to, time_ms: header.span.point_ms };
+            standing.part = header.span.part;
+            standing.dirty_bytes = header.span.dirty_bytes;
+            standing.live = Some(header);
+        } else {
+            // It was being written when its writer died; the group before it is in place (G2).
+            findings.push(format!("group {} was not written whole", header.id.number));
+            standing.point.won = standing.point.won.max(header.span.from);
+            if let Some(before) = before {
+                standing.point = Point { won: before.span.to, time_ms: before.span.point_ms };
+                standing.part = before.span.part;
+                standing.dirty_bytes = before.span.dirty_bytes;
+            }
+        }
+    }
+    standing.findings = findings;
+    Ok((standing, live))
+}
+
+/// Which group counts: the one with the highest number, if it is of this owner and not retired.
+fn judge(stamp: &Stamp, headers: &[HeaderBlock; 2], damage: Damage) -> Result<Judgement> {
+    let mut findings = Vec::new();
+    let mut valid: Vec<GroupHeader> = Vec::new();
+    for (slot, block) in (0..).zip(headers) {
+        let why = match block {
+            HeaderBlock::Empty => continue,
+            HeaderBlock::Newer { version, features } => {
+                let text = format!(
+                    "a newer vflash wrote the redo group in slot {slot} (version {version}, \
+                     features {features:#x}): use that version; nothing was changed"
+                );
+                return Err(Error::new(ErrorKind::Unsupported, text));
+            }
+            HeaderBlock::Valid(header) if header.id.disk != stamp.disk => "of another disk",
+            HeaderBlock::Valid(header) if Layout::slot_of(header.id.number) != slot => "misplaced",
+            HeaderBlock::Valid(header) => {
+                valid.push(*header);
+                continue;
+            }
+            HeaderBlock::Damaged(why) => why,
+        };
+        let text = format!("the header of redo slot {slot} is damaged: {why}");
+        if !stamp.is_clean() && damage == Damage::Refuse {
+            let text = format!(
+                "{text}; attach the disk on host {}, whose flash has what it held, or go on \
+                 without it (`--skip-damaged`), which may leave a disk that is no point",
+                stamp.owner.host_name
+            );
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        findings.push(text);
+    }
+    valid.sort_by_key(|header| header.id.number);
+    let highest = valid.last().map_or(0, |header| header.id.number).max(stamp.retired_group);
+    let mut judgement =
+        Judgement { candidate: None, before: None, next_group: highest + 1, findings };
+    let Some(newest) = valid.pop().filter(|newest| newest.id.number > stamp.retired_group) else {
+        return Ok(judgement);
+    };
+    if newest.id.owner_epoch > stamp.owner_epoch {
+        let text = format!(
+            "the owner stamp is older than redo group {} (owner epoch {}, the group's {}): the \
+             sidecar was rolled back; restore backing and sidecar from the same moment",
+            newest.id.number, stamp.owner_epoch, newest.id.owner_epoch
+        );
+        return Err(Error::new(ErrorKind::Fenced, text));
+    }
+    if stamp.is_clean() || newest.id.owner_epoch < stamp.owner_epoch {
+        let number = newest.id.number;
+        let text = format!("group {number} was written by an owner that was fenced; ignored");
+        judgement.findings.push(text);
+        return Ok(judgement);
+    }
+    let comes_before = |one: &GroupHeader| {
+        one.id.number + 1 == newest.id.number && one.span.to == newest.span.from
+    };
+    judgement.before = valid.pop().filter(comes_before);
+    judgement.candidate = Some(newest);
+    Ok(judgement)
+}
+
+/// The entries of a group whose every byte validates (G1); `None` for one that was cut short.
+fn read_group(
+    sidecar: &mut Blocking,
+    layout: &Layout,
+    header: &GroupHeader,
+    sectors: u64,
+) -> Result<Option<Vec<Entry>>> {
+    let slot = Layout::slot_of(header.id.number);
+    let offset = layout.table_offset(slot);
+    let length = header.table_bytes().next_multiple_of(BLOCK_BYTES) as usize;
+    let table = sidecar
+        .read(offset, length)
+        .map_err(|errno| failed("reading a redo group's table", offset, errno))?;
+    let entries = match decode_table(&table, header, sectors) {
+        Ok(entries) => entries,
+        Err(TableFault::Checksum) => return Ok(None),
+        Err(TableFault::Impossible) => {
+            let text = format!(
+                "redo group {} holds what does not fit a disk of {sectors} sectors; nothing was \
+                 changed",
+                header.id.number
+            );
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+    };
+    let data_offset = layout.data_offset(slot);
+    for entry in &entries {
+        if read_data(sidecar, data_offset, header, entry)?.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(entries))
+}
+
+/// An entry's data, empty if it has none; `None` if it does not match its checksum.
+fn read_data(
+    sidecar: &mut Blocking,
+    data_offset: u64,
+    header: &GroupHeader,
+    entry: &Entry,
+) -> Result<Option<Vec<u8>>> {
+    let Content::Data { position, checksum } = entry.content else { return Ok(Some(Vec::new())) };
+    // Whole blocks, of which the entry is a part.
+    let skip = position % BLOCK_BYTES;
+    let offset = data_offset + position - skip;
+    let length = (skip + entry.length()).next_multiple_of(BLOCK_BYTES);
+    let mut bytes = sidecar
+        .read(offset, length as usize)
+        .map_err(|errno| failed("reading a redo group's data", offset, errno))?;
+    bytes.truncate((skip + entry.length()) as usize);
+    bytes.drain(..skip as usize);
+    let matches = crc32c(header.id.salt(), &bytes) == checksum;
+    Ok(matches.then_some(bytes))
+}
+
+/// Puts every entry in its place; returns the bytes of the backing that were written.
+fn apply(
+    backing: &mut Blocking,
+    (sidecar, data_offset): (&mut Blocking, u64),
+    (header, entries): (&GroupHeader, &[Entry]),
+    progress: &mut dyn FnMut(Progress),
+) -> Result<u64> {
+    let block_bytes = u64::from(backing.geometry().block_bytes);
+    let total_bytes = entries.iter().map(Entry::length).sum();
+    let mut done_bytes = 0;
+    for entry in entries {
+        let (offset, length) = (entry.offset(), entry.length());
+        if !(offset | length).is_multiple_of(block_bytes) {
+            let text = format!(
+                "redo group {} writes {length} bytes at {offset}, and the backing takes only \
+                 blocks of {block_bytes}: it is not the one that the group was made for",
+                header.id.number
+            );
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        let Some(data) = read_data(sidecar, data_offset, header, entry)? else {
+            let text = format!(
+                "redo group {} changed while it was read: is the sidecar in use elsewhere?",
+                header.id.number
+            );
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        };
+        match entry.content {
+            Content::Data { .. } => backing.write_copies(&[offset], &data),
+            Content::Zero => in_parts(offset, length, |at, part| backing.zero(at, part)),
+            Content::Discard => in_parts(offset, length, |at, part| backing.discard(at, part)),
+        }
+        .map_err(|errno| on_backing("applying a redo group", offset, errno))?;
+        done_bytes += length;
+        progress(Progress { done_bytes, total_bytes });
+    }
+    Ok(done_bytes)
+}
+
+/// At most a gigabyte at a time, so that no single operation takes for ever.
+fn in_parts(
+    offset: u64,
+    length: u64,
+    mut part: impl FnMut(u64, u64) -> std::result::Result<(), Errno>,
+) -> std::result::Result<(), Errno> {
+    let mut done = 0;
+    while done < length {
+        let next = (length - done).min(GIB);
+        part(offset + done, next)?;
+        done += next;
+    }
+    Ok(())
+}
+
+fn on_backing(what: &str, offset: u64, errno: Errno) -> Error {
+    Error::io(format!("{what} (byte {offset} of the backing)"), errno.into())
+}
+
+#[cfg(test)]
+#[path = "recover_test.rs"]
+mod tests;

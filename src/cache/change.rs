@@ -1,0 +1,215 @@
+//! Changes of the whole disk, step by step while it serves: another mode, and the clean detach.
+//!
+//! ```text
+//! Settle → Drain → Retire → Root        away from journalling, and the detach
+//! Settle → Flush → Root                 back to journalling: the backing is flushed
+//! Drain → Root, or Root                 between modes that both journal, or both do not
+//! ```
+//!
+//! Each step is durable before the next begins, so a crash leaves the old mode or the new one
+//! (FORMAT.md, "If power fails here").
+
+use super::core::{BACKING, Token};
+use super::disk::CachedDisk;
+use super::journal::Pending;
+use super::message::Reply;
+use super::root::Mode;
+use super::roots::RootWish;
+use crate::base::{Error, ErrorKind, Result};
+use crate::io::disk::{Errno, Operation, OperationKind};
+use crate::io::volume::Io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// What a drainer's reply said.
+const WAITING: u8 = 0;
+const REACHED: u8 = 1;
+const REFUSED: u8 = 2;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// What has been begun comes to its end; nothing that writes is begun.
+    Settle,
+    Drain,
+    Retire,
+    Flush,
+    Root,
+}
+
+/// A change under way.
+pub(super) struct Changing {
+    /// None: the clean detach.
+    to: Option<Mode>,
+    step: Step,
+    begun: bool,
+    signal: Arc<AtomicU8>,
+    reply: Reply<Result<()>>,
+}
+
+impl Changing {
+    fn goes(&mut self, step: Step) {
+        (self.step, self.begun) = (step, false);
+        self.signal = Arc::new(AtomicU8::new(WAITING));
+    }
+}
+
+impl CachedDisk {
+    pub(super) fn begin_mode(&mut self, mode: Mode, reply: Reply<Result<()>>) {
+        self.begin_change(Some(mode), reply);
+    }
+
+    pub(super) fn begin_close(&mut self, reply: Reply<Result<()>>) {
+        self.begin_change(None, reply);
+    }
+
+    fn begin_change(&mut self, to: Option<Mode>, reply: Reply<Result<()>>) {
+        let (core, changing, _) = self.parts();
+        if changing.is_some() || core.is_fenced() {
+            let text = format!("{}: another change is under way, or it is fenced", core.name);
+            return reply(Err(Error::new(ErrorKind::Busy, text)));
+        }
+        let stays = to.is_some_and(|to| to.journals() == core.mode.journals());
+        let step = match (stays, core.mode) {
+            (true, Mode::WriteBack) => Step::Drain,
+            (true, _) => Step::Root,
+            (false, _) => Step::Settle,
+        };
+        core.switching = !stays;
+        let signal = Arc::new(AtomicU8::new(WAITING));
+        *changing = Some(Changing { to, step, begun: false, signal, reply });
+    }
+
+    /// Goes on with the change under way, as far as it can.
+    pub(super) fn change(&mut self, io: &mut dyn Io) {
+        let (core, changing, _) = self.parts();
+        if core.is_fenced() {
+            if let Some(change) = changing.take() {
+                let text = format!("{}: fenced meanwhile", core.name);
+                (change.reply)(Err(Error::new(ErrorKind::Fenced, text)));
+            }
+            return;
+        }
+        let Some(change) = changing else { return };
+        let journals = core.mode.journals();
+        match change.step {
+            Step::Settle if journals => {
+                let begun = core.journal.pending.front().is_some_and(|pending| match pending {
+                    Pending::Request(id) => core.slots[*id as usize].done > 0,
+                    Pending::Mark(_) => false,
+                });
+                core.journal.flush_wanted |= !core.journal.is_durable();
+                if !begun && core.journal.is_settled() {
+                    change.goes(Step::Drain);
+                    self.change(io);
+                }
+            }
+            Step::Settle if core.arounds == 0 => {
+                change.goes(Step::Flush);
+                self.change(io);
+            }
+            Step::Settle => {}
+            Step::Drain | Step::Retire => self.change_drains(io),
+            Step::Flush if !change.begun => {
+                change.begun = true;
+                let kind = OperationKind::Flush;
+                let flush = Operation { kind, offset: 0, length: 0, segments: &[] };
+                io.submit(BACKING, flush, Token::Change.pack(0));
+            }
+            Step::Root if !change.begun => {
+                change.begun = true;
+                let root = &mut core.roots.root;
+                match change.to {
+                    Some(mode) => {
+                        root.mode = mode;
+                        if !mode.journals() {
+                            root.clean_from = core.segments.next_sequence();
+                        }
+                    }
+                    None => root.clean = true,
+                }
+                core.write_root(RootWish::Change, io);
+            }
+            Step::Flush | Step::Root => {}
+        }
+    }
+
+    /// The drainer's part.
+    fn change_drains(&mut self, io: &mut dyn Io) {
+        let (_, changing, _) = self.parts();
+        let Some(change) = changing else { return };
+        if !std::mem::replace(&mut change.begun, true) {
+            let (step, close, signal) = (change.step, change.to.is_none(), change.signal.clone());
+            let reply = Box::new(move |result: std::result::Result<u64, _>| {
+                let reached = if result.is_ok() { REACHED } else { REFUSED };
+                signal.store(reached, Ordering::Release);
+            });
+            let (drainer, mut host) = self.drainer(io);
+            match step {
+                Step::Drain => drainer.drain(None, false, reply, &mut host),
+                _ => drainer.retire(close, reply, &mut host),
+            }
+        }
+        let (core, changing, _) = self.parts();
+        let Some(change) = changing else { return };
+        match change.signal.load(Ordering::Acquire) {
+            WAITING => {}
+            REACHED => {
+                let journals = change.to.is_some_and(Mode::journals);
+                let next = match change.step {
+                    Step::Drain if !journals => Step::Retire,
+                    _ => Step::Root,
+                };
+                change.goes(next);
+                self.change(io);
+            }
+            _ => {
+                core.switching = false;
+                let text = format!("{}: it cannot be drained", core.name);
+                if let Some(change) = changing.take() {
+                    (change.reply)(Err(Error::new(ErrorKind::Io, text)));
+                }
+            }
+        }
+    }
+
+    /// The backing has been flushed, or not.
+    pub(super) fn change_flushed(&mut self, result: std::result::Result<(), Errno>) {
+        let (core, changing, _) = self.parts();
+        let Some(change) = changing else { return };
+        match result {
+            Ok(()) if change.to.is_none() => change.goes(Step::Retire),
+            Ok(()) => change.goes(Step::Root),
+            Err(errno) => {
+                core.switching = false;
+                let text = format!("{}: the backing failed to flush", core.name);
+                let reply = changing.take().expect("it was just seen").reply;
+                reply(Err(Error::io(text, errno.into())));
+            }
+        }
+    }
+
+    /// The root that completes the change is durable.
+    pub(super) fn change_rooted(&mut self, io: &mut dyn Io) {
+        let (core, changing, closed) = self.parts();
+        let Some(change) = changing.take() else { return };
+        core.switching = false;
+        match change.to {
+            Some(mode) => core.mode = mode,
+            None => *closed = true,
+        }
+        let parked = if change.to.is_none_or(|mode| !mode.journals()) {
+            std::mem::take(&mut core.journal.pending)
+        } else {
+            Default::default()
+        };
+        for pending in parked {
+            match (pending, change.to) {
+                (Pending::Request(id), Some(_)) => core.around(id, io),
+                (Pending::Request(id), None) => core.refuse(id, io),
+                (Pending::Mark(_), _) => {}
+            }
+        }
+        core.answer(io);
+        (change.reply)(Ok(()));
+    }
+}

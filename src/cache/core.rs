@@ -1,0 +1,264 @@
+//! Everything of a cached disk but its drainer: what journal, reads and roots work on.
+//!
+//! It is one state machine in several files: `journal.rs` takes writes to the log, `read.rs` reads,
+//! `around.rs` writes past the log, `roots.rs` writes roots. [`super::disk`] puts it together with
+//! the drainer and hands out what completes.
+
+use super::index::Index;
+use super::journal::Journal;
+use super::layout::Shape;
+use super::place::Place;
+use super::read::Reads;
+use super::record::RecordOrigin;
+use super::root::Mode;
+use super::roots::Roots;
+use super::segment::Segments;
+use super::status::CacheStatus;
+use crate::base::clock::Nanos;
+use crate::io::buffer::{PinnedBuffer, Segment};
+use crate::io::disk::{DiskGeometry, Operation};
+use crate::io::volume::{
+    DiskIndex, Io, Origin, Outcome, Request, RequestId, RequestKind, SectorRange,
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) const FLASH: DiskIndex = DiskIndex(0);
+pub(super) const BACKING: DiskIndex = DiskIndex(1);
+
+/// Whose operation a token is; the rest of it is that one's own number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    Append,
+    Read,
+    Root,
+    /// A flush of the flash.
+    Flush,
+    Summary,
+    /// A write past the log.
+    Around,
+    /// A flush of the backing between two modes.
+    Change,
+    Drain,
+}
+
+const TOKEN_SHIFT: u32 = 27;
+
+impl Token {
+    pub(super) fn pack(self, number: u32) -> u64 {
+        assert!(number >> TOKEN_SHIFT == 0, "a number keeps to its bits");
+        (self as u64) << TOKEN_SHIFT | u64::from(number)
+    }
+
+    pub(super) fn unpack(token: u64) -> (Self, u32) {
+        let kinds = [
+            Self::Append,
+            Self::Read,
+            Self::Root,
+            Self::Flush,
+            Self::Summary,
+            Self::Around,
+            Self::Change,
+            Self::Drain,
+        ];
+        let kind = kinds[(token >> TOKEN_SHIFT) as usize];
+        (kind, (token & ((1 << TOKEN_SHIFT) - 1)) as u32)
+    }
+}
+
+/// A request under way.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub kind: Option<RequestKind>,
+    pub ranges: Vec<SectorRange>,
+    pub segments: Vec<Segment>,
+    pub origin: RecordOrigin,
+    /// Sectors of a write that have been given a place in the log.
+    pub done: u64,
+    /// Operations under way, of reads and of writes past the log.
+    pub under_way: u32,
+    pub failed: bool,
+    /// What a write past the log is written from, if not from the guest's own memory.
+    pub bounces: Vec<PinnedBuffer>,
+}
+
+impl Slot {
+    pub(super) fn range(&self) -> SectorRange {
+        *self.ranges.first().expect("reads and writes have one range")
+    }
+}
+
+/// What becomes of requests when the disk is fenced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FencePolicy {
+    /// They fail with an I/O error.
+    #[default]
+    Fail,
+    /// They wait until the disk is closed.
+    Hold,
+}
+
+/// See the module.
+pub(super) struct Core {
+    /// Names the disk in messages.
+    pub name: String,
+    pub shape: Shape,
+    pub place: Place,
+    pub flash: DiskGeometry,
+    pub backing: DiskGeometry,
+    pub index: Index,
+    pub segments: Segments,
+    pub slots: Vec<Slot>,
+    pub journal: Journal,
+    pub reads: Reads,
+    pub roots: Roots,
+    pub status: Arc<CacheStatus>,
+    pub mode: Mode,
+    /// A mode change is under way: nothing new that writes is begun.
+    pub switching: bool,
+    pub policy: FencePolicy,
+    /// Why nothing is served.
+    pub fenced: Option<String>,
+    /// Requests that wait behind a fence.
+    pub held: Vec<u32>,
+    /// Writes past the log under way.
+    pub arounds: u32,
+    /// Origins in the log as recovery found it, sorted: a replayed one is done already.
+    pub origins: Vec<RecordOrigin>,
+    /// How far the index has forgotten the retiring segments, and how many of them.
+    pub sweep: Option<(u64, usize)>,
+    /// The earliest time that anybody asked for.
+    pub wake: Option<Nanos>,
+    pub drained: u64,
+}
+
+/// Entries of the index that one step of a sweep looks at.
+const SWEEP_STEP: usize = 4096;
+
+impl Core {
+    pub(super) fn attach(&mut self, requests_max: u32) {
+        self.slots.resize_with(requests_max as usize, || Slot {
+            ranges: Vec::with_capacity(crate::base::limits::RANGES_MAX),
+            segments: Vec::with_capacity(crate::base::limits::SEGMENTS_MAX),
+            ..Slot::default()
+        });
+        self.journal.attach(self.shape);
+        self.reads.attach(requests_max);
+    }
+
+    /// Keeps a copy of the request.
+    pub(super) fn take(&mut self, request: &Request<'_>) -> u32 {
+        let Origin { queue, counter, .. } = request.origin;
+        let slot = &mut self.slots[request.id.0 as usize];
+        assert!(slot.kind.is_none(), "a request's number is free until it ends");
+        slot.kind = Some(request.kind);
+        slot.ranges.clear();
+        slot.ranges.extend(request.ranges.iter().filter(|range| range.count > 0));
+        slot.segments.clear();
+        slot.segments.extend_from_slice(request.segments);
+        slot.origin = RecordOrigin { queue, counter };
+        (slot.done, slot.under_way, slot.failed) = (0, 0, false);
+        request.id.0
+    }
+
+    /// Ends a request.
+    pub(super) fn end(&mut self, id: u32, outcome: Outcome, io: &mut dyn Io) {
+        let slot = &mut self.slots[id as usize];
+        assert!(slot.kind.take().is_some(), "a request ends once");
+        slot.bounces.clear();
+        io.complete(RequestId(id), outcome);
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced.is_some()
+    }
+
+    /// Stops serving: `why` says what was found, where, and what to do.
+    pub(super) fn fence(&mut self, why: String, io: &mut dyn Io) {
+        if self.is_fenced() {
+            return;
+        }
+        log::error!("{}: fenced: {why}", self.name);
+        self.fenced = Some(why);
+        self.abandon_writes(io);
+    }
+
+    /// A request that comes to a fenced disk.
+    pub(super) fn refuse(&mut self, id: u32, io: &mut dyn Io) {
+        match self.policy {
+            FencePolicy::Fail => self.end(id, Outcome::Failed, io),
+            FencePolicy::Hold => self.held.push(id),
+        }
+    }
+
+    /// Submits a range of the allocation, in the parts that the device has it in. How many.
+    pub(super) fn submit_flash(
+        &mut self,
+        operation: Operation<'_>,
+        token: u64,
+        io: &mut dyn Io,
+    ) -> u32 {
+        let Operation { kind, offset, length, segments } = operation;
+        let mut parts = 0;
+        let mut scratch = std::mem::take(&mut self.reads.scratch);
+        for part in self.place.parts(offset, length) {
+            parts += 1;
+            let (offset, length) = (part.offset, part.length);
+            if length == operation.length {
+                io.submit(FLASH, Operation { kind, offset, length, segments }, token);
+                continue;
+            }
+            scratch.clear();
+            super::cursor::Cursor::new(segments, part.skip as usize)
+                .take(length as usize, &mut scratch);
+            io.submit(FLASH, Operation { kind, offset, length, segments: &scratch }, token);
+        }
+        self.reads.scratch = scratch;
+        parts
+    }
+
+    /// Asks for the timer at `at` or earlier.
+    pub(super) fn wake_at(&mut self, at: Nanos, io: &mut dyn Io) {
+        if self.wake.is_none_or(|wake| at < wake) {
+            self.wake = Some(at);
+            io.wake_at(at);
+        }
+    }
+
+    /// Free segments below which clean ones are given up.
+    fn reserve(&self) -> u64 {
+        (self.shape.segments() / 16).max(1)
+    }
+
+    /// Gives up clean segments when free ones or the index's memory run short, a step at a time.
+    pub(super) fn make_room(&mut self, io: &mut dyn Io) {
+        let counts = self.segments.counts();
+        let short = counts.free + counts.retiring < self.reserve() || self.index.is_full();
+        if short && (counts.retiring == 0 || !self.index.is_full()) {
+            self.segments.retire();
+        }
+        if !self.segments.is_retiring() {
+            return;
+        }
+        let (mut cursor, count) = self.sweep.unwrap_or((0, self.segments.retiring()));
+        let segments = &self.segments;
+        let keep = |position| segments.is_readable(position);
+        if self.index.sweep(&mut cursor, SWEEP_STEP, keep) {
+            self.segments.forgotten(count);
+            self.sweep = None;
+        } else {
+            self.sweep = Some((cursor, count));
+        }
+        if self.segments.is_retiring() {
+            let soon = io.now() + Duration::from_micros(50);
+            self.wake_at(soon, io);
+        }
+    }
+
+    /// Writes wait for space that only draining can give.
+    pub(super) fn is_short(&self) -> bool {
+        let counts = self.segments.counts();
+        let full = counts.free + counts.retiring + counts.clean == 0;
+        !self.journal.is_idle() && (full || self.index.is_full())
+    }
+}

@@ -1,0 +1,505 @@
+//! The cached disk: journal, reads, drainer and roots put together as one volume.
+//!
+//! Every call ends in `settle`, which lets each part take up what the others have done: what has
+//! come to count is told to the drainer, what is drained makes segments clean, clean ones make
+//! room, and room lets parked writes go on.
+
+use super::change::Changing;
+use super::core::{Core, FencePolicy, Token};
+use super::drain::{
+    DrainHost, DrainOptions, DrainReply, DrainState, Drainer, LogCursor, LogStretch, SidecarState,
+};
+use super::journal::{Journal, Pending};
+use super::message::{CacheMessage, Reply};
+use super::read::Reads;
+use super::recover::Opened;
+use super::root::Mode;
+use super::roots::{RootWish, Roots};
+use super::status::{CacheGauges, CacheState, CacheStatus, count};
+use crate::backing::stamp::DrainMode;
+use crate::base::clock::Nanos;
+use crate::base::{Error, ErrorKind, Result};
+use crate::io::disk::{DiskGeometry, Errno, Operation};
+use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestKind, Volume};
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How a cached disk is to behave; all of it can be changed while it runs.
+#[derive(Clone, Debug)]
+pub struct CacheOptions {
+    /// Names the disk in messages.
+    pub name: String,
+    /// A write is durable when it is acknowledged; else when the guest has flushed.
+    pub strong: bool,
+    pub drain: DrainMode,
+    /// While the backing answers, no write is older than this before it is drained.
+    pub staleness_max: Duration,
+    pub fence: FencePolicy,
+    /// Milliseconds of the Unix epoch.
+    pub wall_ms: fn() -> u64,
+}
+
+impl CacheOptions {
+    /// Strong, ordered, ten seconds.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            strong: true,
+            drain: DrainMode::Ordered,
+            staleness_max: Duration::from_secs(10),
+            fence: FencePolicy::Fail,
+            wall_ms,
+        }
+    }
+}
+
+fn wall_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_millis() as u64)
+}
+
+/// How often gauges are brought up to date, at most.
+const GAUGES_EVERY: Duration = Duration::from_millis(5);
+
+/// See the module.
+pub struct CachedDisk {
+    core: Core,
+    drainer: Drainer,
+    options: CacheOptions,
+    /// A mode change or detach under way.
+    changing: Option<Changing>,
+    /// Wait until their mark is durable.
+    marks: Vec<(String, u64, Reply<Result<u64>>)>,
+    named: Vec<(String, Reply<Result<u64>>)>,
+    checkpoints: Vec<Reply<Result<()>>>,
+    /// Wait until the log is durable that far.
+    drains: Vec<(u64, bool, DrainReply)>,
+    urgent: bool,
+    closed: bool,
+    gauges_at: Option<Nanos>,
+}
+
+/// The disk as its drainer sees it.
+pub(super) struct Host<'a> {
+    core: &'a mut Core,
+    io: &'a mut dyn Io,
+    wall_ms: fn() -> u64,
+}
+
+impl DrainHost for Host<'_> {
+    fn now(&self) -> Nanos {
+        self.io.now()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        (self.wall_ms)()
+    }
+
+    fn seek(&self, won: u64) -> LogCursor {
+        self.core.segments.seek(won)
+    }
+
+    fn log(&self, cursor: LogCursor) -> LogStretch {
+        self.core.segments.stretch(cursor)
+    }
+
+    fn place(&self, offset: u64, length: u64) -> (u64, u64) {
+        let part = self.core.place.parts(offset, length).next().expect("a range has a part");
+        (part.offset, part.length)
+    }
+
+    fn submit(&mut self, disk: DiskIndex, operation: Operation<'_>, token: u32) {
+        self.io.submit(disk, operation, Token::Drain.pack(token));
+    }
+
+    fn write_root(&mut self, won: u64, epoch: u64, token: u32) {
+        let root = &mut self.core.roots.root;
+        (root.drained_through, root.drained_epoch) = (won, epoch);
+        self.core.write_root(RootWish::Drain { token }, self.io);
+    }
+
+    fn wake_at(&mut self, at: Nanos) {
+        self.core.wake_at(at, self.io);
+    }
+}
+
+impl CachedDisk {
+    /// A disk that goes on where `opened` was. `backing` is the geometry of disk 1; `sidecar`, if
+    /// there is one, is disk 2.
+    pub fn new(
+        opened: Opened,
+        options: CacheOptions,
+        backing: DiskGeometry,
+        sidecar: Option<SidecarState>,
+    ) -> Self {
+        let Opened { root, place, flash, segments, index, head, .. } = opened;
+        let drain = DrainOptions {
+            mode: options.drain,
+            staleness_max: options.staleness_max,
+            backing,
+            sidecar,
+            drained: opened.drained,
+            drained_epoch: opened.drained_epoch,
+            head: head.durable_through,
+            dirty_bytes: opened.dirty_bytes,
+        };
+        let mut drainer = Drainer::new(drain, Nanos(0));
+        for (won, epoch) in opened.edges {
+            drainer.points_mut().edge(won, epoch);
+        }
+        for (name, won) in opened.marks {
+            drainer.points_mut().mark(&name, won);
+        }
+        let align = flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes);
+        let core = Core {
+            name: options.name.clone(),
+            shape: root.shape,
+            place,
+            flash,
+            backing,
+            index,
+            segments,
+            slots: Vec::new(),
+            journal: Journal::new(head, options.strong, align),
+            reads: Reads::default(),
+            mode: root.mode,
+            roots: Roots::new(root),
+            status: Arc::new(CacheStatus::default()),
+            switching: false,
+            policy: options.fence,
+            fenced: opened.fence,
+            held: Vec::new(),
+            arounds: 0,
+            origins: opened.origins,
+            sweep: None,
+            wake: None,
+            drained: opened.drained,
+        };
+        Self {
+            core,
+            drainer,
+            options,
+            changing: None,
+            marks: Vec::new(),
+            named: Vec::new(),
+            checkpoints: Vec::new(),
+            drains: Vec::new(),
+            urgent: false,
+            closed: false,
+            gauges_at: None,
+        }
+    }
+
+    pub fn status(&self) -> Arc<CacheStatus> {
+        self.core.status.clone()
+    }
+
+    /// The drainer and the rest of the disk, for a call of the one with the other.
+    fn split<'a>(&'a mut self, io: &'a mut dyn Io) -> (&'a mut Drainer, Host<'a>) {
+        let wall_ms = self.options.wall_ms;
+        (&mut self.drainer, Host { core: &mut self.core, io, wall_ms })
+    }
+
+    /// Lets every part take up what the others have done.
+    fn settle(&mut self, io: &mut dyn Io) {
+        self.tell_drainer(io);
+        let drained = self.drainer.drained();
+        if drained > self.core.drained {
+            self.core.drained = drained;
+            self.core.segments.drained(drained);
+            self.core.answer(io);
+        }
+        self.change(io);
+        self.core.make_room(io);
+        self.core.pump(io);
+        self.tell_drainer(io);
+        let urgent = self.core.is_short() || self.core.mode == Mode::WriteThrough;
+        if urgent != self.urgent {
+            self.urgent = urgent;
+            let (drainer, mut host) = self.split(io);
+            drainer.set_urgent(urgent, &mut host);
+        }
+        self.look_for_damage(io);
+        self.gauge(io.now(), false);
+    }
+
+    /// What has come to count, and what of it is durable.
+    fn tell_drainer(&mut self, io: &mut dyn Io) {
+        let news = &mut self.core.journal.news;
+        for (won, epoch) in news.edges.drain(..) {
+            self.drainer.points_mut().edge(won, epoch);
+        }
+        for (name, won) in news.marks.drain(..) {
+            let at = self.named.iter().position(|(other, _)| *other == name);
+            if let Some(at) = at {
+                let (name, reply) = self.named.swap_remove(at);
+                self.marks.push((name, won, reply));
+            }
+        }
+        if !std::mem::take(&mut news.durable) {
+            return;
+        }
+        let bytes = std::mem::take(&mut news.bytes);
+        let won = self.core.journal.durable_through;
+        if won > self.drainer.points().head() {
+            let (drainer, mut host) = self.split(io);
+            drainer.committed(won, bytes, &mut host);
+        }
+        self.begin_drains(io);
+        self.answer_marks();
+    }
+
+    fn answer_marks(&mut self) {
+        for (name, won, reply) in std::mem::take(&mut self.marks) {
+            if !self.core.journal.is_durable() && won >= self.core.journal.durable_through {
+                self.marks.push((name, won, reply));
+            } else if self.drainer.points_mut().mark(&name, won) {
+                reply(Ok(won));
+            } else {
+                let text = format!("{}: there are too many marks", self.core.name);
+                reply(Err(Error::new(ErrorKind::Full, text)));
+            }
+        }
+    }
+
+    /// The drainer verifies all that it reads: what it finds damaged fences the disk.
+    fn look_for_damage(&mut self, io: &mut dyn Io) {
+        if self.core.is_fenced() {
+            return;
+        }
+        if let DrainState::Corrupt { last_good } = self.drainer.status(io.now()).state {
+            let text = format!(
+                "the log is damaged behind point {last_good}, the last good one: drain to it, or \
+                 detach the disk as lost"
+            );
+            self.core.fence(text, io);
+        }
+    }
+
+    fn gauge(&mut self, now: Nanos, must: bool) {
+        let fresh = self.gauges_at.is_some_and(|at| now.since(at) < GAUGES_EVERY);
+        if fresh && !must {
+            return;
+        }
+        self.gauges_at = Some(now);
+        let core = &self.core;
+        let drain = self.drainer.status(now);
+        let state = match (&core.fenced, drain.state, self.closed) {
+            (_, _, true) => CacheState::Closed,
+            (Some(why), ..) => CacheState::Fenced(why.clone()),
+            (_, DrainState::Retrying(_), _) => CacheState::WaitingForBacking,
+            (_, DrainState::Draining, _) => CacheState::Draining,
+            _ => CacheState::Serving,
+        };
+        let counters = &core.status.counters;
+        counters.drain_bytes.store(drain.drained_bytes, Ordering::Relaxed);
+        counters.drain_groups.store(drain.groups, Ordering::Relaxed);
+        counters.drain_retries.store(drain.retries, Ordering::Relaxed);
+        core.status.set(CacheGauges {
+            state,
+            dirty_bytes: drain.dirty_bytes,
+            oldest_dirty: drain.oldest,
+            segments: core.segments.counts(),
+            segment_bytes: core.shape.segment_bytes,
+            head_won: core.journal.durable_through,
+            drained_won: drain.drained,
+            epoch: core.journal.epoch,
+            drain_rate: drain.rate,
+            drain_eta: drain.eta,
+            index_bytes: core.index.memory_bytes() as u64,
+            index_pieces: core.index.len() as u64,
+            parked: core.journal.parked(),
+            mode: core.mode,
+        });
+    }
+
+    fn write(&mut self, id: u32, replayed: bool, io: &mut dyn Io) {
+        let core = &mut self.core;
+        let slot = &core.slots[id as usize];
+        let known = replayed && core.origins.binary_search(&slot.origin).is_ok();
+        if known || slot.ranges.is_empty() {
+            count(&core.status.counters.replayed, u64::from(known));
+            return core.end(id, Outcome::Done, io);
+        }
+        if core.mode.journals() || core.switching {
+            core.journal.pending.push_back(Pending::Request(id));
+        } else {
+            core.around(id, io);
+        }
+    }
+
+    fn order(&mut self, message: CacheMessage, io: &mut dyn Io) {
+        match message {
+            CacheMessage::Drain { to, hold, reply } => {
+                // Only what is durable in the log can be drained.
+                let journal = &mut self.core.journal;
+                let to = to.unwrap_or(journal.counted_won);
+                let ahead = to > journal.durable_through && to <= journal.counted_won;
+                journal.flush_wanted |= ahead;
+                self.drains.push((to, hold, reply));
+                self.begin_drains(io);
+            }
+            CacheMessage::LetGo => {
+                let (drainer, mut host) = self.split(io);
+                drainer.let_go(&mut host);
+            }
+            CacheMessage::Points { reply } => reply(self.drainer.points().list()),
+            CacheMessage::Mark { name, reply } => self.mark(name, reply),
+            CacheMessage::Checkpoint { reply } => {
+                self.checkpoints.push(reply);
+                self.core.write_root(RootWish::Checkpoint, io);
+            }
+            CacheMessage::SetMode { mode, reply } => self.begin_mode(mode, reply),
+            CacheMessage::SetDrainMode { mode } => self.drainer.set_mode(mode),
+            CacheMessage::SetDurability { strong } => {
+                self.options.strong = strong;
+                self.core.journal.strong = strong || self.core.journal.strict;
+                self.core.journal.flush_wanted = true;
+            }
+            CacheMessage::SetStaleness { staleness_max } => {
+                let (drainer, mut host) = self.split(io);
+                drainer.set_staleness(staleness_max, &mut host);
+            }
+            CacheMessage::Close { reply } => self.begin_close(reply),
+            CacheMessage::Status { reply } => {
+                self.gauge(io.now(), true);
+                reply(());
+            }
+        }
+    }
+
+    /// Gives the drainer what it can do now.
+    fn begin_drains(&mut self, io: &mut dyn Io) {
+        for (to, hold, reply) in std::mem::take(&mut self.drains) {
+            let journal = &self.core.journal;
+            if to > journal.durable_through && to <= journal.counted_won {
+                self.drains.push((to, hold, reply));
+                continue;
+            }
+            let (drainer, mut host) = self.split(io);
+            drainer.drain(Some(to), hold, reply, &mut host);
+        }
+    }
+
+    fn mark(&mut self, name: String, reply: Reply<Result<u64>>) {
+        let text = if name.is_empty() || name.len() > super::layout::NAME_BYTES_MAX {
+            format!("`{name}` is no name for a point: 1 to 255 bytes")
+        } else if !self.core.mode.journals() || self.core.switching || self.core.is_fenced() {
+            format!("{}: no points are kept now", self.core.name)
+        } else {
+            self.core.journal.pending.push_back(Pending::Mark(name.clone()));
+            self.named.push((name, reply));
+            return;
+        };
+        reply(Err(Error::new(ErrorKind::Invalid, text)));
+    }
+
+    /// A root is durable.
+    fn rooted(&mut self, wish: RootWish, io: &mut dyn Io) {
+        match wish {
+            RootWish::Drain { token } => {
+                let (drainer, mut host) = self.split(io);
+                drainer.completed(token, Ok(()), &mut host);
+            }
+            RootWish::Change => self.change_rooted(io),
+            RootWish::Checkpoint => {
+                self.checkpoints.drain(..).for_each(|reply| reply(Ok(())));
+            }
+        }
+    }
+}
+
+impl Volume for CachedDisk {
+    fn attach(&mut self, requests_max: u32) {
+        self.core.attach(requests_max);
+    }
+
+    fn submit(&mut self, request: Request<'_>, io: &mut dyn Io) {
+        let id = self.core.take(&request);
+        if self.core.is_fenced() || self.closed {
+            return self.core.refuse(id, io);
+        }
+        match request.kind {
+            RequestKind::Read if request.ranges.iter().all(|range| range.count == 0) => {
+                self.core.end(id, Outcome::Done, io);
+            }
+            RequestKind::Read => self.core.read(id, io),
+            RequestKind::Flush if self.core.mode.journals() => self.core.guest_flush(id, io),
+            RequestKind::Flush => self.core.around(id, io),
+            _ => self.write(id, request.origin.replayed, io),
+        }
+    }
+
+    fn gathered(&mut self, io: &mut dyn Io) {
+        self.settle(io);
+    }
+
+    fn completed(&mut self, token: u64, result: std::result::Result<(), Errno>, io: &mut dyn Io) {
+        let (kind, number) = Token::unpack(token);
+        match kind {
+            Token::Append => self.core.append_completed(number, result, io),
+            Token::Read => self.core.read_completed(number, result, io),
+            Token::Root => {
+                for wish in self.core.root_completed(result, io) {
+                    self.rooted(wish, io);
+                }
+            }
+            Token::Flush => self.core.flush_completed(result, io),
+            Token::Summary => self.core.summary_completed(number),
+            Token::Around => self.core.around_completed(number, result, io),
+            Token::Change => self.change_flushed(result),
+            Token::Drain => {
+                let (drainer, mut host) = self.split(io);
+                drainer.completed(number, result, &mut host);
+            }
+        }
+        self.settle(io);
+    }
+
+    fn timer(&mut self, io: &mut dyn Io) {
+        self.core.wake = None;
+        self.core.flush_if_due(io);
+        let (drainer, mut host) = self.split(io);
+        drainer.timer(&mut host);
+        if let Some(due) = self.core.journal.flush_due {
+            self.core.wake_at(due, io);
+        }
+        self.settle(io);
+    }
+
+    fn message(&mut self, message: Box<dyn Any + Send>, io: &mut dyn Io) {
+        match message.downcast::<CacheMessage>() {
+            Ok(message) => self.order(*message, io),
+            Err(_) => log::error!("{}: a message for another kind of disk", self.core.name),
+        }
+        self.settle(io);
+    }
+
+    fn set_write_cache(&mut self, enabled: bool) {
+        let journal = &mut self.core.journal;
+        journal.strict = !enabled;
+        journal.strong = self.options.strong || !enabled;
+        journal.flush_wanted = true;
+    }
+}
+
+/// How changes of the whole disk (`change.rs`) reach its parts.
+impl CachedDisk {
+    pub(super) fn parts(&mut self) -> (&mut Core, &mut Option<Changing>, &mut bool) {
+        (&mut self.core, &mut self.changing, &mut self.closed)
+    }
+
+    pub(super) fn drainer<'a>(&'a mut self, io: &'a mut dyn Io) -> (&'a mut Drainer, Host<'a>) {
+        self.split(io)
+    }
+}
+
+#[cfg(test)]
+#[path = "disk_test.rs"]
+pub(in crate::cache) mod tests;
+
+#[cfg(test)]
+#[path = "disk_many_test.rs"]
+mod many_tests;

@@ -1,0 +1,194 @@
+//! What the drainer's states write: the group to the sidecar, the group to the backing, the stamp.
+
+use super::{BACKING, DrainHost, Drainer, Planned, SIDECAR};
+use crate::backing::group::GroupWriter;
+use crate::backing::redo::{BLOCK_BYTES, GroupId, Span as GroupSpan};
+use crate::backing::stamp::{Point, State as StampState};
+use crate::base::clock::Nanos;
+use crate::base::units::SECTOR_BYTES;
+use crate::cache::merge::{CHUNK_BYTES, Content, Span};
+use crate::io::buffer::{PinnedBuffer, Segment};
+use crate::io::disk::OperationKind;
+use crate::io::volume::DiskIndex;
+
+/// A range of zeros is given to the backing in parts of this many sectors: 1 GiB.
+const ZERO_SECTORS_MAX: u64 = 1 << 21;
+
+impl Drainer {
+    fn push(&mut self, disk: DiskIndex, kind: OperationKind, offset: u64, segments: Vec<Segment>) {
+        let length = segments.iter().map(|segment| segment.length() as u64).sum();
+        let submitted = Nanos(0);
+        self.plan.push(Planned { disk, kind, offset, length, segments, submitted });
+    }
+
+    fn push_range(&mut self, kind: OperationKind, start: u64, count: u64) {
+        let (offset, length) = (start * SECTOR_BYTES, count * SECTOR_BYTES);
+        let planned = Planned {
+            disk: BACKING,
+            kind,
+            offset,
+            length,
+            segments: Vec::new(),
+            submitted: Nanos(0),
+        };
+        self.plan.push(planned);
+    }
+
+    pub(super) fn plan_flush(&mut self, disk: DiskIndex) {
+        self.push(disk, OperationKind::Flush, 0, Vec::new());
+    }
+
+    /// Pinned memory with `bytes` in it, until the next plan that asks for some.
+    fn stage(&mut self, bytes: &[u8]) -> Segment {
+        let buffer = PinnedBuffer::new(bytes.len().next_power_of_two());
+        let segment = buffer.segment().part(0, bytes.len());
+        segment.copy_from(bytes);
+        self.scratch.push(buffer);
+        segment
+    }
+
+    /// Reads of what the group lacks of the blocks that it writes in part.
+    pub(super) fn plan_fill(&mut self) {
+        self.scratch.clear();
+        self.fills.clear();
+        let block = u64::from(self.options.backing.block_bytes) / SECTOR_BYTES;
+        if block == 1 {
+            return;
+        }
+        self.merged.align_zeros();
+        let per_chunk = CHUNK_BYTES / (block * SECTOR_BYTES);
+        for (index, (start, count)) in self.merged.missing().into_iter().enumerate() {
+            let inside = index as u64 % per_chunk * block * SECTOR_BYTES;
+            if inside == 0 {
+                self.scratch.push(PinnedBuffer::new(CHUNK_BYTES as usize));
+            }
+            let chunk = self.scratch.len() - 1;
+            let first = start / block * block;
+            let byte = inside + (start - first) * SECTOR_BYTES;
+            self.fills.push((start, count, chunk, byte as usize));
+            let length = (block * SECTOR_BYTES) as usize;
+            let segment = self.scratch[chunk].segment().part(inside as usize, length);
+            self.push(BACKING, OperationKind::Read, first * SECTOR_BYTES, vec![segment]);
+        }
+    }
+
+    pub(super) fn take_fill(&mut self) {
+        for (start, count, chunk, byte) in self.fills.drain(..) {
+            let mut bytes = vec![0; (count * SECTOR_BYTES) as usize];
+            self.scratch[chunk].segment().part(byte, bytes.len()).copy_to(&mut bytes);
+            self.merged.write(start, &bytes);
+        }
+        self.scratch.clear();
+    }
+
+    /// The group as a whole to its slot of the sidecar.
+    pub(super) fn plan_redo(&mut self, host: &mut dyn DrainHost) {
+        self.scratch.clear();
+        let sidecar = self.options.sidecar.as_ref().expect("groups need a sidecar");
+        let id = GroupId {
+            disk: sidecar.stamp.disk,
+            owner_epoch: sidecar.stamp.owner_epoch,
+            number: self.last_group + 1,
+        };
+        let mut writer = GroupWriter::new(sidecar.layout, id);
+        for run in self.packed.runs() {
+            match run.content {
+                Content::Data(place) => {
+                    writer.data(run.start, &self.packed.bytes(place, run.count));
+                }
+                Content::Zero => writer.zero(run.start, run.count),
+                Content::Discard => writer.discard(run.start, run.count),
+            }
+        }
+        let data_offset = writer.data_offset();
+        let chunks: Vec<_> = self.packed.chunks(BLOCK_BYTES).collect();
+        for (at, segment) in chunks {
+            self.push(SIDECAR, OperationKind::Write, data_offset + at, vec![segment]);
+        }
+        let span = GroupSpan {
+            from: self.group.from,
+            to: self.group.to,
+            point_ms: self.time_of(self.group.to, host),
+            dirty_bytes: self.dirty.bytes().saturating_sub(self.group.log_bytes),
+            part: self.group.part,
+        };
+        let finished = writer.finish(span);
+        if !finished.table.is_empty() {
+            let table = self.stage(&finished.table);
+            self.push(SIDECAR, OperationKind::Write, finished.table_offset, vec![table]);
+        }
+        let header = self.stage(&finished.header_block);
+        self.push(SIDECAR, OperationKind::Write, finished.header_offset, vec![header]);
+    }
+
+    /// The wall-clock time of a committed write, in milliseconds; 0 if that is not known.
+    fn time_of(&self, won: u64, host: &mut dyn DrainHost) -> u64 {
+        let age = self.dirty.time_of(won).map(|at| host.now() - at);
+        age.map_or(0, |age| host.wall_ms().saturating_sub(age.as_millis() as u64))
+    }
+
+    /// The group in place.
+    pub(super) fn plan_apply(&mut self) {
+        self.scratch.clear();
+        let runs: Vec<Span> = self.packed.runs().to_vec();
+        for run in runs {
+            let Content::Data(place) = run.content else {
+                self.plan_zeros(run);
+                continue;
+            };
+            let segments = self.packed.segments(place, run.count);
+            self.push(BACKING, OperationKind::Write, run.start * SECTOR_BYTES, segments);
+        }
+    }
+
+    fn plan_zeros(&mut self, run: Span) {
+        let kind = match run.content {
+            Content::Discard if !self.discard_refused => Some(OperationKind::Discard),
+            _ if !self.zero_refused => Some(OperationKind::Zero),
+            _ => None,
+        };
+        let most = if kind.is_some() { ZERO_SECTORS_MAX } else { CHUNK_BYTES / SECTOR_BYTES };
+        let mut at = run.start;
+        while at < run.end() {
+            let count = most.min(run.end() - at);
+            match kind {
+                Some(kind) => self.push_range(kind, at, count),
+                None => {
+                    let chunk = CHUNK_BYTES as usize;
+                    let zeros = self.zeros.get_or_insert_with(|| PinnedBuffer::new(chunk));
+                    let part = zeros.segment().part(0, (count * SECTOR_BYTES) as usize);
+                    self.push(BACKING, OperationKind::Write, at * SECTOR_BYTES, vec![part]);
+                }
+            }
+            at += count;
+        }
+    }
+
+    /// The next stamp: both its copies. It tells the point and retires every group so far.
+    pub(super) fn plan_stamp(&mut self, host: &mut dyn DrainHost) {
+        self.scratch.clear();
+        let Some(sidecar) = self.options.sidecar.as_ref() else {
+            return;
+        };
+        let wall_ms = host.wall_ms();
+        let dirty = !self.dirty.is_empty();
+        let clean = self.retire_clean && !dirty;
+        let point_ms = match dirty {
+            true => self.time_of(self.drained(), host),
+            false => wall_ms,
+        };
+        let mut stamp = sidecar.stamp.next(wall_ms);
+        stamp.state = if clean { StampState::Clean } else { StampState::Dirty };
+        stamp.drain = self.options.mode;
+        stamp.point = Point { won: self.drained(), time_ms: point_ms };
+        stamp.dirty_bytes = self.dirty.bytes();
+        let oldest = self.dirty.oldest().map(|at| (host.now() - at).as_millis() as u64);
+        stamp.oldest_dirty_ms = oldest.map_or(0, |age| wall_ms.saturating_sub(age));
+        stamp.retired_group = self.last_group;
+        let block = self.stage(&stamp.encode());
+        for offset in stamp.offsets() {
+            self.push(SIDECAR, OperationKind::Write, offset, vec![block]);
+        }
+        self.stamp = Some(stamp);
+    }
+}

@@ -1,0 +1,43 @@
+//! L3: the cached disk: a journal on the flash in front of a slower backing.
+//!
+//! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
+//! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`], then the
+//! disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`, `roots`, [`drain`],
+//! `change`, [`disk`].
+
+mod around;
+mod change;
+mod core;
+mod cursor;
+pub mod disk;
+pub mod drain;
+pub mod header;
+pub mod index;
+mod journal;
+mod journal_tail;
+pub mod layout;
+pub mod medium;
+mod merge;
+pub mod message;
+pub mod model;
+pub mod order;
+pub mod place;
+mod read;
+pub mod record;
+pub mod recover;
+pub mod root;
+mod roots;
+pub mod scan;
+pub mod segment;
+pub mod status;
+pub mod summary;
+
+pub use self::core::FencePolicy;
+pub use disk::{CacheOptions, CachedDisk};
+pub use layout::Shape;
+pub use medium::Medium;
+pub use message::CacheMessage;
+pub use place::Place;
+pub use recover::{FormatOptions, OpenOptions, Opened};
+pub use root::Mode;
+pub use status::{CacheState, CacheStatus};

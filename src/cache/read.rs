@@ -1,0 +1,398 @@
+//! Reads: pieces from the log straight into guest memory, zeros, and the rest from the backing.
+//!
+//! Invariants:
+//! - R1 nothing is answered before every piece from the log matched its checksum where it lies now:
+//!   in guest memory, or in a copy of our own that was put there.
+//! - R2 a mismatch is read again privately before it counts: a guest may write to its own buffer
+//!   while we read into it.
+//! - R3 the segment under a read is pinned: it is not written again before the read has ended.
+
+use super::core::{BACKING, Core, Token};
+use super::cursor::Cursor;
+use super::index::{Found, Piece};
+use super::record::piece_checksum;
+use super::root::Mode;
+use super::segment::SegmentState;
+use super::status::count;
+use crate::base::units::SECTOR_BYTES;
+use crate::io::buffer::{PinnedBuffer, Segment};
+use crate::io::disk::{DiskGeometry, Errno, Operation, OperationKind};
+use crate::io::volume::{Io, Outcome, SectorRange};
+
+/// Bytes that one bounced read of the backing moves at most.
+const BOUNCE_BYTES: u64 = 256 << 10;
+
+/// Sectors that one operation reads at most: the ring's limit is far above.
+const READ_SECTORS_MAX: u64 = (64 << 20) / SECTOR_BYTES;
+
+/// Times that a piece is read before it counts as damaged.
+const ATTEMPTS_MAX: u8 = 3;
+
+/// A piece within a read: checked as it was stored.
+struct Check {
+    piece: Piece,
+    /// Byte of the read where its first stored sector is.
+    at: usize,
+}
+
+/// One operation, or one that its device has in several places.
+#[derive(Default)]
+struct ReadOp {
+    slot: u32,
+    /// Sectors of the disk that are wanted.
+    start: u64,
+    count: u64,
+    /// Empty for a read of the backing.
+    checks: Vec<Check>,
+    /// Pinned; none for the backing.
+    segment: Option<u32>,
+    /// What is read, in bytes of the allocation or the backing.
+    offset: u64,
+    length: u64,
+    /// Byte of the read where the wanted sectors begin.
+    skip: usize,
+    bounce: Option<PinnedBuffer>,
+    attempts: u8,
+    under_way: u32,
+    failed: bool,
+}
+
+/// Reads under way.
+#[derive(Default)]
+pub(super) struct Reads {
+    ops: Vec<ReadOp>,
+    spare: Vec<u32>,
+    found: Vec<Found>,
+    segments: Vec<Segment>,
+    /// For operations that are split.
+    pub scratch: Vec<Segment>,
+}
+
+impl Reads {
+    pub(super) fn attach(&mut self, requests_max: u32) {
+        self.ops.reserve(requests_max as usize);
+        self.spare.reserve(requests_max as usize);
+    }
+
+    fn take(&mut self) -> u32 {
+        self.spare.pop().unwrap_or_else(|| {
+            self.ops.push(ReadOp::default());
+            (self.ops.len() - 1) as u32
+        })
+    }
+}
+
+impl Core {
+    /// Begins a read.
+    pub(super) fn read(&mut self, id: u32, io: &mut dyn Io) {
+        let SectorRange { start, count: sectors } = self.slots[id as usize].range();
+        let mut found = std::mem::take(&mut self.reads.found);
+        found.clear();
+        if self.mode == Mode::Bypass {
+            found.push(Found::Absent { start, count: sectors });
+        } else {
+            self.index.lookup(start, sectors, &mut found);
+        }
+        // The request cannot end before all of its parts have begun.
+        self.slots[id as usize].under_way = 1;
+        let mut at = 0;
+        while let Some(first) = found.get(at) {
+            at += match *first {
+                Found::Zero { start, count: sectors } => {
+                    self.zero_guest(id, start, sectors);
+                    1
+                }
+                Found::Absent { .. } => self.read_absent(id, &found[at..], io),
+                Found::Piece(piece) if !self.segments.is_readable(piece.position) => {
+                    self.read_absent(id, &found[at..], io)
+                }
+                Found::Piece(_) => self.read_pieces(id, &found[at..], io),
+            };
+        }
+        self.reads.found = found;
+        self.read_ended(id, io);
+    }
+
+    fn zero_guest(&mut self, id: u32, start: u64, sectors: u64) {
+        let slot = &self.slots[id as usize];
+        let skip = (start - slot.range().start) * SECTOR_BYTES;
+        Cursor::new(&slot.segments, skip as usize).zero((sectors * SECTOR_BYTES) as usize);
+    }
+
+    /// Reads what is not in the log, as far as it goes on; how many of `found` that is.
+    fn read_absent(&mut self, id: u32, found: &[Found], io: &mut dyn Io) -> usize {
+        let absent = |found: &Found| match *found {
+            Found::Absent { start, count } => Some((start, count)),
+            Found::Piece(piece) if !self.segments.is_readable(piece.position) => {
+                Some((piece.start, piece.count.into()))
+            }
+            _ => None,
+        };
+        let taken = found.iter().map_while(absent).count();
+        let ranges: Vec<(u64, u64)> = match taken {
+            1 => Vec::new(),
+            _ => found[..taken].iter().filter_map(absent).collect(),
+        };
+        let (start, first) = absent(&found[0]).expect("the first is absent");
+        let sectors = if taken == 1 { first } else { ranges.iter().map(|(_, count)| count).sum() };
+        count(&self.status.counters.misses, 1);
+        self.read_backing(id, start, sectors, io);
+        taken
+    }
+
+    /// Reads a range of the backing, straight or in bounced parts.
+    fn read_backing(&mut self, id: u32, start: u64, sectors: u64, io: &mut dyn Io) {
+        let (mut at, end) = (start, start + sectors);
+        while at < end {
+            let direct = self.is_direct(id, (at, end - at), at * SECTOR_BYTES, self.backing);
+            let most = if direct { READ_SECTORS_MAX } else { BOUNCE_BYTES / SECTOR_BYTES };
+            let sectors = (end - at).min(most);
+            let number = self.reads.take();
+            let op = &mut self.reads.ops[number as usize];
+            (op.slot, op.start, op.count) = (id, at, sectors);
+            op.checks.clear();
+            op.segment = None;
+            op.attempts = 0;
+            (op.offset, op.length, op.skip) = (at * SECTOR_BYTES, sectors * SECTOR_BYTES, 0);
+            op.bounce = None;
+            if !direct {
+                bounce(op, self.backing);
+            }
+            self.slots[id as usize].under_way += 1;
+            self.submit_read(number, io);
+            at += sectors;
+        }
+    }
+
+    /// Reads pieces that lie one behind the other in one segment; how many of `found` that is.
+    fn read_pieces(&mut self, id: u32, found: &[Found], io: &mut dyn Io) -> usize {
+        let Some(Found::Piece(first)) = found.first().copied() else { return 0 };
+        let whole = |piece: &Piece| piece.count == piece.stored;
+        let segment = self.segments.of_position(first.position);
+        let number = self.reads.take();
+        let op = &mut self.reads.ops[number as usize];
+        op.checks.clear();
+        let (mut taken, mut sectors) = (0, 0);
+        for other in found {
+            let Found::Piece(piece) = *other else { break };
+            let next = first.position + sectors;
+            let follows = taken == 0
+                || (whole(&first)
+                    && whole(&piece)
+                    && piece.position == next
+                    && sectors < READ_SECTORS_MAX
+                    && self.segments.of_position(piece.position) == segment);
+            if !follows {
+                break;
+            }
+            op.checks.push(Check { piece, at: (sectors * SECTOR_BYTES) as usize });
+            sectors += u64::from(piece.stored);
+            taken += 1;
+        }
+        let last = op.checks.last().expect("the first is a piece").piece;
+        (op.slot, op.start, op.count) = (id, first.start, last.end() - first.start);
+        op.segment = segment;
+        op.attempts = 0;
+        (op.offset, op.length) = (first.position * SECTOR_BYTES, sectors * SECTOR_BYTES);
+        op.skip = usize::from(first.skip) * SECTOR_BYTES as usize;
+        op.bounce = None;
+        let range = (op.start, op.count);
+        let direct = whole(&first) && self.is_direct(id, range, op_offset(first), self.flash);
+        if !direct {
+            bounce(&mut self.reads.ops[number as usize], self.flash);
+        }
+        if let Some(segment) = segment {
+            self.segments.pin(segment);
+        }
+        count(&self.status.counters.hits, taken as u64);
+        self.slots[id as usize].under_way += 1;
+        self.submit_read(number, io);
+        taken
+    }
+
+    /// Whether the device can read the range straight into the guest's memory.
+    fn is_direct(
+        &mut self,
+        id: u32,
+        (start, sectors): (u64, u64),
+        offset: u64,
+        geometry: DiskGeometry,
+    ) -> bool {
+        let slot = &self.slots[id as usize];
+        let skip = ((start - slot.range().start) * SECTOR_BYTES) as usize;
+        let mut parts = std::mem::take(&mut self.reads.segments);
+        parts.clear();
+        let length = sectors * SECTOR_BYTES;
+        Cursor::new(&slot.segments, skip).take(length as usize, &mut parts);
+        let block = u64::from(geometry.block_bytes);
+        let aligned = offset.is_multiple_of(block)
+            && length.is_multiple_of(block)
+            && parts.iter().all(|part| {
+                part.address().addr().is_multiple_of(geometry.memory_alignment as usize)
+                    && part.length().is_multiple_of(block as usize)
+            });
+        self.reads.segments = parts;
+        aligned
+    }
+
+    fn submit_read(&mut self, number: u32, io: &mut dyn Io) {
+        let op = &mut self.reads.ops[number as usize];
+        op.attempts += 1;
+        op.failed = false;
+        let (slot, start, offset, length) = (op.slot, op.start, op.offset, op.length);
+        let flash = op.segment.is_some();
+        let mut segments = std::mem::take(&mut self.reads.segments);
+        segments.clear();
+        match &op.bounce {
+            Some(buffer) => segments.push(buffer.segment().part(0, length as usize)),
+            None => {
+                let slot = &self.slots[slot as usize];
+                let skip = ((start - slot.range().start) * SECTOR_BYTES) as usize;
+                Cursor::new(&slot.segments, skip).take(length as usize, &mut segments);
+            }
+        }
+        let kind = OperationKind::Read;
+        let read = Operation { kind, offset, length, segments: &segments };
+        let token = Token::Read.pack(number);
+        let parts = if flash {
+            self.submit_flash(read, token, io)
+        } else {
+            io.submit(BACKING, read, token);
+            1
+        };
+        self.reads.segments = segments;
+        self.reads.ops[number as usize].under_way = parts;
+    }
+
+    /// A part of a read has been done.
+    pub(super) fn read_completed(
+        &mut self,
+        number: u32,
+        result: Result<(), Errno>,
+        io: &mut dyn Io,
+    ) {
+        let op = &mut self.reads.ops[number as usize];
+        op.under_way -= 1;
+        op.failed |= result.is_err();
+        if op.under_way > 0 {
+            return;
+        }
+        let (id, flash) = (op.slot, op.segment.is_some());
+        let good = !op.failed && self.deliver(number);
+        if !good && flash {
+            count(&self.status.counters.mismatches, 1);
+            if self.reads.ops[number as usize].attempts < ATTEMPTS_MAX {
+                let op = &mut self.reads.ops[number as usize];
+                if op.bounce.is_none() {
+                    bounce(op, self.flash);
+                }
+                return self.submit_read(number, io);
+            }
+            self.damaged(number, io);
+        } else if !good {
+            self.slots[id as usize].failed = true;
+        }
+        let op = &mut self.reads.ops[number as usize];
+        op.bounce = None;
+        if let Some(segment) = op.segment.take() {
+            self.segments.unpin(segment);
+        }
+        self.reads.spare.push(number);
+        self.read_ended(id, io);
+    }
+
+    /// Checks what was read and puts it into the guest's memory, if it is not there already.
+    fn deliver(&self, number: u32) -> bool {
+        let op = &self.reads.ops[number as usize];
+        let slot = &self.slots[op.slot as usize];
+        let skip = ((op.start - slot.range().start) * SECTOR_BYTES) as usize;
+        let mut piece = [0; 4096];
+        let Some(bounce) = &op.bounce else {
+            let mut guest = Cursor::new(&slot.segments, skip);
+            return op.checks.iter().all(|check| {
+                let bytes = &mut piece[..usize::from(check.piece.stored) * 512];
+                guest.copy_to(bytes);
+                piece_checksum(bytes) == check.piece.checksum
+            });
+        };
+        let mut guest = Cursor::new(&slot.segments, skip);
+        let memory = bounce.segment();
+        if op.checks.is_empty() {
+            let mut left = (op.count * SECTOR_BYTES) as usize;
+            let mut at = op.skip;
+            while left > 0 {
+                let length = left.min(piece.len());
+                memory.part(at, length).copy_to(&mut piece);
+                guest.copy_from(&piece[..length]);
+                (at, left) = (at + length, left - length);
+            }
+            return true;
+        }
+        // Where the first stored sector is: the drive's block may begin before it.
+        let first = &op.checks[0].piece;
+        let base = (first.position * SECTOR_BYTES - op.offset) as usize;
+        op.checks.iter().all(|check| {
+            let Piece { stored, skip, count, checksum, .. } = check.piece;
+            let bytes = &mut piece[..usize::from(stored) * 512];
+            memory.part(base + check.at, bytes.len()).copy_to(bytes);
+            let right = piece_checksum(bytes) == checksum;
+            if right {
+                let from = usize::from(skip) * 512;
+                guest.copy_from(&bytes[from..from + usize::from(count) * 512]);
+            }
+            right
+        })
+    }
+
+    /// The log lost what it should hold: of drained data the backing has it, else the disk is
+    /// fenced.
+    fn damaged(&mut self, number: u32, io: &mut dyn Io) {
+        let op = &self.reads.ops[number as usize];
+        let (id, start, sectors, offset) = (op.slot, op.start, op.count, op.offset);
+        let segment = *self.segments.get(op.segment.expect("it was read from the log"));
+        let clean = matches!(segment.state, SegmentState::Clean | SegmentState::Retiring);
+        if clean || segment.last_won <= self.drained {
+            log::warn!(
+                "{}: a copy of drained data at byte {offset} of the cache is damaged; it was \
+                 dropped and read from the backing",
+                self.name
+            );
+            count(&self.status.counters.dropped, 1);
+            self.index.remove(start, sectors);
+            return self.read_backing(id, start, sectors, io);
+        }
+        let last_good = segment.first_won.saturating_sub(1).max(self.drained);
+        let text = format!(
+            "sectors {start} to {} are damaged in the cache at byte {offset} and not drained; the \
+             last good point is {last_good} or later: drain to it, or detach the disk as lost",
+            start + sectors - 1
+        );
+        self.slots[id as usize].failed = true;
+        self.fence(text, io);
+    }
+
+    /// A part of the request has ended; all, perhaps.
+    fn read_ended(&mut self, id: u32, io: &mut dyn Io) {
+        let slot = &mut self.slots[id as usize];
+        slot.under_way -= 1;
+        if slot.under_way > 0 {
+            return;
+        }
+        let outcome = if slot.failed { Outcome::Failed } else { Outcome::Done };
+        self.end(id, outcome, io);
+    }
+}
+
+fn op_offset(first: Piece) -> u64 {
+    first.position * SECTOR_BYTES
+}
+
+/// Makes the read one of whole blocks of the device, into memory of our own.
+fn bounce(op: &mut ReadOp, geometry: DiskGeometry) {
+    let block = u64::from(geometry.block_bytes);
+    let start = op.offset / block * block;
+    let end = (op.offset + op.length).next_multiple_of(block);
+    op.skip += (op.offset - start) as usize;
+    (op.offset, op.length) = (start, end - start);
+    op.bounce = Some(PinnedBuffer::new((op.length as usize).next_power_of_two()));
+}

@@ -1,0 +1,260 @@
+//! The root: one 4 KiB block that says which log this is, where it ends and what it has drained.
+
+#![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::layout::{BLOCK_BYTES, NUMBER_MAX, ROOT_MAGIC, Shape, VERSION};
+use crate::base::checksum::crc32c;
+use crate::base::codec::{Reader, Writer};
+
+/// How a cached disk treats writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// A write is acknowledged when the log has it, and drained later.
+    #[default]
+    WriteBack,
+    /// A write is acknowledged when the log has it and it has been drained.
+    WriteThrough,
+    /// Writes go to the backing alone; what the cache holds of the range is dropped.
+    WriteAround,
+    /// As write-around, for disks that are mostly read.
+    ReadOnly,
+    /// Nothing touches the cache.
+    Bypass,
+}
+
+impl Mode {
+    /// Writes are journalled.
+    pub fn journals(self) -> bool {
+        matches!(self, Self::WriteBack | Self::WriteThrough)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WriteBack => "write-back",
+            Self::WriteThrough => "write-through",
+            Self::WriteAround => "write-around",
+            Self::ReadOnly => "read-only",
+            Self::Bypass => "bypass",
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::WriteBack => 0,
+            Self::WriteThrough => 1,
+            Self::WriteAround => 2,
+            Self::ReadOnly => 3,
+            Self::Bypass => 4,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0 => Self::WriteBack,
+            1 => Self::WriteThrough,
+            2 => Self::WriteAround,
+            3 => Self::ReadOnly,
+            4 => Self::Bypass,
+            _ => return None,
+        })
+    }
+}
+
+/// What the backing was when the cache was made for it; another one is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackingIdentity {
+    pub size_bytes: u64,
+    pub block_bytes: u32,
+    /// File, block device, NBD: the backing's own numbers.
+    pub kind: u32,
+    /// What the backing can say of itself that survives a reboot; zeros if nothing.
+    pub fingerprint: [u8; 16],
+}
+
+/// Where the log of earlier incarnations ends: batches from `batch` on do not count, whatever
+/// they look like, unless this incarnation wrote them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Sequence of the last segment that counts; 0: none.
+    pub segment: u64,
+    /// Sequence of the first batch that does not.
+    pub batch: u64,
+    /// Checksum of the last batch that does.
+    pub checksum: u32,
+}
+
+/// A cache's root, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    pub log_uuid: [u8; 16],
+    /// Of the virtual disk: the backing's stamp has the same.
+    pub disk_uuid: [u8; 16],
+    /// Of roots: the highest valid one counts.
+    pub sequence: u64,
+    pub shape: Shape,
+    /// One more, durably, each time the log is opened for writing.
+    pub incarnation: u64,
+    /// Of this log alone: seeds what must not be forged.
+    pub secret: u64,
+    /// Segments below this sequence hold only records that are drained.
+    pub oldest_segment: u64,
+    /// The backing (with its sidecar) holds every write up to this WON.
+    pub drained_through: u64,
+    /// The epoch of that WON.
+    pub drained_epoch: u64,
+    /// No WON from this on was given when the root was written by an opening.
+    pub next_won: u64,
+    pub next_epoch: u64,
+    pub end: LogEnd,
+    pub mode: Mode,
+    /// Drained segments below this sequence are not to be trusted: writes passed them by.
+    pub clean_from: u64,
+    /// Detached cleanly: all is drained and nobody has opened the log since.
+    pub clean: bool,
+    pub backing: BackingIdentity,
+}
+
+/// What a root's block turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootBlock {
+    Valid(Box<Root>),
+    /// All zeros: never written or wiped.
+    Empty,
+    /// A whole root of a version or with features that this build does not know.
+    Newer {
+        version: u32,
+        features: u32,
+    },
+    Damaged(&'static str),
+    /// Something else's bytes.
+    Foreign,
+}
+
+const FLAG_CLEAN: u8 = 1;
+
+impl Root {
+    pub fn encode(&self) -> Vec<u8> {
+        let flags = if self.clean { FLAG_CLEAN } else { 0 };
+        let mut writer = Writer::new();
+        writer.bytes(ROOT_MAGIC).u32(VERSION).u32(0);
+        writer.bytes(&self.log_uuid).bytes(&self.disk_uuid).u64(self.sequence);
+        writer.u64(self.shape.allocation_bytes).u64(self.shape.segment_bytes);
+        writer.u64(self.incarnation).u64(self.secret).u64(self.oldest_segment);
+        writer.u64(self.drained_through).u64(self.drained_epoch);
+        writer.u64(self.next_won).u64(self.next_epoch);
+        writer.u64(self.end.segment).u64(self.end.batch).u32(self.end.checksum);
+        writer.u8(self.mode.code()).u8(flags).u16(0);
+        let backing = &self.backing;
+        writer.u64(backing.size_bytes).u32(backing.block_bytes).u32(backing.kind);
+        writer.bytes(&backing.fingerprint).u64(self.clean_from);
+        let sealed = seal_block(writer);
+        assert_eq!(sealed.len() as u64, BLOCK_BYTES, "a root is one block");
+        sealed
+    }
+
+    /// Never fails on any bytes.
+    pub fn decode(block: &[u8]) -> RootBlock {
+        if block.iter().all(|byte| *byte == 0) {
+            return RootBlock::Empty;
+        }
+        let Some((body, stored)) = block.split_last_chunk::<4>() else {
+            return RootBlock::Damaged("the block is short");
+        };
+        if !body.starts_with(ROOT_MAGIC) {
+            return RootBlock::Foreign;
+        }
+        if crc32c(0, body) != u32::from_le_bytes(*stored) {
+            return RootBlock::Damaged("wrong checksum");
+        }
+        let mut reader = Reader::new(body);
+        let head = (reader.array::<8>(), reader.u32(), reader.u32());
+        let (Some(_), Some(version), Some(features)) = head else {
+            return RootBlock::Damaged("the block is short");
+        };
+        if version > VERSION || features != 0 {
+            return RootBlock::Newer { version, features };
+        }
+        match Self::fields(&mut reader) {
+            Some(root) => RootBlock::Valid(Box::new(root)),
+            None => RootBlock::Damaged("a field has an impossible value"),
+        }
+    }
+
+    fn fields(reader: &mut Reader<'_>) -> Option<Self> {
+        let number = |reader: &mut Reader<'_>| reader.u64().filter(|value| *value <= NUMBER_MAX);
+        let log_uuid = reader.array()?;
+        let disk_uuid = reader.array()?;
+        let sequence = number(reader)?;
+        let shape = Shape { allocation_bytes: reader.u64()?, segment_bytes: reader.u64()? };
+        let incarnation = number(reader)?;
+        let secret = reader.u64()?;
+        let oldest_segment = number(reader)?;
+        let drained_through = number(reader)?;
+        let drained_epoch = number(reader)?;
+        let next_won = number(reader)?;
+        let next_epoch = number(reader)?;
+        let end =
+            LogEnd { segment: number(reader)?, batch: number(reader)?, checksum: reader.u32()? };
+        let mode = Mode::from_code(reader.u8()?)?;
+        let flags = reader.u8()?;
+        let _reserved = reader.u16()?;
+        let backing = BackingIdentity {
+            size_bytes: reader.u64()?,
+            block_bytes: reader.u32()?,
+            kind: reader.u32()?,
+            fingerprint: reader.array()?,
+        };
+        let clean_from = number(reader)?;
+        (shape.is_valid() && flags & !FLAG_CLEAN == 0).then_some(Self {
+            log_uuid,
+            disk_uuid,
+            sequence,
+            shape,
+            incarnation,
+            secret,
+            oldest_segment,
+            drained_through,
+            drained_epoch,
+            next_won,
+            next_epoch,
+            end,
+            mode,
+            clean_from,
+            clean: flags & FLAG_CLEAN != 0,
+            backing,
+        })
+    }
+}
+
+/// Pads to a block and puts the plain checksum at its end.
+fn seal_block(mut writer: Writer) -> Vec<u8> {
+    writer.pad_to(BLOCK_BYTES.saturating_sub(4) as usize);
+    let mut bytes = writer.into_bytes();
+    let checksum = crc32c(0, &bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// The salt of segment `sequence`: nobody who does not know the secret can guess it, and no two
+/// uses of one segment have the same.
+pub fn salt(secret: u64, incarnation: u64, sequence: u64) -> u64 {
+    let mut mixed: u64 = 0;
+    for word in [secret, incarnation, sequence] {
+        // SplitMix64's finish, which spreads every bit of the word over the whole.
+        mixed = (mixed ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+    }
+    mixed
+}
+
+/// The seed of checksums that are bound to `salt`.
+pub fn seed(salt: u64) -> u32 {
+    (salt ^ (salt >> 32)) as u32
+}
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#[path = "root_test.rs"]
+pub(in crate::cache) mod tests;

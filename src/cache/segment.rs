@@ -1,0 +1,392 @@
+//! The segments of the allocation: which is where in the chain, and what becomes of it.
+//!
+//! ```text
+//! Free → Open → Closed → Clean → Retiring → Free
+//!          └ given up before a batch counted ┘
+//! ```
+//!
+//! *Open*: appended to. *Closed*: full, or given up after a failed append; some of its records are
+//! not drained. *Clean*: all are; reads still use it. *Retiring*: reads do not look there any more;
+//! free when the index has forgotten it and the last read has ended.
+
+use super::drain::{LogCursor, LogStretch};
+use super::layout::{BLOCK_BYTES, Shape};
+use std::collections::VecDeque;
+
+/// What a segment is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SegmentState {
+    #[default]
+    Free,
+    Open,
+    Closed,
+    Clean,
+    Retiring,
+}
+
+/// One segment in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    pub state: SegmentState,
+    pub sequence: u64,
+    pub salt: u64,
+    /// WON of its first record.
+    pub first_won: u64,
+    /// WON of its last record that counts.
+    pub last_won: u64,
+    /// Bytes of batches that count, header included.
+    pub end: u32,
+    /// As `end`, durable: the drainer reads up to here.
+    pub durable_end: u32,
+    /// Reads under way, and the write of its summary.
+    pub pins: u32,
+    /// Appends that have been given a place in it and do not count yet.
+    pub appending: u32,
+}
+
+/// See the module.
+pub struct Segments {
+    shape: Shape,
+    list: Vec<Segment>,
+    /// Closed ones and the open one, by sequence.
+    chain: VecDeque<u32>,
+    clean: VecDeque<u32>,
+    retiring: Vec<u32>,
+    free: VecDeque<u32>,
+    next_sequence: u64,
+    /// The newest that left the chain because it was drained.
+    drained_sequence: u64,
+}
+
+/// How many segments are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentCounts {
+    pub free: u64,
+    pub dirty: u64,
+    pub clean: u64,
+    pub retiring: u64,
+}
+
+impl Segments {
+    /// All are free.
+    pub fn new(shape: Shape, next_sequence: u64) -> Self {
+        let count = shape.segments() as u32;
+        Self {
+            shape,
+            list: vec![Segment::default(); count as usize],
+            chain: VecDeque::with_capacity(count as usize),
+            clean: VecDeque::with_capacity(count as usize),
+            retiring: Vec::with_capacity(count as usize),
+            free: (0..count).collect(),
+            next_sequence,
+            drained_sequence: 0,
+        }
+    }
+
+    /// Takes over a segment that recovery found: closed, or clean. In order of sequence.
+    pub fn adopt(&mut self, index: u32, segment: Segment) {
+        self.free.retain(|free| *free != index);
+        match segment.state {
+            SegmentState::Clean => {
+                self.drained_sequence = segment.sequence;
+                self.clean.push_back(index);
+            }
+            SegmentState::Closed => self.chain.push_back(index),
+            state => panic!("{state:?} is not what recovery finds"),
+        }
+        self.next_sequence = self.next_sequence.max(segment.sequence + 1);
+        self.list[index as usize] = segment;
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub fn get(&self, index: u32) -> &Segment {
+        &self.list[index as usize]
+    }
+
+    pub fn counts(&self) -> SegmentCounts {
+        SegmentCounts {
+            free: self.free.len() as u64,
+            dirty: self.chain.len() as u64,
+            clean: self.clean.len() as u64,
+            retiring: self.retiring.len() as u64,
+        }
+    }
+
+    /// The sequence that the next segment will have.
+    pub fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    /// Of all segments that hold records above `drained`, the oldest; else the one to come.
+    pub fn oldest_needed(&self, drained: u64) -> u64 {
+        let needed = self.chain.iter().map(|index| self.get(*index));
+        let mut needed = needed.filter(|segment| segment.last_won > drained || segment.grows());
+        needed.next().map_or(self.next_sequence, |segment| segment.sequence)
+    }
+
+    /// The newest segment of the chain that has batches, if any.
+    pub fn newest(&self) -> Option<&Segment> {
+        self.chain.iter().rev().map(|index| self.get(*index)).find(|segment| segment.end > 0)
+    }
+
+    /// Sequence of the segment that comes before `index` in the log; 0: none.
+    pub fn before(&self, index: u32) -> u64 {
+        let at = self.chain.iter().position(|other| *other == index);
+        let before = at.and_then(|at| at.checked_sub(1)).map(|at| self.chain[at]);
+        before.map_or(self.drained_sequence, |before| self.get(before).sequence)
+    }
+
+    /// Takes a free segment to append to. The salt is set by the caller.
+    pub fn open(&mut self, first_won: u64) -> Option<u32> {
+        let index = self.free.pop_front()?;
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let state = SegmentState::Open;
+        self.list[index as usize] = Segment { state, sequence, first_won, ..Segment::default() };
+        self.chain.push_back(index);
+        Some(index)
+    }
+
+    pub fn set_salt(&mut self, index: u32, salt: u64) {
+        self.list[index as usize].salt = salt;
+    }
+
+    /// A batch that ends at byte `end` of the open segment counts from now on.
+    pub fn grew(&mut self, index: u32, end: u32, last_won: u64) {
+        let segment = &mut self.list[index as usize];
+        assert!(end > segment.end && last_won >= segment.last_won, "a log only grows");
+        (segment.end, segment.last_won) = (end, last_won);
+        segment.appending -= 1;
+    }
+
+    /// The segment `sequence` is durable up to byte `end`, and so is all of those before it.
+    pub fn durable(&mut self, sequence: u64, end: u32) {
+        for index in self.chain.iter().rev() {
+            let segment = &mut self.list[*index as usize];
+            if segment.sequence > sequence {
+                continue;
+            }
+            let end = if segment.sequence == sequence { end } else { segment.end };
+            if segment.sequence < sequence && segment.durable_end == end {
+                break;
+            }
+            segment.durable_end = segment.durable_end.max(end);
+        }
+    }
+
+    /// No new append is given a place in it.
+    pub fn close(&mut self, index: u32) {
+        let segment = &mut self.list[index as usize];
+        assert!(segment.is_open(), "only an open segment is closed");
+        segment.state = SegmentState::Closed;
+    }
+
+    /// Appends to it have failed: what counts stays, and if that is nothing it is free. It goes to
+    /// the end of the queue, since its place may be bad. True if it is free.
+    pub fn give_up(&mut self, index: u32) -> bool {
+        let segment = &mut self.list[index as usize];
+        segment.appending = 0;
+        segment.state = SegmentState::Closed;
+        if segment.end > 0 {
+            return false;
+        }
+        *segment = Segment::default();
+        self.chain.retain(|other| *other != index);
+        self.free.push_back(index);
+        true
+    }
+
+    /// An append has been given a place.
+    pub fn appending(&mut self, index: u32) {
+        self.list[index as usize].appending += 1;
+    }
+
+    /// Closed segments without records above `won` become clean.
+    pub fn drained(&mut self, won: u64) {
+        while let Some(index) = self.chain.front().copied() {
+            let segment = &mut self.list[index as usize];
+            if segment.grows() || segment.last_won > won {
+                return;
+            }
+            segment.state = SegmentState::Clean;
+            self.drained_sequence = segment.sequence;
+            self.chain.pop_front();
+            self.clean.push_back(index);
+        }
+    }
+
+    /// The oldest clean segment is not read any more. False: none is clean.
+    pub fn retire(&mut self) -> bool {
+        let Some(index) = self.clean.pop_front() else { return false };
+        self.list[index as usize].state = SegmentState::Retiring;
+        self.retiring.push(index);
+        true
+    }
+
+    pub fn is_retiring(&self) -> bool {
+        !self.retiring.is_empty()
+    }
+
+    /// The index has forgotten the first `count` of the retiring: those that nobody reads are free.
+    pub fn forgotten(&mut self, count: usize) {
+        let mut seen = 0;
+        let (list, free) = (&mut self.list, &mut self.free);
+        self.retiring.retain(|index| {
+            seen += 1;
+            let segment = &mut list[*index as usize];
+            let freed = seen <= count && segment.pins == 0;
+            if freed {
+                *segment = Segment::default();
+                free.push_back(*index);
+            }
+            !freed
+        });
+    }
+
+    pub fn retiring(&self) -> usize {
+        self.retiring.len()
+    }
+
+    /// The segment that holds sector `position` of the allocation.
+    pub fn of_position(&self, position: u64) -> Option<u32> {
+        self.shape.segment_of(position * crate::base::units::SECTOR_BYTES)
+    }
+
+    /// Whether reads may use what lies at sector `position` of the allocation.
+    pub fn is_readable(&self, position: u64) -> bool {
+        self.of_position(position).is_some_and(|index| {
+            let state = self.get(index).state;
+            !matches!(state, SegmentState::Free | SegmentState::Retiring)
+        })
+    }
+
+    pub fn pin(&mut self, index: u32) {
+        self.list[index as usize].pins += 1;
+    }
+
+    pub fn unpin(&mut self, index: u32) {
+        self.list[index as usize].pins -= 1;
+    }
+
+    /// Bytes of batches that are not drained, by whole segments.
+    pub fn chain_bytes(&self) -> u64 {
+        self.chain.iter().map(|index| u64::from(self.get(*index).end)).sum()
+    }
+
+    /// Where reading begins to find the record after `won`.
+    pub fn seek(&self, won: u64) -> LogCursor {
+        let segments = self.chain.iter().map(|index| self.get(*index));
+        let mut holding = segments.filter(|segment| segment.last_won > won || segment.grows());
+        let sequence = holding.next().map_or(self.next_sequence, |segment| segment.sequence);
+        LogCursor { segment: sequence, offset: BLOCK_BYTES }
+    }
+
+    /// What is committed from `cursor` on.
+    pub fn stretch(&self, cursor: LogCursor) -> LogStretch {
+        let at = self.chain.partition_point(|index| self.get(*index).sequence < cursor.segment);
+        let Some(index) = self.chain.get(at).copied() else { return LogStretch::End };
+        let segment = self.get(index);
+        if segment.sequence != cursor.segment {
+            // The cursor's segment is gone or was given up: the log goes on behind it.
+            let next = LogCursor { segment: segment.sequence, offset: BLOCK_BYTES };
+            return LogStretch::Next(next);
+        }
+        if cursor.offset < u64::from(segment.durable_end) {
+            let offset = self.shape.segment_offset(index) + cursor.offset;
+            let length = u64::from(segment.durable_end) - cursor.offset;
+            return LogStretch::Batches { offset, length, salt: segment.salt };
+        }
+        let Some(next) = self.chain.get(at + 1).map(|index| self.get(*index)) else {
+            return LogStretch::End;
+        };
+        // All of a closed segment is durable before anything behind it is.
+        let done = segment.durable_end == segment.end && !segment.grows();
+        if !done || next.durable_end == 0 {
+            return LogStretch::End;
+        }
+        LogStretch::Next(LogCursor { segment: next.sequence, offset: BLOCK_BYTES })
+    }
+}
+
+impl Segment {
+    pub fn is_open(&self) -> bool {
+        self.state == SegmentState::Open
+    }
+
+    /// More batches may come to count in it.
+    pub fn grows(&self) -> bool {
+        self.is_open() || self.appending > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::units::{KIB, MIB};
+
+    fn four() -> Segments {
+        Segments::new(Shape::with(MIB + 256 * KIB, 64 * KIB).expect("a shape"), 1)
+    }
+
+    #[test]
+    fn a_segment_goes_round() {
+        let mut segments = four();
+        let first = segments.open(1).expect("free");
+        segments.appending(first);
+        segments.grew(first, 8192, 5);
+        segments.close(first);
+        let second = segments.open(6).expect("free");
+        segments.drained(4);
+        assert_eq!(segments.get(first).state, SegmentState::Closed, "5 is not drained");
+        assert_eq!(segments.oldest_needed(4), 1);
+        segments.drained(5);
+        assert_eq!(segments.get(first).state, SegmentState::Clean);
+        assert_eq!(segments.oldest_needed(5), 2, "the open one");
+        let position = segments.shape().segment_offset(first) / 512;
+        assert!(segments.is_readable(position));
+        segments.pin(first);
+        assert!(segments.retire() && !segments.retire());
+        assert!(!segments.is_readable(position));
+        segments.forgotten(1);
+        assert_eq!(segments.counts().retiring, 1, "a read is under way there");
+        segments.unpin(first);
+        segments.forgotten(1);
+        assert_eq!(segments.counts().free, 3);
+        assert!(segments.give_up(second));
+        let counts = SegmentCounts { free: 4, dirty: 0, clean: 0, retiring: 0 };
+        assert_eq!(segments.counts(), counts, "given up empty");
+    }
+
+    #[test]
+    fn the_drainer_sees_what_is_durable_and_in_order() {
+        let mut segments = four();
+        let first = segments.open(1).expect("free");
+        segments.set_salt(first, 9);
+        let at = |offset| LogCursor { segment: 1, offset };
+        assert_eq!(segments.stretch(segments.seek(0)), LogStretch::End);
+        segments.appending(first);
+        segments.grew(first, 12288, 1);
+        assert_eq!(segments.stretch(at(4096)), LogStretch::End, "not durable");
+        segments.durable(1, 12288);
+        let offset = segments.shape().segment_offset(first) + 4096;
+        let batches = LogStretch::Batches { offset, length: 8192, salt: 9 };
+        assert_eq!(segments.stretch(at(4096)), batches);
+        assert_eq!(segments.stretch(at(12288)), LogStretch::End);
+        segments.close(first);
+        let given_up = segments.open(2).expect("free");
+        segments.give_up(given_up);
+        let third = segments.open(2).expect("free");
+        assert_eq!(segments.stretch(at(12288)), LogStretch::End);
+        segments.appending(third);
+        segments.grew(third, 8192, 2);
+        segments.durable(3, 8192);
+        let next = LogCursor { segment: 3, offset: 4096 };
+        assert_eq!(segments.stretch(at(12288)), LogStretch::Next(next));
+        segments.drained(1);
+        assert_eq!(segments.stretch(at(12288)), LogStretch::Next(next), "it is clean now");
+        assert_eq!(segments.seek(1), next);
+    }
+}

@@ -1,0 +1,94 @@
+//! What a cached disk says of itself: one writer, any readers.
+
+use super::segment::SegmentCounts;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// What the disk does at the moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CacheState {
+    #[default]
+    Serving,
+    Draining,
+    /// The backing fails; writes go on until the log is full.
+    WaitingForBacking,
+    /// All is in the backing, and nothing more is taken.
+    Closed,
+    /// Nothing is served any more; why, and what to do.
+    Fenced(String),
+}
+
+/// Gauges as they were at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheGauges {
+    pub state: CacheState,
+    pub dirty_bytes: u64,
+    pub oldest_dirty: Duration,
+    pub segments: SegmentCounts,
+    pub segment_bytes: u64,
+    /// Newest WON that is durable in the log.
+    pub head_won: u64,
+    pub drained_won: u64,
+    pub epoch: u64,
+    /// Bytes of log a second.
+    pub drain_rate: u64,
+    pub drain_eta: Option<Duration>,
+    pub index_bytes: u64,
+    pub index_pieces: u64,
+    /// Requests that wait for space.
+    pub parked: u64,
+    pub mode: super::root::Mode,
+}
+
+impl CacheGauges {
+    /// Thousandths of the log that hold records that are not drained.
+    pub fn log_fill_permille(&self) -> u64 {
+        let SegmentCounts { free, dirty, clean, retiring } = self.segments;
+        (dirty * 1000).checked_div(free + dirty + clean + retiring).unwrap_or(0)
+    }
+}
+
+/// Counters since the disk was opened.
+#[derive(Debug, Default)]
+pub struct CacheCounters {
+    /// Pieces of reads found in the log, and parts that were not.
+    pub hits: AtomicU64,
+    pub misses: AtomicU64,
+    pub batches: AtomicU64,
+    pub records: AtomicU64,
+    pub appended_bytes: AtomicU64,
+    /// Appends that failed and were done again elsewhere.
+    pub append_failures: AtomicU64,
+    /// Pieces whose checksum did not match where they were read first.
+    pub mismatches: AtomicU64,
+    /// Damaged copies of drained data that were dropped.
+    pub dropped: AtomicU64,
+    /// Replayed requests that the log had already.
+    pub replayed: AtomicU64,
+    pub drain_bytes: AtomicU64,
+    pub drain_groups: AtomicU64,
+    pub drain_retries: AtomicU64,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct CacheStatus {
+    pub counters: CacheCounters,
+    gauges: Mutex<CacheGauges>,
+}
+
+impl CacheStatus {
+    pub fn gauges(&self) -> CacheGauges {
+        self.gauges.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set(&self, gauges: CacheGauges) {
+        *self.gauges.lock().unwrap_or_else(PoisonError::into_inner) = gauges;
+    }
+}
+
+/// Adds to a counter that this thread alone writes.
+pub(super) fn count(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+}

@@ -1,0 +1,141 @@
+//! What goes over the API socket about cached disks; [`super::api`] has the rest.
+
+use super::api::wire;
+pub use crate::manifest::{CacheMode, Drain as DrainKind, Durability};
+use serde::{Deserialize, Serialize};
+
+wire! {
+    #[derive(Copy, Eq)]
+    pub enum CacheState {
+        /// Its backing has not answered yet.
+        Opening,
+        /// It could not be opened; it is tried again where that may help.
+        Failed,
+        Serving,
+        Draining,
+        /// The backing fails; writes go on until the log is full.
+        WaitingForBacking,
+        /// Acknowledged data is damaged: nothing is served.
+        Fenced,
+        /// All is in the backing, and nothing more is taken.
+        Closed,
+    }
+
+    /// A cached disk beside what every volume has.
+    pub struct Cache {
+        pub backing: String,
+        pub sidecar: Option<String>,
+        /// Of the pool.
+        pub size_bytes: u64,
+        /// In force.
+        pub mode: CacheMode,
+        /// What was asked for last.
+        pub mode_wanted: CacheMode,
+        pub drain: DrainKind,
+        pub staleness_ms: u64,
+        pub durability: Durability,
+        pub state: CacheState,
+        /// Why it is not simply serving.
+        pub message: Option<String>,
+        /// Bytes of log that the backing lacks.
+        pub dirty_bytes: u64,
+        pub oldest_dirty_ms: u64,
+        /// Thousandths of the log that hold what the backing lacks.
+        pub log_fill_permille: u64,
+        /// The newest committed write.
+        pub head_won: u64,
+        /// The backing is here.
+        pub drained_won: u64,
+        pub epoch: u64,
+        /// Draining stays at this point until it is told to go on.
+        pub held_at: Option<u64>,
+        /// Bytes of log a second.
+        pub drain_rate_bytes: u64,
+        pub drain_eta_ms: Option<u64>,
+        /// Requests that wait for space in the log.
+        pub waiting_requests: u64,
+        pub index_bytes: u64,
+        pub index_pieces: u64,
+        pub counters: Vec<CacheCounter>,
+    }
+
+    /// Since the disk was opened.
+    pub struct CacheCounter {
+        pub name: String,
+        pub value: u64,
+    }
+
+    /// `POST …/drain`
+    #[derive(Default)]
+    #[serde(deny_unknown_fields)]
+    pub struct Drain {
+        /// A write-order number; all that is committed without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub to: Option<u64>,
+        /// Instead: the name of a mark.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub point: Option<String>,
+        /// Stay at that point until the next call without it.
+        #[serde(default)]
+        pub hold: bool,
+    }
+
+    /// A drain that was begun, or is done.
+    pub struct Draining {
+        pub target_won: u64,
+        pub drained_won: u64,
+        pub done: bool,
+    }
+
+    #[derive(Copy, Eq)]
+    pub enum PointKind {
+        /// The backing is here.
+        Drained,
+        /// A FLUSH of the guest lies behind this write.
+        Flush,
+        /// Named by a person.
+        Mark,
+        /// The newest committed write.
+        Head,
+    }
+
+    pub struct Point {
+        pub won: u64,
+        pub kind: PointKind,
+        /// Of a mark.
+        pub name: Option<String>,
+        /// That a FLUSH ended.
+        pub epoch: Option<u64>,
+    }
+
+    /// `GET …/points`
+    pub struct Points {
+        pub points: Vec<Point>,
+    }
+
+    /// `POST …/mark`
+    #[serde(deny_unknown_fields)]
+    pub struct Mark {
+        pub name: String,
+    }
+
+    /// `POST …/mode`
+    #[serde(deny_unknown_fields)]
+    pub struct SetMode {
+        pub mode: CacheMode,
+    }
+
+    /// `POST …/detach`
+    #[derive(Default)]
+    #[serde(deny_unknown_fields)]
+    pub struct Detach {
+        /// Give up what only the flash holds.
+        #[serde(default)]
+        pub lost: bool,
+        /// Must hold `VM/VOLUME` for that.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub confirm: Vec<String>,
+    }
+}
+
+super::api::written_as_on_the_wire! { CacheState PointKind }

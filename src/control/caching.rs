@@ -1,0 +1,706 @@
+//! What can be asked of a cached disk while it is served, and how it is taken down.
+
+use super::api::{self, ErrorCode, EventKind, Failure};
+use super::api_cached::{
+    Cache, CacheCounter, CacheMode, CacheState, Detach, Drain, DrainKind, Draining, Durability,
+    Mark, Point, PointKind, Points, SetMode,
+};
+use super::cached::{self, Cached, cache_mode, drain_mode};
+use super::engine::Engine;
+use super::pool::AllocationFacts;
+use super::served::Served;
+use crate::backing::recover::{Damage, RecoverOptions};
+use crate::backing::spec::Spec;
+use crate::backing::stamp::DrainMode;
+use crate::base::clock::unix_ms;
+use crate::base::units::Bytes;
+use crate::base::{Error, ErrorKind};
+use crate::cache::drain::DrainError;
+use crate::cache::message::Reply;
+use crate::cache::order;
+use crate::cache::status::{CacheCounters, CacheGauges};
+use crate::cache::{self, CacheMessage, Mode};
+use crate::manifest::{Attributes, CacheSettings, VolumeSettings};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+type Result<T> = std::result::Result<T, Failure>;
+
+/// How long a disk may take to come to rest before it is taken down.
+pub const REST_WAIT: Duration = Duration::from_secs(10);
+
+/// As [`REST_WAIT`], when the daemon ends: what is under way then is done again by the next.
+const STOP_WAIT: Duration = Duration::from_secs(3);
+
+/// How long a disk may take to answer at all.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// How long one call waits for a drain; who wants to see the end asks again.
+const DRAIN_WAIT: Duration = Duration::from_secs(5);
+
+/// Retiring the last group and stamping.
+const CLOSE_WAIT: Duration = Duration::from_secs(60);
+
+/// How long one call waits for another mode to be in force.
+const MODE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a backing that is given up may take to answer.
+const LOST_PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -> &AtomicU64);
+
+/// What a cached disk counts: names in the API and, with `vflash_cache_` before and `_total`
+/// behind, in Prometheus.
+pub(super) const CACHE_COUNTERS: [CounterField; 12] = [
+    ("hits", "Pieces of reads found in the log.", |c| &c.hits),
+    ("misses", "Parts of reads that came from the backing.", |c| &c.misses),
+    ("batches", "Appends to the log.", |c| &c.batches),
+    ("records", "Records appended to the log.", |c| &c.records),
+    ("appended_bytes", "Bytes appended to the log.", |c| &c.appended_bytes),
+    ("append_failures", "Appends that failed and were done again elsewhere.", |c| {
+        &c.append_failures
+    }),
+    ("mismatches", "Pieces whose checksum did not match where they were read first.", |c| {
+        &c.mismatches
+    }),
+    ("dropped", "Damaged copies of drained data that were dropped.", |c| &c.dropped),
+    ("replayed", "Replayed requests that the log had already.", |c| &c.replayed),
+    ("drain_bytes", "Bytes written to the backing by the drain.", |c| &c.drain_bytes),
+    ("drain_groups", "Groups drained.", |c| &c.drain_groups),
+    ("drain_retries", "Attempts of the drain that failed and were made again.", |c| {
+        &c.drain_retries
+    }),
+];
+
+/// Asking the disk.
+impl Served {
+    /// Sends what `message` makes of a reply; the answer comes through the receiver.
+    fn asked<R: Send + 'static>(
+        &self,
+        message: impl FnOnce(Reply<R>) -> CacheMessage,
+    ) -> Receiver<R> {
+        let (answer, answered) = channel();
+        // Who asked may have stopped waiting.
+        let reply: Reply<R> = Box::new(move |value| drop(answer.send(value)));
+        self.link.send(Box::new(message(reply)));
+        answered
+    }
+
+    fn ask<R: Send + 'static>(
+        &self,
+        wait: Duration,
+        message: impl FnOnce(Reply<R>) -> CacheMessage,
+    ) -> crate::base::Result<R> {
+        self.asked(message).recv_timeout(wait).map_err(|error| self.silent(error, wait))
+    }
+
+    fn silent(&self, error: RecvTimeoutError, wait: Duration) -> Error {
+        match error {
+            RecvTimeoutError::Timeout => {
+                let text = format!("cached disk {} has not answered for {wait:?}", self.name);
+                Error::new(ErrorKind::Busy, text)
+            }
+            RecvTimeoutError::Disconnected => {
+                let text = format!("cached disk {} is being taken down", self.name);
+                Error::new(ErrorKind::Gone, text)
+            }
+        }
+    }
+
+    /// Gauges as of now.
+    fn gauges(&self, cached: &Cached) -> crate::base::Result<CacheGauges> {
+        self.ask(ANSWER_WAIT, |reply| CacheMessage::Status { reply })?;
+        Ok(cached.status.gauges())
+    }
+
+    /// Ends draining where it is, so that nothing of a cached disk is under way soon. What is
+    /// dirty stays on the flash.
+    pub(super) fn rest(&self, wait: Duration) -> crate::base::Result<()> {
+        let Some(cached) = &self.cached else { return Ok(()) };
+        let mut to = cached.status.gauges().drained_won;
+        for _ in 0..8 {
+            let drain = |reply| CacheMessage::Drain { to: Some(to), hold: true, reply };
+            match self.ask(wait, drain) {
+                Ok(Err(DrainError::Refused(refusal))) => {
+                    let past = refusal.nearest.iter().find(|point| **point > refusal.asked);
+                    to = past.copied().unwrap_or(to);
+                }
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Gone => return Ok(()),
+                Err(_) => break,
+            }
+        }
+        self.link.send(Box::new(CacheMessage::LetGo));
+        let text = format!(
+            "cached disk {}: its backing does not take what is being drained; what it lacks is \
+             safe on the flash; try again when the backing answers, or restart vflashd",
+            self.name
+        );
+        Err(Error::new(ErrorKind::Busy, text))
+    }
+
+    /// Why it does not serve as it should, though it serves.
+    pub(super) fn cache_problem(&self) -> Option<String> {
+        match self.cached.as_ref()?.status.gauges().state {
+            cache::CacheState::Fenced(why) => Some(why),
+            cache::CacheState::WaitingForBacking => {
+                Some("its backing fails; writes go on to the flash until the log is full".into())
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn cache_report(&self, facts: &AllocationFacts) -> Option<Cache> {
+        let settings = self.settings.cache.as_ref()?;
+        let gauges = self.cached.as_ref().map(|cached| cached.status.gauges());
+        let (state, message) = match (&self.failure, &gauges) {
+            (Some(why), _) => (CacheState::Failed, Some(why.clone())),
+            (None, None) => (CacheState::Opening, None),
+            (None, Some(gauges)) => (state(&gauges.state), self.cache_problem()),
+        };
+        let sidecar = sidecar(settings);
+        let mode = match (&self.cached, &gauges) {
+            // Before the first turn of its reactor.
+            (Some(cached), Some(gauges)) if *gauges == CacheGauges::default() => mode(cached.mode),
+            (_, Some(gauges)) => mode(gauges.mode),
+            _ => settings.mode,
+        };
+        let held = self.cached.as_ref().map_or(0, |cached| cached.held.load(Ordering::Relaxed));
+        let opened = gauges.is_some();
+        let gauges = gauges.unwrap_or_default();
+        let counters = match self.cached.as_ref().filter(|_| opened) {
+            Some(cached) => counters(&cached.status.counters),
+            None => Vec::new(),
+        };
+        Some(Cache {
+            backing: settings.backing.clone(),
+            drain: match drain_mode(settings.drain, sidecar.is_some()) {
+                DrainMode::Grouped => DrainKind::Grouped,
+                DrainMode::Ordered => DrainKind::Ordered,
+            },
+            sidecar,
+            size_bytes: facts.size_bytes,
+            mode,
+            mode_wanted: settings.mode,
+            staleness_ms: settings.staleness_ms(),
+            durability: settings.durability,
+            state,
+            message,
+            dirty_bytes: gauges.dirty_bytes,
+            oldest_dirty_ms: gauges.oldest_dirty.as_millis() as u64,
+            log_fill_permille: gauges.log_fill_permille(),
+            head_won: gauges.head_won,
+            drained_won: gauges.drained_won,
+            epoch: gauges.epoch,
+            held_at: held.checked_sub(1),
+            drain_rate_bytes: gauges.drain_rate,
+            drain_eta_ms: gauges.drain_eta.map(|eta| eta.as_millis() as u64),
+            waiting_requests: gauges.parked,
+            index_bytes: gauges.index_bytes,
+            index_pieces: gauges.index_pieces,
+            counters,
+        })
+    }
+}
+
+fn counters(counters: &CacheCounters) -> Vec<CacheCounter> {
+    let counter = |(name, _, field): &CounterField| CacheCounter {
+        name: (*name).to_owned(),
+        value: field(counters).load(Ordering::Relaxed),
+    };
+    CACHE_COUNTERS.iter().map(counter).collect()
+}
+
+fn sidecar(settings: &CacheSettings) -> Option<String> {
+    settings.sidecar.clone().or_else(|| {
+        let spec = Spec::parse(&settings.backing).ok()?;
+        Some(spec.default_sidecar()?.display().to_string())
+    })
+}
+
+pub(super) fn state(state: &cache::CacheState) -> CacheState {
+    match state {
+        cache::CacheState::Serving => CacheState::Serving,
+        cache::CacheState::Draining => CacheState::Draining,
+        cache::CacheState::WaitingForBacking => CacheState::WaitingForBacking,
+        cache::CacheState::Closed => CacheState::Closed,
+        cache::CacheState::Fenced(_) => CacheState::Fenced,
+    }
+}
+
+fn mode(mode: Mode) -> CacheMode {
+    match mode {
+        Mode::WriteBack => CacheMode::WriteBack,
+        Mode::WriteThrough => CacheMode::WriteThrough,
+        Mode::WriteAround => CacheMode::WriteAround,
+        Mode::ReadOnly => CacheMode::ReadOnly,
+        Mode::Bypass => CacheMode::Bypass,
+    }
+}
+
+/// A drain that cannot be.
+fn undrainable(name: &str, error: DrainError) -> Failure {
+    let (code, text) = match error {
+        DrainError::Refused(refusal) => (ErrorCode::Invalid, refusal.to_string()),
+        DrainError::Corrupt { last_good } => (
+            ErrorCode::Corrupt,
+            format!(
+                "the log is damaged behind point {last_good}, the last good one: `vflash drain \
+                 {name} --to {last_good}` saves what lies before it"
+            ),
+        ),
+    };
+    Failure::new(code, format!("cached disk {name}: {text}"))
+}
+
+/// The verbs.
+impl Engine {
+    /// The disk, if it is a cached one that is served.
+    fn cached(&self, name: &str) -> Result<(Served, std::sync::Arc<Cached>)> {
+        let served = self.served(name)?;
+        if !served.is_cached() {
+            let text = format!("{name} is a flash volume: only cached disks have a backing");
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
+        if served.is_opening() {
+            let text = format!("cached disk {name} is being opened: try again");
+            return Err(Failure::new(ErrorCode::Busy, text));
+        }
+        served.export_id()?;
+        let cached = served.cached.clone().ok_or_else(|| {
+            Failure::new(ErrorCode::Busy, format!("cached disk {name} is not served"))
+        })?;
+        Ok((served, cached))
+    }
+
+    pub fn drain(&self, name: &str, request: &Drain) -> Result<Draining> {
+        let (served, cached) = self.cached(name)?;
+        let to = self.drain_target(&served, request)?;
+        served.link.send(Box::new(CacheMessage::LetGo));
+        cached.held.store(0, Ordering::Relaxed);
+        let hold = request.hold;
+        let drained = served.asked(|reply| CacheMessage::Drain { to, hold, reply });
+        // Messages are answered in order: a refusal is here by now.
+        let gauges = served.gauges(&cached)?;
+        let target_won = to.unwrap_or(gauges.head_won);
+        match drained.try_recv() {
+            Ok(Err(error)) => return Err(undrainable(name, error)),
+            Ok(Ok(won)) => self.note_drained(&served, won),
+            Err(_) => self.tell_when_drained(&served, drained),
+        }
+        if hold {
+            cached.held.store(target_won + 1, Ordering::Relaxed);
+        }
+        let drained_won = gauges.drained_won;
+        Ok(Draining { target_won, drained_won, done: drained_won >= target_won })
+    }
+
+    fn drain_target(&self, served: &Served, request: &Drain) -> Result<Option<u64>> {
+        match (&request.to, &request.point) {
+            (Some(_), Some(_)) => {
+                let text = "write either a number (`to`) or a name (`point`), not both";
+                Err(Failure::new(ErrorCode::Invalid, text))
+            }
+            (Some(won), None) => Ok(Some(*won)),
+            (None, Some(point)) => {
+                let points = served.ask(ANSWER_WAIT, |reply| CacheMessage::Points { reply })?;
+                let named = |at: &&order::Point| {
+                    matches!(&at.kind, order::PointKind::Mark(mark) if mark == point)
+                };
+                let found = points.iter().find(named).ok_or_else(|| {
+                    let name = &served.name;
+                    let text = format!(
+                        "cached disk {name} has no point `{point}` that can still be reached: \
+                         `vflash points {name}` lists them"
+                    );
+                    Failure::new(ErrorCode::NotFound, text)
+                })?;
+                Ok(Some(found.won))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn note_drained(&self, served: &Served, won: u64) {
+        let text = format!("drained to point {won}");
+        self.events().add(EventKind::Drained, served.object(), text);
+    }
+
+    /// A thread waits for the end of a drain that somebody asked for.
+    fn tell_when_drained(
+        &self,
+        served: &Served,
+        drained: Receiver<std::result::Result<u64, DrainError>>,
+    ) {
+        let (events, object) = (self.host.events.clone(), served.object());
+        let spawned = std::thread::Builder::new().name("drained".into()).spawn(move || {
+            // Dropped unanswered when the disk is taken down.
+            match drained.recv() {
+                Ok(Ok(won)) => {
+                    events.add(EventKind::Drained, object, format!("drained to point {won}"));
+                }
+                Ok(Err(DrainError::Corrupt { last_good })) => {
+                    let text = format!("draining ended at {last_good}: the log is damaged there");
+                    events.add(EventKind::Error, object, text);
+                }
+                Ok(Err(DrainError::Refused(_))) | Err(_) => {}
+            }
+        });
+        if let Err(error) = spawned {
+            log::warn!("starting a thread that waits for a drain: {error}");
+        }
+    }
+
+    pub fn points(&self, name: &str) -> Result<Points> {
+        let (served, _) = self.cached(name)?;
+        let points = served.ask(ANSWER_WAIT, |reply| CacheMessage::Points { reply })?;
+        let point = |order::Point { won, kind }| {
+            let (kind, name, epoch) = match kind {
+                order::PointKind::Drained => (PointKind::Drained, None, None),
+                order::PointKind::Flush { epoch } => (PointKind::Flush, None, Some(epoch)),
+                order::PointKind::Mark(name) => (PointKind::Mark, Some(name), None),
+                order::PointKind::Head => (PointKind::Head, None, None),
+            };
+            Point { won, kind, name, epoch }
+        };
+        Ok(Points { points: points.into_iter().map(point).collect() })
+    }
+
+    pub fn mark(&self, name: &str, request: &Mark) -> Result<Point> {
+        let (served, _) = self.cached(name)?;
+        let mark = request.name.clone();
+        let won =
+            served.ask(ANSWER_WAIT, |reply| CacheMessage::Mark { name: mark, reply })??;
+        let name = Some(request.name.clone());
+        Ok(Point { won, kind: PointKind::Mark, name, epoch: None })
+    }
+
+    pub fn checkpoint(&self, name: &str) -> Result<api::Volume> {
+        let (served, _) = self.cached(name)?;
+        served.ask(CLOSE_WAIT, |reply| CacheMessage::Checkpoint { reply })??;
+        self.volume(name)
+    }
+
+    /// Begins another mode, and waits a moment for it to be in force.
+    pub fn set_mode(&self, name: &str, request: &SetMode) -> Result<api::Volume> {
+        let _changes = self.lock_changes();
+        let (served, _) = self.cached(name)?;
+        let mut settings = served.settings.clone();
+        if let Some(cache) = &mut settings.cache {
+            cache.mode = request.mode;
+        }
+        self.set_settings(name, &settings)?;
+        self.volume(name)
+    }
+
+    /// Other settings of a cached disk. Those of the cache and limits take effect in place.
+    pub(super) fn set_cached_settings(
+        &self,
+        served: &Served,
+        settings: &VolumeSettings,
+    ) -> Result<()> {
+        let Some(cache) = &settings.cache else {
+            let text = format!("{} stays a cached disk", served.name);
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        };
+        self.refuse_writeback(served, cache)?;
+        let same = VolumeSettings {
+            limits: settings.limits,
+            cache: settings.cache.clone(),
+            ..served.settings.clone()
+        };
+        self.without(served, || self.note_settings(served, settings))?;
+        if let Some(there) = self.state().volumes.get_mut(&served.name) {
+            there.settings = settings.clone();
+        }
+        if served.cached.is_none() {
+            // It is opened with these, sooner or later.
+            return Ok(());
+        }
+        if same != *settings {
+            self.take_down(served)?;
+            return self.open_cache(&served.name);
+        }
+        let limits = super::served::limits(settings.limits);
+        self.host.server.set_limits(served.export_id()?, limits)?;
+        self.tell_cache(served, cache)
+    }
+
+    fn note_settings(&self, served: &Served, settings: &VolumeSettings) -> Result<()> {
+        let mut attributes = Attributes::decode(&served.facts()?.attributes)?;
+        attributes.settings = settings.clone();
+        let cache = settings.cache.as_ref();
+        let drain = cache.map(|cache| drain_mode(cache.drain, sidecar(cache).is_some()));
+        if let Some(log) = &mut attributes.log {
+            log.grouped &= drain == Some(DrainMode::Grouped);
+        }
+        let (id, attributes) = (served.id, attributes.encode());
+        Ok(served.pool.change(move |pool| pool.set_attributes(id, attributes))?)
+    }
+
+    fn refuse_writeback(&self, served: &Served, cache: &CacheSettings) -> Result<()> {
+        let reason = served.cached.as_ref().and_then(|cached| cached.no_writeback);
+        match reason.filter(|_| cache.mode == CacheMode::WriteBack) {
+            None => Ok(()),
+            Some(reason) => {
+                let text = format!(
+                    "cached disk {}: no write-back cache can stand on {}: {reason}",
+                    served.name, cache.backing
+                );
+                Err(Failure::new(ErrorCode::Unsupported, text))
+            }
+        }
+    }
+
+    /// Brings other settings to a disk that is served.
+    pub(super) fn tell_cache(&self, served: &Served, cache: &CacheSettings) -> Result<()> {
+        let before = served.settings.cache.clone();
+        let changed = |field: fn(&CacheSettings, &CacheSettings) -> bool| {
+            before.as_ref().is_none_or(|before| field(before, cache))
+        };
+        if changed(|a, b| a.drain != b.drain) {
+            let mode = drain_mode(cache.drain, sidecar(cache).is_some());
+            served.link.send(Box::new(CacheMessage::SetDrainMode { mode }));
+        }
+        if changed(|a, b| a.durability != b.durability) {
+            let strong = cache.durability == Durability::Strong;
+            served.link.send(Box::new(CacheMessage::SetDurability { strong }));
+        }
+        if changed(|a, b| a.staleness_ms() != b.staleness_ms()) {
+            let staleness_max = Duration::from_millis(cache.staleness_ms());
+            served.link.send(Box::new(CacheMessage::SetStaleness { staleness_max }));
+        }
+        if changed(|a, b| a.mode != b.mode) {
+            self.change_mode(served, cache_mode(cache.mode))?;
+        }
+        Ok(())
+    }
+
+    /// Begins another mode. Leaving write-back drains first, which may take long: the pool
+    /// remembers what is wanted, and an event tells when it is so.
+    fn change_mode(&self, served: &Served, mode: Mode) -> Result<()> {
+        let (done, waited) = channel();
+        let (events, object) = (self.host.events.clone(), served.object());
+        let reply: Reply<crate::base::Result<()>> = Box::new(move |result| {
+            match &result {
+                Ok(()) => {
+                    let text = format!("the mode is {} now", mode.name());
+                    events.add(EventKind::Updated, object, text);
+                }
+                Err(error) => events.add(EventKind::Error, object, error.to_string()),
+            }
+            drop(done.send(result));
+        });
+        served.link.send(Box::new(CacheMessage::SetMode { mode, reply }));
+        match waited.recv_timeout(MODE_WAIT) {
+            Ok(result) => Ok(result?),
+            // It is under way.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// The ways out.
+impl Engine {
+    pub fn detach(&self, name: &str, request: &Detach) -> Result<api::Plan> {
+        let _changes = self.lock_changes();
+        let served = self.served(name)?;
+        let Some(cache) = served.settings.cache.clone() else {
+            let text = format!(
+                "{name} is a flash volume, and its content is nowhere else: `vflash reclaim \
+                 {name}` destroys it"
+            );
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        };
+        self.refuse_attached(&[name.to_owned()], false)?;
+        let detail = match request.lost {
+            false => {
+                self.detach_clean(&served)?;
+                format!("all is in {}; its space on {} is free", cache.backing, served.pool.name)
+            }
+            true => self.detach_lost(&served, &cache, &request.confirm)?,
+        };
+        let step = api::Step {
+            action: api::Action::Delete,
+            object: served.object(),
+            detail,
+            destroys: request.lost,
+        };
+        let destroys = if request.lost { vec![name.to_owned()] } else { Vec::new() };
+        Ok(api::Plan { steps: vec![step], destroys, done: true })
+    }
+
+    /// Drains all, leaves the backing clean and nobody's, frees the flash.
+    pub(super) fn detach_clean(&self, served: &Served) -> Result<()> {
+        let name = &served.name;
+        let formatted = Attributes::decode(&served.facts()?.attributes)?.log;
+        if formatted.is_some_and(|log| !log.formatted) && served.cached.is_none() {
+            // It was never served.
+            return self.without(served, || self.free(served, "it was never opened"));
+        }
+        if let Some(reason) = &served.failure {
+            let text = format!(
+                "cached disk {name} is not served, and what only the flash holds cannot be \
+                 drained: {reason}. Bring its backing back, or give up what it lacks with `vflash \
+                 detach {name} --lost`"
+            );
+            return Err(Failure::new(ErrorCode::Busy, text));
+        }
+        let (served, cached) = self.cached(name)?;
+        if served.gauges(&cached)?.state != cache::CacheState::Closed {
+            self.drain_for_good(&served, &cached)?;
+            served.ask(CLOSE_WAIT, |reply| CacheMessage::Close { reply })??;
+        }
+        self.without(&served, || {
+            served.stop(&self.host)?;
+            self.free(&served, "detached: all is in the backing")
+        })
+    }
+
+    fn drain_for_good(&self, served: &Served, cached: &Cached) -> Result<()> {
+        let name = &served.name;
+        served.link.send(Box::new(CacheMessage::LetGo));
+        cached.held.store(0, Ordering::Relaxed);
+        let drain = |reply| CacheMessage::Drain { to: None, hold: false, reply };
+        match served.ask(DRAIN_WAIT, drain) {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(undrainable(name, error)),
+            Err(_) => {
+                let left = served.gauges(cached)?.dirty_bytes;
+                let text = format!(
+                    "cached disk {name} is being drained, {} left: `vflash drain {name} --wait` \
+                     waits for it",
+                    Bytes(left)
+                );
+                Err(Failure::new(ErrorCode::Busy, text))
+            }
+        }
+    }
+
+    /// Gives the allocation back to the pool.
+    fn free(&self, served: &Served, why: &str) -> Result<()> {
+        let id = served.id;
+        served.pool.change(move |pool| pool.remove(id))?;
+        self.host.run_dir.forget(&served.name);
+        {
+            let mut state = self.state();
+            state.volumes.remove(&served.name);
+            state.caches.remove(&served.name);
+        }
+        self.events().add(EventKind::Deleted, served.object(), why);
+        Ok(())
+    }
+
+    /// Ends serving a cached disk; it stays in the list as one that is not open.
+    pub(super) fn take_down(&self, served: &Served) -> Result<()> {
+        self.without(served, || Ok(served.stop(&self.host)?))?;
+        if let Some(there) = self.state().volumes.get_mut(&served.name) {
+            (there.cached, there.failure) = (None, None);
+        }
+        Ok(())
+    }
+
+    /// Gives up what only the flash holds; says what that is before it does anything.
+    fn detach_lost(
+        &self,
+        served: &Served,
+        cache: &CacheSettings,
+        confirm: &[String],
+    ) -> Result<String> {
+        let name = &served.name;
+        let mut lost = match &served.cached {
+            Some(cached) => Some(loss(served, cached, cache)),
+            None => None,
+        };
+        if lost.is_none() {
+            lost = Some(self.without(served, || Ok(loss_of_backing(served, cache)))?);
+        }
+        let lost = lost.unwrap_or_default();
+        if !confirm.contains(name) {
+            let text = format!("{lost}; nothing was done");
+            let unconfirmed = vec![name.clone()];
+            return Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, text) });
+        }
+        self.without(served, || {
+            served.stop(&self.host)?;
+            let left = give_up(served, cache);
+            self.free(served, &lost)?;
+            match left {
+                Ok(()) => Ok(lost),
+                Err(error) => Ok(format!("{lost}; its owner stamp stays: {error}")),
+            }
+        })
+    }
+}
+
+/// What is lost with the flash of a disk that is served.
+fn loss(served: &Served, cached: &Cached, cache: &CacheSettings) -> String {
+    let gauges = served.gauges(cached).unwrap_or_else(|_| cached.status.gauges());
+    let (name, backing) = (&served.name, &cache.backing);
+    let CacheGauges { dirty_bytes, oldest_dirty, drained_won, head_won, .. } = gauges;
+    if dirty_bytes == 0 {
+        return format!("nothing of {name} is lost: {backing} is at point {drained_won}");
+    }
+    format!(
+        "of {name}, {} of acknowledged writes (points {} to {head_won}), the oldest {}s old, are \
+         on the flash alone and are lost; {backing} is at point {drained_won}",
+        Bytes(dirty_bytes),
+        drained_won + 1,
+        oldest_dirty.as_secs()
+    )
+}
+
+/// As [`loss`], of a disk that could not be opened, by what its backing says.
+fn loss_of_backing(served: &Served, cache: &CacheSettings) -> String {
+    let lost = cached::open_backing(cache, Some(LOST_PATIENCE))
+        .and_then(|mut backing| backing.lost(Damage::Skip));
+    match lost {
+        Ok(Some(lost)) => lost.text,
+        Ok(None) => format!("{} is clean: by its stamp nothing is lost", cache.backing),
+        Err(error) => format!(
+            "all that the flash holds of {} and {} lacks is lost, and how much that is cannot be \
+             told: {error}",
+            served.name, cache.backing
+        ),
+    }
+}
+
+/// Makes the backing clean and nobody's, if it is this allocation's.
+fn give_up(served: &Served, cache: &CacheSettings) -> crate::base::Result<()> {
+    let mut backing = cached::open_backing(cache, Some(LOST_PATIENCE))?;
+    let Some(standing) = backing.standing(Damage::Skip)? else { return Ok(()) };
+    let log = Attributes::decode(&served.facts()?.attributes)?.log.unwrap_or_default();
+    let owner = &standing.stamp.owner;
+    if owner.allocation != *log.uuid.as_bytes() {
+        return Ok(());
+    }
+    let confirm = owner.volume.clone();
+    let options = RecoverOptions { damage: Damage::Skip, now_ms: unix_ms() };
+    backing.take_over_lost(&confirm, options, &mut |_| {}).map(drop)
+}
+
+/// The end of the daemon.
+impl Engine {
+    /// Ends all draining; how many disks do not come to rest.
+    pub(super) fn rest_caches(&self) -> usize {
+        let served: Vec<Served> = self.state().volumes.values().cloned().collect();
+        let rest = |served: &&Served| served.cached.is_some();
+        let threads: Vec<_> = served
+            .iter()
+            .filter(rest)
+            .cloned()
+            .map(|served| std::thread::spawn(move || served.rest(STOP_WAIT).is_err()))
+            .collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|rests| *rests).count()
+    }
+
+    /// Requests of cached disks that wait for space in their logs.
+    pub(super) fn parked_requests(&self) -> usize {
+        let state = self.state();
+        let parked = state.volumes.values().filter_map(|served| {
+            Some(served.cached.as_ref()?.status.gauges().parked as usize)
+        });
+        parked.sum()
+    }
+}

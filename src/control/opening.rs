@@ -1,0 +1,194 @@
+//! Opening cached disks while everything else goes on: each in a thread of its own, since storage
+//! that hangs hangs whoever asks it; again and again until it comes.
+
+use super::api::{ErrorCode, EventKind, Failure};
+use super::cached;
+use super::caching::REST_WAIT;
+use super::engine::{Engine, Everything};
+use super::pool::OpenPool;
+use super::served::{Host, Served};
+use super::watch_cache::Retry;
+use crate::base::{Error, ErrorKind, Result};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+/// How long a start waits for all cached disks of a pool: those that take longer are served later.
+const START_WAIT: Duration = Duration::from_secs(10);
+
+/// How long whoever makes a cached disk waits for its backing.
+const MAKE_WAIT: Duration = Duration::from_secs(30);
+
+/// What a thread that opens works on.
+#[derive(Clone)]
+struct Task {
+    host: Host,
+    everything: Arc<Mutex<Everything>>,
+    served: Served,
+}
+
+impl Task {
+    /// Opens the disk and serves it, if it is still to be served when that is done.
+    fn run(mut self) -> Result<()> {
+        let opening = self.served.opening.clone();
+        let _opening = match opening.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(under_way(&self.served.name)),
+            lock => lock,
+        };
+        if !self.is_wanted() {
+            return Ok(());
+        }
+        self.served.renew_link(&self.host);
+        let opened = cached::open(&self.host.opener, &self.served.pool, &self.served.name);
+        let findings = opened.as_ref().map(|opened| opened.findings.clone()).unwrap_or_default();
+        let result = match opened {
+            Ok(opened) => self.served.export_cached(&self.host, opened),
+            Err(error) => Err(error),
+        };
+        if result.is_ok() {
+            for finding in findings {
+                self.host.events.add(EventKind::Error, self.served.object(), finding);
+            }
+        }
+        self.publish(&result);
+        result
+    }
+
+    fn is_wanted(&self) -> bool {
+        let everything = self.everything.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = everything.volumes.get(&self.served.name);
+        there.is_some_and(|there| there.id == self.served.id && there.cached.is_none())
+    }
+
+    /// Shows what became of it.
+    fn publish(mut self, result: &Result<()>) {
+        let name = self.served.name.clone();
+        let (object, events) = (self.served.object(), self.host.events.clone());
+        let mut everything = self.everything.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(there) = everything.volumes.get_mut(&name) else {
+            drop(everything);
+            // Its pool was closed meanwhile.
+            if let Err(error) = self.served.stop(&self.host) {
+                log::error!("{object}: {error}");
+            }
+            return;
+        };
+        let before = there.failure.take();
+        match result {
+            Ok(()) => {
+                self.served.settings = there.settings.clone();
+                *there = self.served;
+                everything.caches.remove(&name);
+                drop(everything);
+                if before.is_some() {
+                    events.add(EventKind::BackingBack, object, "opened, and served again");
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let told = before.as_ref() == Some(&text);
+                there.failure = Some(text.clone());
+                let retry = everything.caches.entry(name).or_default();
+                retry.retry = retry.retry.and_then(|retry| retry.next(error.kind()));
+                drop(everything);
+                if !told {
+                    events.add(EventKind::Error, object, text);
+                }
+            }
+        }
+    }
+}
+
+fn under_way(name: &str) -> Error {
+    let text = format!("cached disk {name} is being opened: its backing takes long; try again");
+    Error::new(ErrorKind::Busy, text)
+}
+
+impl Engine {
+    /// Opens all cached disks of a pool, side by side.
+    pub(super) fn open_caches(&self, pool: &Arc<OpenPool>) {
+        let of_pool = |served: &&Served| served.is_opening() && Arc::ptr_eq(&served.pool, pool);
+        let wanted: Vec<Served> =
+            self.state().volumes.values().filter(of_pool).cloned().collect();
+        let begun: Vec<_> = wanted.into_iter().map(|served| self.begin_opening(served)).collect();
+        let deadline = Instant::now() + START_WAIT;
+        for (name, opened) in begun {
+            let wait = deadline.saturating_duration_since(Instant::now());
+            if let Err(RecvTimeoutError::Timeout) = opened.recv_timeout(wait) {
+                log::warn!("cached disk {name}: its backing does not answer yet; it is waited for");
+            }
+        }
+    }
+
+    fn begin_opening(&self, served: Served) -> (String, Receiver<Result<()>>) {
+        let (done, opened) = channel();
+        let name = served.name.clone();
+        let task =
+            Task { host: self.host.clone(), everything: self.everything.clone(), served };
+        let spawned = std::thread::Builder::new().name("open".to_owned()).spawn(move || {
+            // Nobody may be waiting any more.
+            let _ = done.send(task.run());
+        });
+        if let Err(error) = spawned {
+            log::error!("cached disk {name}: starting a thread to open it: {error}");
+        }
+        (name, opened)
+    }
+
+    /// Opens a cached disk that was made just now.
+    pub(super) fn open_cache(&self, name: &str) -> std::result::Result<(), Failure> {
+        let (_, opened) = self.begin_opening(self.served(name)?);
+        match opened.recv_timeout(MAKE_WAIT) {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(under_way(name).into()),
+        }
+    }
+
+    /// Tries those again that could not be opened, when their time has come.
+    pub(super) fn retry_caches(&self) {
+        let now = Instant::now();
+        let due: Vec<Served> = {
+            let mut state = self.state();
+            let failed = |served: &&Served| served.is_cached() && served.failure.is_some();
+            let failed: Vec<Served> = state.volumes.values().filter(failed).cloned().collect();
+            let due = |served: &Served| {
+                let watched = state.caches.entry(served.name.clone()).or_default();
+                watched.retry.as_mut().is_some_and(|retry| retry.is_due(now))
+            };
+            failed.into_iter().filter(due).collect()
+        };
+        for served in due {
+            let _ = self.begin_opening(served);
+        }
+    }
+
+    /// Takes a cached disk down for a change, and keeps it from being opened meanwhile.
+    pub(super) fn without<R>(
+        &self,
+        served: &Served,
+        work: impl FnOnce() -> std::result::Result<R, Failure>,
+    ) -> std::result::Result<R, Failure> {
+        let deadline = Instant::now() + REST_WAIT;
+        let _opening = loop {
+            match served.opening.try_lock() {
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Failure::new(
+                        ErrorCode::Busy,
+                        under_way(&served.name).to_string(),
+                    ));
+                }
+                lock => break lock,
+            }
+        };
+        work()
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { at: Instant::now(), pause: Duration::from_secs(1) }
+    }
+}

@@ -1,0 +1,155 @@
+//! Backings without a daemon and without their flash.
+
+mod daemon;
+
+use daemon::vflash;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+use vflash::backing::fence::Claim;
+use vflash::backing::group::GroupWriter;
+use vflash::backing::open::{Backing, OpenOptions};
+use vflash::backing::redo::{GroupId, Layout, Span};
+use vflash::backing::spec::Spec;
+use vflash::backing::stamp::{DrainMode, Owner, Stamp, State};
+use vflash::base::units::MIB;
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn run(&self, arguments: &[&str]) -> Output {
+        vflash().current_dir(self.0.path()).arg("backing").args(arguments).output().unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+fn open(path: &Path) -> Backing {
+    Backing::open(&OpenOptions {
+        spec: Spec::Path(path.to_owned()),
+        sidecar: None,
+        wait: Duration::ZERO,
+        nbd: Default::default(),
+    })
+    .unwrap()
+}
+
+/// A disk whose owner died between committing a group and applying it.
+fn orphan() -> (Place, Backing, Stamp) {
+    let place = Place(tempfile::tempdir().unwrap());
+    let disk = place.path("disk.raw");
+    std::fs::File::create(&disk).unwrap().set_len(8 * MIB).unwrap();
+    let mut backing = open(&disk);
+    let claim = Claim {
+        owner: Owner {
+            allocation: [1; 16],
+            host_name: "alpha".into(),
+            volume: "web-1/root".into(),
+            ..Default::default()
+        },
+        remembered: None,
+        state: State::Dirty,
+        drain: DrainMode::Grouped,
+        create: true,
+        adopt: false,
+        group_bytes_max: Some(MIB),
+        new_disk: [7; 16],
+        now_ms: 1_767_225_600_000,
+    };
+    let stamp = backing.claim(&claim, &mut |_| {}).unwrap().stamp.unwrap();
+    let id = GroupId { disk: stamp.disk, owner_epoch: 1, number: 1 };
+    let mut group = GroupWriter::new(Layout::new(MIB), id);
+    let at = group.data(8, &[0x77; 4096]);
+    let span =
+        Span { from: 0, to: 42, point_ms: 1_767_225_601_000, dirty_bytes: 12288, part: false };
+    let group = group.finish(span);
+    let sidecar = backing.disks().1.unwrap();
+    sidecar.write_copies(&[at], &[0x77; 4096]).unwrap();
+    sidecar.write_copies(&[group.table_offset], &group.table).unwrap();
+    sidecar.write_copies(&[group.header_offset], &group.header_block).unwrap();
+    sidecar.flush().unwrap();
+    (place, backing, stamp)
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn complained(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn a_group_is_shown_and_finished_by_any_host() {
+    let (place, backing, _) = orphan();
+    // To look takes no lock.
+    let shown = place.run(&["show", "disk.raw"]);
+    assert_eq!(shown.status.code(), Some(0), "{shown:?}");
+    let expected = "\
+Backing:            disk.raw
+Sidecar:            disk.raw.vflash
+Disk:               07070707-0707-0707-0707-070707070707
+State:              dirty
+Owner:              web-1/root
+Host:               alpha
+Epoch:              1 since 2026-01-01T00:00:00.000Z
+Drain:              grouped
+Point:              42 of 2026-01-01T00:00:01.000Z
+Group:              1 (0 to 42): committed, to be finished by `vflash backing recover`
+Only on the flash:  12KiB at 2026-01-01T00:00:00.000Z
+";
+    assert_eq!(said(&shown), expected);
+    let busy = place.run(&["recover", "disk.raw"]);
+    assert_eq!(busy.status.code(), Some(8), "{busy:?}");
+    assert!(complained(&busy).contains("in use"), "{busy:?}");
+    drop(backing);
+    let finished = place.run(&["recover", "disk.raw"]);
+    assert_eq!(finished.status.code(), Some(0), "{finished:?}");
+    let line = "Group:              1 (0 to 42): finished, 4KiB written\n";
+    assert!(said(&finished).contains(line), "{}", said(&finished));
+    let disk = std::fs::read(place.path("disk.raw")).unwrap();
+    assert_eq!((&disk[4096..8192], disk[8192]), (&[0x77; 4096][..], 0));
+    let again = place.run(&["recover", "disk.raw", "-o", "json"]);
+    assert_eq!(again.status.code(), Some(0), "{again:?}");
+    let json: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(json["finishedGroup"], serde_json::Value::Null);
+    assert_eq!((&json["point"], &json["dirtyBytes"]), (&42.into(), &12288.into()));
+}
+
+#[test]
+fn what_cannot_be_recovered_is_named_and_left_alone() {
+    let (place, backing, _) = orphan();
+    drop(backing);
+    let nothing = place.run(&["show", "other.raw"]);
+    assert_eq!(nothing.status.code(), Some(8), "{nothing:?}");
+    let export = place.run(&["recover", "nbd://storage/disk"]);
+    assert_eq!(export.status.code(), Some(8));
+    assert!(complained(&export).contains("name it with --sidecar"), "{export:?}");
+    let empty = place.run(&["recover", "disk.raw", "--sidecar", "none"]);
+    assert_eq!(empty.status.code(), Some(8));
+    assert!(complained(&empty).contains("there is no owner stamp at none"), "{empty:?}");
+    // A damaged header: refused, and passed over only when told.
+    let sidecar = place.path("disk.raw.vflash");
+    let mut bytes = std::fs::read(&sidecar).unwrap();
+    let header = Layout::new(MIB).header_offset(1) as usize;
+    bytes[header + 50] ^= 1;
+    std::fs::write(&sidecar, &bytes).unwrap();
+    let damaged = place.run(&["recover", "disk.raw"]);
+    assert_eq!(damaged.status.code(), Some(4), "{damaged:?}");
+    assert!(complained(&damaged).contains("redo slot 1 is damaged"), "{damaged:?}");
+    assert_eq!(std::fs::read(&sidecar).unwrap(), bytes, "untouched");
+    let skipped = place.run(&["recover", "disk.raw", "--skip-damaged"]);
+    assert_eq!(skipped.status.code(), Some(0), "{skipped:?}");
+    assert!(said(&skipped).contains("redo slot 1 is damaged"), "{skipped:?}");
+    // A copy elsewhere is another file, unless somebody says that it is the disk.
+    bytes[header + 50] ^= 1;
+    std::fs::write(place.path("copy.vflash"), &bytes).unwrap();
+    std::fs::copy(place.path("disk.raw"), place.path("copy")).unwrap();
+    let copy = place.run(&["recover", "copy"]);
+    assert_eq!(copy.status.code(), Some(8), "{copy:?}");
+    assert!(complained(&copy).contains("it is another file"), "{copy:?}");
+    let adopted = place.run(&["recover", "copy", "--adopt"]);
+    assert!(said(&adopted).contains("finished"), "{adopted:?}");
+}
