@@ -202,14 +202,16 @@ impl CachedDisk {
         } else {
             Default::default()
         };
+        let mut dropped = Vec::new();
         for pending in parked {
             match (pending, change.to) {
                 (Pending::Request(id), Some(_)) => core.around(id, io),
                 (Pending::Request(id), None) => core.refuse(id, io),
-                (Pending::Mark(_), _) => {}
+                (Pending::Mark(name), _) => dropped.push(name),
             }
         }
         core.answer(io);
+        dropped.iter().for_each(|name| self.unmark(name));
         (change.reply)(Ok(()));
     }
 }

@@ -4,6 +4,7 @@
 use super::tests::*;
 use super::*;
 use crate::base::units::{KIB, SECTOR_BYTES};
+use crate::cache::layout::Shape;
 use crate::cache::recover::{OpenOptions, open};
 use crate::cache::segment::SegmentState;
 use crate::io::buffer::PinnedBuffer;
@@ -371,4 +372,92 @@ fn drained_segments_serve_reads_after_a_restart() {
     assert_eq!(rig.status.counters.misses.load(Ordering::Relaxed), 0);
     let clean = rig.status.gauges().segments.clean;
     assert!(clean >= 2, "{clean} in state {:?}", SegmentState::Clean);
+}
+
+/// The sectors of a disk whose power went at one of many moments, and what it had answered.
+#[test]
+fn what_was_acknowledged_survives_a_power_cut_at_every_write_of_the_flash() {
+    for seed in 0..3 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut rig = Rig::new(shape(12, 64 * KIB), options());
+        random_writes(&mut rig, &mut random, 100);
+        // The backing stays as it is, so that it fits to the flash of every moment.
+        let reached = rig.ask(|reply| CacheMessage::Drain { to: None, hold: true, reply });
+        reached.expect("drained");
+        rig.flash.record();
+        let mut answered = vec![(0, rig.truth.clone())];
+        for _ in 0..24 {
+            random_writes(&mut rig, &mut random, 1);
+            answered.push((rig.flash.position(), rig.truth.clone()));
+        }
+        let mut explorer = crate::io::crash::Explorer::new(seed);
+        (explorer.exhaustive_max, explorer.samples) = (3, 12);
+        let backing = again(&rig.backing);
+        let states = explorer.explore(&rig.flash.recording(), |case, flash| {
+            let last = answered.iter().rposition(|(at, _)| *at <= case.point).expect("the first");
+            let how = OpenOptions::new(identity(), 1 << 20);
+            let opened = open(&mut medium(&flash), &how).expect("opened");
+            assert_eq!(opened.fence, None, "a power cut is no damage");
+            let mut seen = backing.peek(0, DISK_BYTES as usize);
+            crate::cache::recover::read_opened(&mut medium(&flash), &opened, 0, &mut seen)
+                .expect("read");
+            let before = &answered[last].1;
+            let next = &answered.get(last + 1).unwrap_or(&answered[last]).1;
+            assert!(seen == *before || seen == *next, "the state before or after one request");
+        });
+        assert!(states > 100, "{states}");
+    }
+}
+
+#[test]
+fn a_damaged_disk_drains_to_its_last_good_point_when_told() {
+    let mut rig = Rig::new(shape(5, 64 * KIB), options());
+    rig.tell(CacheMessage::SetStaleness { staleness_max: Duration::from_secs(3600) });
+    rig.write(0, 8);
+    rig.write(8, 8);
+    let truth = rig.truth.clone();
+    rig.write(0, 8);
+    rig.write(16, 8);
+    rig.write(24, 8);
+    let scan = crate::cache::scan::scan(&mut medium(&rig.flash), 0).expect("a log");
+    let segment = &scan.segments[0];
+    let start = scan.root.shape.segment_offset(segment.index);
+    let batch = &segment.batches[2];
+    for inside in [0, batch.header.data_start] {
+        let flash = again(&rig.flash);
+        flash.poke(start + u64::from(batch.position + inside), &[0x77; 64]);
+        let mut rig = Rig::on(flash, SimDisk::new(DISK_BYTES), options());
+        assert_eq!(rig.reactor.write(0, &[0; 512]), Outcome::Failed);
+        let reply = |reply| CacheMessage::Drain { to: Some(2), hold: false, reply };
+        assert_eq!(rig.ask(reply), Ok(2), "{inside}");
+        assert!(rig.backing.peek(0, DISK_BYTES as usize) == truth, "exactly that point");
+    }
+}
+
+#[test]
+fn a_large_log_is_opened_in_little_time() {
+    let shape = Shape::with((1 << 20) + (96 << 20), 8 << 20).expect("a shape");
+    let mut rig = Rig::new(shape, options());
+    rig.tell(CacheMessage::Drain { to: Some(0), hold: true, reply: Box::new(|_| {}) });
+    let mut random = fastrand::Rng::with_seed(1);
+    let ranges: Vec<SectorRange> = (0..16_000)
+        .map(|_| SectorRange { start: random.u64(0..TOTAL / 8) * 8, count: 8 })
+        .collect();
+    let buffer = PinnedBuffer::new(4096);
+    for group in ranges.chunks(32) {
+        for range in group {
+            rig.reactor.submit(RequestKind::Write, &[*range], &[buffer.segment()]).expect("room");
+        }
+        let mut ended = 0;
+        while ended < group.len() {
+            rig.reactor.turn(false);
+            ended += rig.reactor.ended().len();
+        }
+    }
+    let flash = again(&rig.flash);
+    let begun = std::time::Instant::now();
+    let opened = open(&mut medium(&flash), &OpenOptions::new(identity(), 1 << 20)).expect("opened");
+    println!("{} MiB of dirty log opened in {:?}", opened.dirty_bytes >> 20, begun.elapsed());
+    assert!(opened.dirty_bytes > 60 << 20, "{}", opened.dirty_bytes);
+    assert_eq!(opened.head.durable_through, 16_000);
 }

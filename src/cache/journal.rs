@@ -213,7 +213,8 @@ impl Journal {
             counted_checksum: head.checksum,
             next_won: head.next_won,
             epoch: head.epoch,
-            edge: false,
+            // An opening is an edge: epochs go on above all that were seen.
+            edge: true,
             counted_won: head.durable_through,
             durable_through: head.durable_through,
             durable_batch: head.next_batch - 1,

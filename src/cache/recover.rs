@@ -154,7 +154,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     let head = LogHead {
         incarnation: root.incarnation,
         next_won: root.next_won.max(last_won.saturating_add(1)),
-        epoch: scan.last_epoch,
+        epoch: root.next_epoch.saturating_sub(1),
         next_batch: scan.next_batch,
         checksum: scan.checksum,
         durable_through: last_won,
