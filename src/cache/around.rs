@@ -115,22 +115,15 @@ impl Core {
     }
 
     /// A part of a request past the log has ended; all, perhaps.
-    pub(super) fn around_completed(
-        &mut self,
-        id: u32,
-        result: Result<(), Errno>,
-        io: &mut dyn Io,
-    ) {
+    pub(super) fn around_completed(&mut self, id: u32, result: Result<(), Errno>, io: &mut dyn Io) {
         let slot = &mut self.slots[id as usize];
         slot.under_way -= 1;
         slot.failed |= result.is_err();
         if slot.under_way > 0 {
             return;
         }
-        let zeroes = matches!(
-            slot.kind,
-            Some(RequestKind::Discard | RequestKind::WriteZeroes { .. })
-        );
+        let zeroes =
+            matches!(slot.kind, Some(RequestKind::Discard | RequestKind::WriteZeroes { .. }));
         if zeroes && self.journal.strict && !slot.failed && slot.done == 0 {
             // Zeros are not durable by themselves.
             slot.done = 1;

@@ -436,12 +436,7 @@ impl Volume for CachedDisk {
         self.settle(io);
     }
 
-    fn completed(
-        &mut self,
-        token: u64,
-        result: std::result::Result<(), Errno>,
-        io: &mut dyn Io,
-    ) {
+    fn completed(&mut self, token: u64, result: std::result::Result<(), Errno>, io: &mut dyn Io) {
         let (kind, number) = Token::unpack(token);
         match kind {
             Token::Append => self.core.append_completed(number, result, io),
@@ -496,10 +491,7 @@ impl CachedDisk {
         (&mut self.core, &mut self.changing, &mut self.closed)
     }
 
-    pub(super) fn drainer<'a>(
-        &'a mut self,
-        io: &'a mut dyn Io,
-    ) -> (&'a mut Drainer, Host<'a>) {
+    pub(super) fn drainer<'a>(&'a mut self, io: &'a mut dyn Io) -> (&'a mut Drainer, Host<'a>) {
         self.split(io)
     }
 }

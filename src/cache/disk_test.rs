@@ -117,8 +117,10 @@ impl Rig {
     }
 
     pub(in crate::cache) fn zero(&mut self, kind: RequestKind, ranges: &[(u64, u64)]) {
-        let sectors: Vec<SectorRange> =
-            ranges.iter().map(|(start, count)| SectorRange { start: *start, count: *count }).collect();
+        let sectors: Vec<SectorRange> = ranges
+            .iter()
+            .map(|(start, count)| SectorRange { start: *start, count: *count })
+            .collect();
         assert_eq!(self.reactor.run(kind, &sectors, &[]), Outcome::Done);
         for (start, count) in ranges {
             let from = (start * SECTOR_BYTES) as usize;
@@ -141,8 +143,7 @@ impl Rig {
 
     /// All is drained; the backing alone is the disk.
     pub(in crate::cache) fn drain(&mut self) {
-        let reached =
-            self.ask(|reply| CacheMessage::Drain { to: None, hold: false, reply });
+        let reached = self.ask(|reply| CacheMessage::Drain { to: None, hold: false, reply });
         reached.expect("drained");
         let backing = self.backing.peek(0, DISK_BYTES as usize);
         let wrong = backing.iter().zip(&self.truth).position(|(seen, truth)| seen != truth);

@@ -72,7 +72,11 @@ pub struct LogCursor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogStretch {
     /// Whole batches: their first byte in the allocation, their bytes, their segment's salt.
-    Batches { offset: u64, length: u64, salt: u64 },
+    Batches {
+        offset: u64,
+        length: u64,
+        salt: u64,
+    },
     /// The segment ends here; the log goes on there.
     Next(LogCursor),
     End,
@@ -133,7 +137,9 @@ pub struct DrainOptions {
 pub enum DrainError {
     Refused(Refusal),
     /// The log is damaged behind this point, the last good one.
-    Corrupt { last_good: u64 },
+    Corrupt {
+        last_good: u64,
+    },
 }
 
 /// Called once, when the point is durable in the backing.
@@ -147,7 +153,9 @@ pub enum DrainState {
     /// The backing, the sidecar or the flash failed; it is tried again.
     Retrying(Errno),
     /// The log is damaged behind `last_good`.
-    Corrupt { last_good: u64 },
+    Corrupt {
+        last_good: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,9 +292,8 @@ impl Drainer {
         let layout = sidecar.map(|sidecar| sidecar.layout);
         let limits = Limits {
             data_bytes: layout.map_or(GROUP_BYTES, |layout| layout.data_bytes_max),
-            spans: layout.map_or(GROUP_SPANS, |layout| {
-                (layout.table_bytes_max / ENTRY_BYTES) as usize
-            }),
+            spans: layout
+                .map_or(GROUP_SPANS, |layout| (layout.table_bytes_max / ENTRY_BYTES) as usize),
             block_sectors: u64::from(options.backing.block_bytes) / SECTOR_BYTES,
         };
         Self {
@@ -426,12 +433,7 @@ impl Drainer {
     }
 
     /// An operation of the drainer has ended.
-    pub fn completed(
-        &mut self,
-        token: u32,
-        result: Result<(), Errno>,
-        host: &mut dyn DrainHost,
-    ) {
+    pub fn completed(&mut self, token: u32, result: Result<(), Errno>, host: &mut dyn DrainHost) {
         if token < TOKEN_ROOT {
             self.reader.completed(token, result);
         } else {
@@ -622,8 +624,7 @@ impl Drainer {
             let planned = &mut self.plan[self.next];
             planned.submitted = host.now();
             let Planned { disk, kind, offset, length, segments, .. } = planned;
-            let operation =
-                Operation { kind: *kind, offset: *offset, length: *length, segments };
+            let operation = Operation { kind: *kind, offset: *offset, length: *length, segments };
             host.submit(*disk, operation, TOKEN_FIRST + self.next as u32);
             self.next += 1;
             self.under_way += 1;

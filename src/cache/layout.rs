@@ -177,12 +177,9 @@ pub struct Shape {
 impl Shape {
     /// The usual shape: 64 segments or more, of 1 to 8 MiB.
     pub fn of(allocation_bytes: u64) -> Result<Self> {
-        let wanted = (allocation_bytes / 64).max(MIB).min(SEGMENT_BYTES_MAX);
-        let segment_bytes = if wanted.is_power_of_two() {
-            wanted
-        } else {
-            wanted.next_power_of_two() / 2
-        };
+        let wanted = (allocation_bytes / 64).clamp(MIB, SEGMENT_BYTES_MAX);
+        let segment_bytes =
+            if wanted.is_power_of_two() { wanted } else { wanted.next_power_of_two() / 2 };
         Self::with(allocation_bytes, segment_bytes)
     }
 
@@ -239,5 +236,6 @@ impl Shape {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 #[path = "layout_test.rs"]
 mod tests;

@@ -14,23 +14,47 @@ pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
 pub enum CacheMessage {
     /// Drain up to a point, or to all that is committed; with `hold`, and stay there until
     /// [`CacheMessage::LetGo`].
-    Drain { to: Option<u64>, hold: bool, reply: DrainReply },
+    Drain {
+        to: Option<u64>,
+        hold: bool,
+        reply: DrainReply,
+    },
     LetGo,
     /// The points that have a name, in order.
-    Points { reply: Reply<Vec<Point>> },
+    Points {
+        reply: Reply<Vec<Point>>,
+    },
     /// Names the point that the log has come to; answered with it when the mark is durable.
-    Mark { name: String, reply: Reply<Result<u64>> },
+    Mark {
+        name: String,
+        reply: Reply<Result<u64>>,
+    },
     /// Makes the next opening fast: all is durable and the root says how far all is drained.
-    Checkpoint { reply: Reply<Result<()>> },
+    Checkpoint {
+        reply: Reply<Result<()>>,
+    },
     /// Answered when the mode is durable and in force.
-    SetMode { mode: Mode, reply: Reply<Result<()>> },
-    SetDrainMode { mode: DrainMode },
+    SetMode {
+        mode: Mode,
+        reply: Reply<Result<()>>,
+    },
+    SetDrainMode {
+        mode: DrainMode,
+    },
     /// Strong: a write is durable when it is acknowledged. Else when the guest has flushed.
-    SetDurability { strong: bool },
-    SetStaleness { staleness_max: Duration },
+    SetDurability {
+        strong: bool,
+    },
+    SetStaleness {
+        staleness_max: Duration,
+    },
     /// Clean detach: drains all, retires the redo group, stamps the backing clean. Nothing is
     /// served any more.
-    Close { reply: Reply<Result<()>> },
+    Close {
+        reply: Reply<Result<()>>,
+    },
     /// Brings the gauges up to date.
-    Status { reply: Reply<()> },
+    Status {
+        reply: Reply<()>,
+    },
 }

@@ -171,9 +171,9 @@ pub fn pieces(start: u64, count: u64) -> u64 {
 
 /// Sectors of the piece that begins at `start`, of a range that ends at `end`.
 fn piece_sectors(start: u64, end: u64) -> u64 {
-    let block = start.checked_rem(BLOCK_SECTORS).map_or(BLOCK_SECTORS, |inside| {
-        BLOCK_SECTORS.saturating_sub(inside)
-    });
+    let block = start
+        .checked_rem(BLOCK_SECTORS)
+        .map_or(BLOCK_SECTORS, |inside| BLOCK_SECTORS.saturating_sub(inside));
     block.min(end.saturating_sub(start))
 }
 
@@ -357,7 +357,19 @@ impl<'a> Iterator for Entries<'a> {
         }
         let origin = RecordOrigin { queue, counter };
         let epoch = self.epoch;
-        Some(Entry { kind, won, epoch, edge, continued, origin, start, count, data, name, checksums })
+        Some(Entry {
+            kind,
+            won,
+            epoch,
+            edge,
+            continued,
+            origin,
+            start,
+            count,
+            data,
+            name,
+            checksums,
+        })
     }
 }
 
@@ -557,5 +569,6 @@ impl BatchEncoder {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 #[path = "record_test.rs"]
 mod tests;

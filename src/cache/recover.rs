@@ -43,7 +43,8 @@ pub fn format(medium: &mut Medium, options: &FormatOptions) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::Gone => {}
         _ if options.overwrite => {}
         Ok(_) => {
-            let text = "the allocation holds a cache already: what it has not drained would be lost";
+            let text =
+                "the allocation holds a cache already: what it has not drained would be lost";
             return Err(Error::new(ErrorKind::Busy, text));
         }
         Err(error) => return Err(error.context("formatting the cache")),
@@ -204,11 +205,7 @@ fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
         return Ok(());
     }
     let what = if known.size_bytes != backing.size_bytes {
-        format!(
-            "it had {} and has {}",
-            Bytes(known.size_bytes),
-            Bytes(backing.size_bytes)
-        )
+        format!("it had {} and has {}", Bytes(known.size_bytes), Bytes(backing.size_bytes))
     } else {
         "it is another file or device".to_owned()
     };

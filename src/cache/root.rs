@@ -255,5 +255,6 @@ pub fn seed(salt: u64) -> u32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 #[path = "root_test.rs"]
 pub(in crate::cache) mod tests;

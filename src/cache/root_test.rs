@@ -38,9 +38,8 @@ fn a_root_is_read_as_it_was_written_and_every_flipped_bit_is_seen() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << bit;
             let decoded = Root::decode(&damaged);
-            let expected = if at < 8 { RootBlock::Foreign } else {
-                RootBlock::Damaged("wrong checksum")
-            };
+            let expected =
+                if at < 8 { RootBlock::Foreign } else { RootBlock::Damaged("wrong checksum") };
             assert_eq!(decoded, expected, "byte {at} bit {bit}");
         }
     }

@@ -80,7 +80,8 @@ impl Core {
     fn submit_root(&mut self, io: &mut dyn Io) {
         let segments = [self.roots.buffer.segment()];
         for offset in root_offsets(self.roots.root.sequence) {
-            let part = self.place.parts(offset, BLOCK_BYTES).next().expect("a root is one extent's");
+            let part =
+                self.place.parts(offset, BLOCK_BYTES).next().expect("a root is one extent's");
             let kind = OperationKind::WriteDurable;
             let length = BLOCK_BYTES;
             let write = Operation { kind, offset: part.offset, length, segments: &segments };

@@ -186,9 +186,10 @@ pub fn scan(medium: &mut Medium, clean_max: usize) -> Result<Scan> {
 
 impl Scan {
     fn first_damage(&self) -> Option<(u64, u64)> {
-        let batches = self.segments.iter().flat_map(|segment| {
-            segment.batches.iter().map(move |batch| (segment.index, batch))
-        });
+        let batches = self
+            .segments
+            .iter()
+            .flat_map(|segment| segment.batches.iter().map(move |batch| (segment.index, batch)));
         let mut dirty = batches.filter(|(_, batch)| last_won(&batch.header) > self.drained_through);
         dirty.find_map(|(index, batch)| {
             let at = u64::from(batch.damaged?);
@@ -210,9 +211,8 @@ type Headers = BTreeMap<u64, (u32, SegmentHeader)>;
 /// The headers of all segments that hold one of this log, by sequence.
 fn read_headers(medium: &mut Medium, root: &Root) -> Headers {
     let count = root.shape.segments() as u32;
-    let ranges: Vec<(u64, usize)> = (0..count)
-        .map(|index| (root.shape.segment_offset(index), BLOCK_BYTES as usize))
-        .collect();
+    let ranges: Vec<(u64, usize)> =
+        (0..count).map(|index| (root.shape.segment_offset(index), BLOCK_BYTES as usize)).collect();
     let mut headers = Headers::new();
     for (index, block) in (0..count).zip(medium.read_many(&ranges)) {
         let Ok(block) = block else { continue };
@@ -225,11 +225,7 @@ fn read_headers(medium: &mut Medium, root: &Root) -> Headers {
 
 /// The segments that may count, oldest first: from the newest along the links. And whether the
 /// oldest names one before it that is needed and is not there.
-fn chain(
-    root: &Root,
-    headers: &Headers,
-    clean_max: usize,
-) -> (Vec<(u32, SegmentHeader)>, bool) {
+fn chain(root: &Root, headers: &Headers, clean_max: usize) -> (Vec<(u32, SegmentHeader)>, bool) {
     let counts = |header: &SegmentHeader| {
         header.incarnation == root.incarnation || header.sequence <= root.end.segment
     };
@@ -240,9 +236,11 @@ fn chain(
         // A link into nothing: the newest before it decides whether that is damage (L4).
         let needed = wanted >= root.oldest_segment;
         let found = match headers.get(&wanted) {
-            None if needed => headers.range(..wanted).rev().map(|(_, found)| found).find(
-                |(_, header)| counts(header) && header.sequence >= root.oldest_segment,
-            ),
+            None if needed => headers
+                .range(..wanted)
+                .rev()
+                .map(|(_, found)| found)
+                .find(|(_, header)| counts(header) && header.sequence >= root.oldest_segment),
             found => found.filter(|(_, header)| counts(header)),
         };
         let Some((index, header)) = found else {
@@ -320,12 +318,7 @@ fn summarised(bytes: &[u8], foot: &SummaryFoot, salt: u64) -> Option<Vec<Scanned
     let items = summary::decode(bytes, foot)?;
     let batch = |(position, header): (u32, &[u8])| {
         let batch = Batch::decode(header, salt).ok()?;
-        Some(ScannedBatch {
-            position,
-            bytes: header.to_vec(),
-            header: batch.header,
-            damaged: None,
-        })
+        Some(ScannedBatch { position, bytes: header.to_vec(), header: batch.header, damaged: None })
     };
     items.into_iter().map(batch).collect()
 }
@@ -452,8 +445,8 @@ impl<'a> Judge<'a> {
         for (number, segment) in self.segments.iter().enumerate() {
             let header = &segment.header;
             // The log goes on here only from the batch that this segment says (L1, L2).
-            ended |= header.first_batch != self.next_batch
-                || header.previous_checksum != self.checksum;
+            ended |=
+                header.first_batch != self.next_batch || header.previous_checksum != self.checksum;
             if ended {
                 break;
             }

@@ -142,6 +142,7 @@ pub fn decode<'a>(bytes: &'a [u8], foot: &SummaryFoot) -> Option<Vec<(u32, &'a [
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

@@ -45,6 +45,7 @@ pub(crate) const CHECKED: [&str; 12] = [
     "src/cache/header.rs",
     "src/cache/record.rs",
     "src/cache/summary.rs",
+    "src/cache/scan.rs",
     "src/backing/nbd/protocol.rs",
     "src/backing/redo.rs",
     "src/backing/spec.rs",

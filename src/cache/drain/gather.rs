@@ -2,9 +2,9 @@
 
 use super::read::Next;
 use super::{DrainHost, Drainer, Group, State};
-use crate::cache::record::{Batch, Entry, Kind, piece_checksum};
 use crate::backing::stamp::DrainMode;
 use crate::base::units::SECTOR_BYTES;
+use crate::cache::record::{Batch, Entry, Kind, piece_checksum};
 use crate::io::disk::Errno;
 
 /// A record that cannot be read or verified is read so many times before it counts as lost.
