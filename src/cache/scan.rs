@@ -434,6 +434,14 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// The log begins with this segment.
+    fn begin(&mut self, header: &SegmentHeader) {
+        self.next_batch = header.first_batch;
+        self.checksum = header.previous_checksum;
+        self.last_won = header.first_won.saturating_sub(1);
+        self.last_epoch = header.epoch;
+    }
+
     /// The verdict, and how many batches of each segment count.
     fn judge(&mut self, hole: bool) -> (Verdict, Vec<usize>) {
         let mut kept = vec![0; self.segments.len()];
@@ -447,6 +455,14 @@ impl<'a> Judge<'a> {
             // The log goes on here only from the batch that this segment says (L1, L2).
             ended |=
                 header.first_batch != self.next_batch || header.previous_checksum != self.checksum;
+            // What was drained may have been given to a segment whose header did not arrive. A
+            // miss does no harm, an older version would: all before it goes too.
+            if ended && !hole && header.sequence <= self.root.oldest_segment {
+                ended = false;
+                last = None;
+                kept.iter_mut().for_each(|kept| *kept = 0);
+                self.begin(header);
+            }
             if ended {
                 break;
             }
