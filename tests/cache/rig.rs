@@ -488,6 +488,26 @@ impl Rig {
         }
     }
 
+    /// A small write, or now and then zeros or a FLUSH: nothing that needs the backing.
+    pub(crate) fn write_somewhere(&mut self) {
+        let (start, count) = (self.random.u64(0..400), self.random.u64(1..12));
+        match self.random.u32(0..12) {
+            0 => self.zero(RequestKind::Discard, &[(start, count)]),
+            1 => {
+                self.finish();
+                self.flush();
+                self.finish();
+            }
+            _ => self.write(start, count),
+        }
+    }
+
+    /// Judges what a killed daemon left: everything that completed is there.
+    pub(crate) fn judge_killed(&self, world: &World, kept: u64) {
+        let submitted = self.model.head();
+        self.judge_once(Moment { at: 0, kept, submitted, drained: 0 }, world);
+    }
+
     /// Judges one state that the end of the host may leave: opens it and looks. `depth`: at so
     /// many levels also every end of the opening itself. Returns the states visited.
     pub(crate) fn judge(&self, case: CrashCase, world: &World, depth: u32) -> u64 {
