@@ -142,7 +142,7 @@ fn nested(seed: u64) -> u64 {
 
 #[test]
 fn a_crash_inside_recovery_changes_nothing() {
-    let seeds: Vec<u64> = (0..2 * scale()).collect();
+    let seeds: Vec<u64> = (0..4 * scale()).collect();
     let states = run_all("nested recovery", &seeds, |seed| nested(*seed));
     assert!(alone() || states >= 2_000, "{states} states are too few");
 }
