@@ -135,6 +135,7 @@ impl CachedDisk {
         sidecar: Option<SidecarState>,
     ) -> Self {
         let Opened { root, place, flash, segments, index, head, .. } = opened;
+        let has_sidecar = sidecar.is_some();
         let drain = DrainOptions {
             mode: options.drain,
             staleness_max: options.staleness_max,
@@ -159,6 +160,7 @@ impl CachedDisk {
             place,
             flash,
             backing,
+            sidecar: has_sidecar,
             index,
             segments,
             slots: Vec::new(),
@@ -503,3 +505,7 @@ pub(in crate::cache) mod tests;
 #[cfg(test)]
 #[path = "disk_many_test.rs"]
 mod many_tests;
+
+#[cfg(test)]
+#[path = "disk_kill_test.rs"]
+mod kill_tests;
