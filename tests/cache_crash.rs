@@ -146,3 +146,26 @@ fn a_crash_inside_recovery_changes_nothing() {
     let states = run_all("nested recovery", &seeds, |seed| nested(*seed));
     assert!(alone() || states >= 2_000, "{states} states are too few");
 }
+
+/// Crash after crash: each daemon goes on from what the one before it left.
+fn generations(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup::of(seed));
+    for _ in 0..12 {
+        let steps = rig.random.u32(1..60);
+        (0..steps).for_each(|_| rig.step());
+        if rig.random.bool() {
+            rig.finish();
+        }
+        rig = rig.next_generation();
+    }
+    rig.drain(None);
+    rig.check_backing(rig.model.head());
+    12
+}
+
+#[test]
+fn crash_after_crash_nothing_is_lost() {
+    let seeds: Vec<u64> = (0..150 * scale()).collect();
+    let states = run_all("generations", &seeds, |seed| generations(*seed));
+    assert!(alone() || states >= 1_200, "{states} states are too few");
+}

@@ -150,6 +150,7 @@ fn judge_damage(rig: &Rig, world: &World, what: &str, found: &mut Found) {
         Ok(()) => found.tail += 1,
         Err(text) => {
             assert!(text.contains("failed"), "{what}: wrong bytes were served: {text}");
+            after.head();
             let fenced = matches!(after.state(), CacheState::Fenced(_));
             assert!(fenced, "{what}: damaged data must fence the disk");
             found.fenced += 1;

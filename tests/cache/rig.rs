@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vflash::backing::identity::{Identity, Kind};
@@ -514,6 +514,36 @@ impl Rig {
         }
     }
 
+    /// Ends the host at a random instant and goes on from one of the states that it may leave: a
+    /// new daemon, the next generation.
+    pub(crate) fn next_generation(mut self) -> Self {
+        let point = self.random.u64(0..=self.world.position());
+        let index = self.random.u64(0..64);
+        let recordings = self.world.recordings();
+        let explorer = Explorer::new(self.random.u64(..));
+        let losses = LOSSES[self.random.usize(0..2)];
+        let disks = explorer.cut_together(&recordings, &losses, (point, index));
+        let world = World(disks.try_into().unwrap_or_else(|_| panic!("three disks")));
+        let moment = self.moment(point);
+        let seed = self.setup.seed;
+        let announce = format!("seed {seed}, point {point}, index {index}");
+        let (disk, next_won) = world.open(&self.setup).expect("it opens");
+        let mut rig = Self::on(self.setup, world, disk, self.model.clone());
+        let head = rig.head();
+        let Moment { kept, submitted, .. } = moment;
+        assert!((kept..=submitted).contains(&head), "{announce}: {head} not in {moment:?}");
+        rig.check_guest(head).unwrap_or_else(|text| panic!("{announce}: {text}"));
+        Arc::make_mut(&mut rig.model).cut(head, next_won);
+        while rig.reactor.operations() > 0 {
+            rig.turn(true);
+        }
+        (rig.acked, rig.now.kept, rig.random) = (head, head, self.random);
+        rig.world.record();
+        rig.now.at = 0;
+        rig.moments = vec![rig.now];
+        rig
+    }
+
     /// Judges what a killed daemon left: everything that completed is there.
     pub(crate) fn judge_killed(&self, world: &World, kept: u64) {
         let submitted = self.model.head();
@@ -631,14 +661,30 @@ pub(crate) fn scale() -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+/// The first failure ends a suite.
+struct StopOnPanic<'a>(&'a AtomicBool);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Runs jobs on all cores and says what came of it; the number of states.
 pub(crate) fn run_all<T: Sync>(name: &str, jobs: &[T], job: impl Fn(&T) -> u64 + Sync) -> u64 {
     let (next, states) = (AtomicU64::new(0), AtomicU64::new(0));
     let begun = Instant::now();
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
+                let _stop = StopOnPanic(&stop);
                 while let Some(one) = jobs.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
                     states.fetch_add(job(one), Ordering::Relaxed);
                 }
             });
