@@ -27,6 +27,7 @@ use super::root::{Mode, salt};
 use super::status::count;
 use super::summary::{SummaryBuilder, item_bytes, summary_bytes};
 use crate::base::clock::Nanos;
+use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Errno, Operation, OperationKind};
@@ -532,7 +533,8 @@ impl Core {
                 - BLOCK_BYTES;
         let segments = [target.part(skip, bytes)];
         let strong = append.durable;
-        let kind = if strong { OperationKind::WriteDurable } else { OperationKind::Write };
+        let durable = strong && !planted(Bug::AckBeforeFlush);
+        let kind = if durable { OperationKind::WriteDurable } else { OperationKind::Write };
         self.segments.appending(append.segment);
         count(&self.status.counters.appended_bytes, bytes as u64);
         let write = Operation { kind, offset, length: bytes as u64, segments: &segments };

@@ -10,6 +10,7 @@ use super::record::{Batch, Kind, RecordOrigin};
 use super::root::{BackingIdentity, LogEnd, Mode, Root};
 use super::scan::{Scan, ScannedSegment, Verdict, last_won, read_root, scan};
 use super::segment::{Segment, SegmentState, Segments};
+use crate::base::planted::{Bug, planted};
 use crate::base::units::{Bytes, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::buffer::PinnedBuffer;
@@ -185,7 +186,10 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
 fn renew(medium: &mut Medium, root: &mut Root, scan: &Scan, segments: &Segments) -> Result<()> {
     let newest = scan.segments.last().map_or(0, |segment| segment.header.sequence);
     root.incarnation += 1;
-    root.next_won = scan.next_won;
+    root.next_won = match planted(Bug::NumberReused) {
+        true => scan.last_won.max(scan.drained_through) + 1,
+        false => scan.next_won,
+    };
     root.next_epoch = scan.next_epoch;
     root.oldest_segment = segments.oldest_needed(root.drained_through);
     root.end = LogEnd { segment: newest, batch: scan.next_batch, checksum: scan.checksum };
@@ -296,6 +300,7 @@ impl Loaded {
                         });
                     }
                 }
+                Kind::Discard | Kind::Zeroes if planted(Bug::DiscardForgotten) => {}
                 Kind::Discard | Kind::Zeroes => {
                     self.index.insert_zero(entry.start, entry.count, base / SECTOR_BYTES);
                 }
