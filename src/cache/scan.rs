@@ -451,7 +451,7 @@ impl<'a> Judge<'a> {
                 seen.durable = seen.durable.max(header.durable_through);
                 seen.won = seen.won.max(last_won(header));
                 seen.epoch = seen.epoch.max(header.last_epoch);
-                if segment.summarised {
+                if segment.summarised && header.next_won > header.first_won {
                     seen.durable = seen.durable.max(header.next_won.saturating_sub(1));
                 }
             }
