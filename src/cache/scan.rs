@@ -530,6 +530,11 @@ impl<'a> Judge<'a> {
         if last.is_some_and(|last| last.header.continued) {
             self.drop_part(&mut kept);
         }
+        if kept.iter().all(|kept| *kept == 0) {
+            // Numbers before a first record that did not arrive are no writes.
+            self.last_won = self.root.drained_through;
+            self.last_epoch = self.root.drained_epoch;
+        }
         let torn = ended && planted(Bug::TornTailIsCorruption);
         let damaged = self.seen.durable > self.last_won && !planted(Bug::CorruptionIsTail);
         let drained = self.drained.max(self.root.drained_through);
