@@ -13,6 +13,7 @@ use super::redo::{
 use super::sidecar::{Stamps, failed, read_headers, read_stamps, settle, write_stamp};
 use super::stamp::{Point, Stamp};
 use crate::base::checksum::crc32c;
+use crate::base::planted::{Bug, planted};
 use crate::base::units::{GIB, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
@@ -116,6 +117,11 @@ pub fn recover(
     };
     let layout = Layout::new(standing.stamp.group_bytes_max);
     let data_offset = layout.data_offset(Layout::slot_of(header.id.number));
+    if planted(Bug::RecoveryNotRestartable) {
+        let mut stamp = standing.stamp.next(options.now_ms);
+        stamp.retired_group = header.id.number;
+        write_stamp(sidecar, &stamp)?;
+    }
     let bytes = apply(backing, (&mut *sidecar, data_offset), (&header, &entries), progress)?;
     backing.flush().map_err(|errno| on_backing("flushing", 0, errno))?;
     let mut stamp = standing.stamp.next(options.now_ms);

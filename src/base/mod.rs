@@ -5,6 +5,7 @@ pub mod clock;
 pub mod codec;
 pub mod error;
 pub mod limits;
+pub mod planted;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

@@ -156,7 +156,7 @@ impl CachedDisk {
             REACHED => {
                 let journals = change.to.is_some_and(Mode::journals);
                 let next = match change.step {
-                    Step::Drain if !journals => Step::Retire,
+                    Step::Drain if !journals && core.sidecar => Step::Retire,
                     _ => Step::Root,
                 };
                 change.goes(next);
@@ -177,7 +177,7 @@ impl CachedDisk {
         let (core, changing, _) = self.parts();
         let Some(change) = changing else { return };
         match result {
-            Ok(()) if change.to.is_none() => change.goes(Step::Retire),
+            Ok(()) if change.to.is_none() && core.sidecar => change.goes(Step::Retire),
             Ok(()) => change.goes(Step::Root),
             Err(errno) => {
                 core.switching = false;
@@ -202,14 +202,16 @@ impl CachedDisk {
         } else {
             Default::default()
         };
+        let mut dropped = Vec::new();
         for pending in parked {
             match (pending, change.to) {
                 (Pending::Request(id), Some(_)) => core.around(id, io),
                 (Pending::Request(id), None) => core.refuse(id, io),
-                (Pending::Mark(_), _) => {}
+                (Pending::Mark(name), _) => dropped.push(name),
             }
         }
         core.answer(io);
+        dropped.iter().for_each(|name| self.unmark(name));
         (change.reply)(Ok(()));
     }
 }

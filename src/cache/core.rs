@@ -106,6 +106,8 @@ pub(super) struct Core {
     pub place: Place,
     pub flash: DiskGeometry,
     pub backing: DiskGeometry,
+    /// There is a third disk, for redo groups.
+    pub sidecar: bool,
     pub index: Index,
     pub segments: Segments,
     pub slots: Vec<Slot>,

@@ -39,6 +39,8 @@ pub struct CacheOptions {
     pub fence: FencePolicy,
     /// Milliseconds of the Unix epoch.
     pub wall_ms: fn() -> u64,
+    /// The clock that the disk's reactor goes by, at the moment of opening.
+    pub now: fn() -> Nanos,
 }
 
 impl CacheOptions {
@@ -51,6 +53,7 @@ impl CacheOptions {
             staleness_max: Duration::from_secs(10),
             fence: FencePolicy::Fail,
             wall_ms,
+            now: Nanos::now,
         }
     }
 }
@@ -135,6 +138,7 @@ impl CachedDisk {
         sidecar: Option<SidecarState>,
     ) -> Self {
         let Opened { root, place, flash, segments, index, head, .. } = opened;
+        let has_sidecar = sidecar.is_some();
         let drain = DrainOptions {
             mode: options.drain,
             staleness_max: options.staleness_max,
@@ -145,7 +149,7 @@ impl CachedDisk {
             head: head.durable_through,
             dirty_bytes: opened.dirty_bytes,
         };
-        let mut drainer = Drainer::new(drain, Nanos(0));
+        let mut drainer = Drainer::new(drain, (options.now)());
         for (won, epoch) in opened.edges {
             drainer.points_mut().edge(won, epoch);
         }
@@ -159,6 +163,7 @@ impl CachedDisk {
             place,
             flash,
             backing,
+            sidecar: has_sidecar,
             index,
             segments,
             slots: Vec::new(),
@@ -212,6 +217,9 @@ impl CachedDisk {
             self.core.answer(io);
         }
         self.change(io);
+        if self.core.is_fenced() {
+            self.let_down();
+        }
         self.core.make_room(io);
         self.core.pump(io);
         self.tell_drainer(io);
@@ -223,6 +231,14 @@ impl CachedDisk {
         }
         self.look_for_damage(io);
         self.gauge(io.now(), false);
+    }
+
+    /// The disk is fenced: who waits for the log to go on is told.
+    fn let_down(&mut self) {
+        let text = format!("{}: the disk is fenced", self.core.name);
+        let error = || Error::new(ErrorKind::Fenced, text.clone());
+        self.named.drain(..).for_each(|(_, reply)| reply(Err(error())));
+        self.marks.drain(..).for_each(|(_, _, reply)| reply(Err(error())));
     }
 
     /// What has come to count, and what of it is durable.
@@ -491,6 +507,16 @@ impl CachedDisk {
         (&mut self.core, &mut self.changing, &mut self.closed)
     }
 
+    /// A mark was dropped, since the disk keeps no points any more.
+    pub(super) fn unmark(&mut self, name: &str) {
+        let text = format!("{}: no points are kept now", self.core.name);
+        let at = self.named.iter().position(|(other, _)| other == name);
+        if let Some(at) = at {
+            let (_, reply) = self.named.swap_remove(at);
+            reply(Err(Error::new(ErrorKind::Invalid, text)));
+        }
+    }
+
     pub(super) fn drainer<'a>(&'a mut self, io: &'a mut dyn Io) -> (&'a mut Drainer, Host<'a>) {
         self.split(io)
     }
@@ -503,3 +529,7 @@ pub(in crate::cache) mod tests;
 #[cfg(test)]
 #[path = "disk_many_test.rs"]
 mod many_tests;
+
+#[cfg(test)]
+#[path = "disk_kill_test.rs"]
+mod kill_tests;

@@ -54,7 +54,7 @@ pub(in crate::cache) fn formatted(shape: Shape) -> SimDisk {
 }
 
 pub(in crate::cache) fn options() -> CacheOptions {
-    CacheOptions { wall_ms: || 0, ..CacheOptions::new("vm/disk") }
+    CacheOptions { wall_ms: || 0, now: || Nanos(0), ..CacheOptions::new("vm/disk") }
 }
 
 impl Rig {

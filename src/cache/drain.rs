@@ -30,6 +30,7 @@ use super::order::{Points, Refusal};
 use crate::backing::redo::{ENTRY_BYTES, Layout};
 use crate::backing::stamp::{DrainMode, Stamp};
 use crate::base::clock::Nanos;
+use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{PinnedBuffer, Segment};
 use crate::io::disk::{DiskGeometry, Errno, Operation, OperationKind};
@@ -643,7 +644,7 @@ impl Drainer {
         }
         self.state = match self.state {
             State::RedoFlush => State::Redo,
-            State::ApplyFlush => State::Apply,
+            State::ApplyFlush if !planted(Bug::FailedFlushRetried) => State::Apply,
             State::StampFlush => State::Stamp,
             state => state,
         };
@@ -665,6 +666,7 @@ impl Drainer {
                 self.points.group_committed(self.group.to + u64::from(self.group.part));
                 State::Apply
             }
+            State::Apply if planted(Bug::TailBeforeBackingFlush) => State::Root,
             State::Apply => State::ApplyFlush,
             State::ApplyFlush if self.group.to == self.group.from => State::Idle,
             State::ApplyFlush => State::Root,

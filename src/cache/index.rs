@@ -10,6 +10,7 @@
 //! - I2 the pieces of one block lie in one leaf, so a piece is cut and replaced within its leaf.
 //! - I3 a leaf at block *b* holds the pieces of all blocks from *b* to the next leaf's.
 
+use crate::base::planted::{Bug, planted};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -81,7 +82,8 @@ impl Piece {
         let start = self.start.max(first);
         let end = self.end().min(end);
         assert!(start < end, "a piece is clipped to a range that it overlaps");
-        let skip = self.skip + (start - self.start) as u8;
+        let cut = if planted(Bug::WrongHalf) { 0 } else { start - self.start };
+        let skip = self.skip + cut as u8;
         Self { start, count: (end - start) as u8, skip, ..*self }
     }
 }

@@ -27,6 +27,7 @@ use super::root::{Mode, salt};
 use super::status::count;
 use super::summary::{SummaryBuilder, item_bytes, summary_bytes};
 use crate::base::clock::Nanos;
+use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Errno, Operation, OperationKind};
@@ -213,7 +214,8 @@ impl Journal {
             counted_checksum: head.checksum,
             next_won: head.next_won,
             epoch: head.epoch,
-            edge: false,
+            // An opening is an edge: epochs go on above all that were seen.
+            edge: true,
             counted_won: head.durable_through,
             durable_through: head.durable_through,
             durable_batch: head.next_batch - 1,
@@ -531,7 +533,8 @@ impl Core {
                 - BLOCK_BYTES;
         let segments = [target.part(skip, bytes)];
         let strong = append.durable;
-        let kind = if strong { OperationKind::WriteDurable } else { OperationKind::Write };
+        let durable = strong && !planted(Bug::AckBeforeFlush);
+        let kind = if durable { OperationKind::WriteDurable } else { OperationKind::Write };
         self.segments.appending(append.segment);
         count(&self.status.counters.appended_bytes, bytes as u64);
         let write = Operation { kind, offset, length: bytes as u64, segments: &segments };

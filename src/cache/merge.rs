@@ -5,6 +5,7 @@
 //! sorted and in pinned memory: it goes to the sidecar and to the backing from there, and stays
 //! until it is durable in the backing, so that whatever fails is written again.
 
+use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{PinnedBuffer, Segment};
 use std::collections::BTreeMap;
@@ -117,7 +118,9 @@ impl Merged {
                 self.append(at, part(at, span.start));
                 let place = (place * SECTOR_BYTES) as usize;
                 let new = part(span.start, span.end());
-                self.data[place..place + new.len()].copy_from_slice(new);
+                if !planted(Bug::OverlapSwapped) {
+                    self.data[place..place + new.len()].copy_from_slice(new);
+                }
                 at = span.end();
             } else {
                 self.cut(span.start, span.end());

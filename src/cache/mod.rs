@@ -1,9 +1,9 @@
 //! L3: the cached disk: a journal on the flash in front of a slower backing.
 //!
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
-//! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`], then the
-//! disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`, `roots`, [`drain`],
-//! `change`, [`disk`].
+//! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
+//! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`,
+//! `roots`, [`drain`], `change`, [`disk`].
 
 mod around;
 mod change;
@@ -13,6 +13,7 @@ pub mod disk;
 pub mod drain;
 pub mod header;
 pub mod index;
+pub mod inspect;
 mod journal;
 mod journal_tail;
 pub mod layout;
@@ -40,4 +41,4 @@ pub use message::CacheMessage;
 pub use place::Place;
 pub use recover::{FormatOptions, OpenOptions, Opened};
 pub use root::Mode;
-pub use status::{CacheState, CacheStatus};
+pub use status::{CacheGauges, CacheState, CacheStatus};

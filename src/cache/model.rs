@@ -141,8 +141,11 @@ impl Model {
         self.epoch += 1;
     }
 
-    /// Forgets writes after `point`: the log lost them, and their numbers are never used again.
-    pub fn cut(&mut self, point: u64) {
+    /// A crash undid the writes after `point`; the next one will be `next`, which is greater than
+    /// the number of any write that a disk has seen.
+    pub fn cut(&mut self, point: u64, next: u64) {
+        self.epochs.truncate(next.saturating_sub(1) as usize);
+        self.skip_to(next);
         for versions in &mut self.versions {
             versions.retain(|version| version.won <= point);
         }

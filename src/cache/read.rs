@@ -129,12 +129,8 @@ impl Core {
             _ => None,
         };
         let taken = found.iter().map_while(absent).count();
-        let ranges: Vec<(u64, u64)> = match taken {
-            1 => Vec::new(),
-            _ => found[..taken].iter().filter_map(absent).collect(),
-        };
-        let (start, first) = absent(&found[0]).expect("the first is absent");
-        let sectors = if taken == 1 { first } else { ranges.iter().map(|(_, count)| count).sum() };
+        let (start, _) = absent(&found[0]).expect("the first is absent");
+        let sectors = found[..taken].iter().filter_map(absent).map(|(_, count)| count).sum();
         count(&self.status.counters.misses, 1);
         self.read_backing(id, start, sectors, io);
         taken

@@ -10,6 +10,7 @@ use super::record::{Batch, Kind, RecordOrigin};
 use super::root::{BackingIdentity, LogEnd, Mode, Root};
 use super::scan::{Scan, ScannedSegment, Verdict, last_won, read_root, scan};
 use super::segment::{Segment, SegmentState, Segments};
+use crate::base::planted::{Bug, planted};
 use crate::base::units::{Bytes, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::buffer::PinnedBuffer;
@@ -159,7 +160,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     let head = LogHead {
         incarnation: root.incarnation,
         next_won: root.next_won.max(last_won.saturating_add(1)),
-        epoch: scan.last_epoch,
+        epoch: root.next_epoch.saturating_sub(1),
         next_batch: scan.next_batch,
         checksum: scan.checksum,
         durable_through: last_won,
@@ -190,7 +191,10 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
 fn renew(medium: &mut Medium, root: &mut Root, scan: &Scan, segments: &Segments) -> Result<()> {
     let newest = scan.segments.last().map_or(0, |segment| segment.header.sequence);
     root.incarnation += 1;
-    root.next_won = scan.next_won;
+    root.next_won = match planted(Bug::NumberReused) {
+        true => scan.last_won.max(scan.drained_through) + 1,
+        false => scan.next_won,
+    };
     root.next_epoch = scan.next_epoch;
     root.oldest_segment = segments.oldest_needed(root.drained_through);
     root.end = LogEnd { segment: newest, batch: scan.next_batch, checksum: scan.checksum };
@@ -301,6 +305,7 @@ impl Loaded {
                         });
                     }
                 }
+                Kind::Discard | Kind::Zeroes if planted(Bug::DiscardForgotten) => {}
                 Kind::Discard | Kind::Zeroes => {
                     self.index.insert_zero(entry.start, entry.count, base / SECTOR_BYTES);
                 }

@@ -5,6 +5,7 @@
 use super::layout::{BLOCK_BYTES, NUMBER_MAX, ROOT_MAGIC, Shape, VERSION};
 use crate::base::checksum::crc32c;
 use crate::base::codec::{Reader, Writer};
+use crate::base::planted::{Bug, planted};
 
 /// How a cached disk treats writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -238,6 +239,9 @@ fn seal_block(mut writer: Writer) -> Vec<u8> {
 /// The salt of segment `sequence`: nobody who does not know the secret can guess it, and no two
 /// uses of one segment have the same.
 pub fn salt(secret: u64, incarnation: u64, sequence: u64) -> u64 {
+    if planted(Bug::PreviousLapAccepted) {
+        return 0;
+    }
     let mut mixed: u64 = 0;
     for word in [secret, incarnation, sequence] {
         // SplitMix64's finish, which spreads every bit of the word over the whole.

@@ -64,7 +64,7 @@ impl Core {
     }
 
     fn next_root(&mut self, io: &mut dyn Io) {
-        if self.roots.waiting.is_empty() || self.is_fenced() {
+        if self.roots.waiting.is_empty() {
             return;
         }
         let oldest = self.segments.oldest_needed(self.roots.root.drained_through);

@@ -7,11 +7,12 @@ use super::header::SegmentHeader;
 use super::layout::{BATCH_MAGIC, BLOCK_BYTES, ROOT_OFFSETS};
 use super::medium::Medium;
 use super::record::{Batch, BatchHeader};
-use super::root::{Root, RootBlock};
+use super::root::{Root, RootBlock, salt};
 use super::summary::{self, SummaryFoot};
+use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::base::{Error, ErrorKind, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes at the end of a segment that are read to find its summary.
 const FOOT_BYTES: u64 = 64 << 10;
@@ -140,7 +141,7 @@ pub fn read_root(medium: &mut Medium) -> Result<(Root, Vec<(u64, &'static str)>)
 /// As [`read_root`], and `Corrupt` if the log is of a later opening than the root.
 pub fn scan(medium: &mut Medium, clean_max: usize) -> Result<Scan> {
     let (root, damaged_roots) = read_root(medium)?;
-    let headers = read_headers(medium, &root);
+    let (headers, headless) = read_headers(medium, &root);
     let later = headers.values().any(|(_, header)| header.incarnation > root.incarnation);
     if later {
         let text = "the newest root is damaged in both copies: the log is of a later opening";
@@ -157,6 +158,9 @@ pub fn scan(medium: &mut Medium, clean_max: usize) -> Result<Scan> {
         seen.durable = seen.durable.max(header.durable_through);
         seen.won = seen.won.max(header.first_won);
         seen.epoch = seen.epoch.max(header.epoch);
+    }
+    for (index, salt) in headless {
+        seen.headless(medium, &root, (index, salt));
     }
     let mut judge = Judge::new(&root, &segments, seen);
     let (verdict, kept) = judge.judge(hole);
@@ -208,19 +212,36 @@ pub(super) fn last_won(header: &BatchHeader) -> u64 {
 
 type Headers = BTreeMap<u64, (u32, SegmentHeader)>;
 
-/// The headers of all segments that hold one of this log, by sequence.
-fn read_headers(medium: &mut Medium, root: &Root) -> Headers {
+/// Segments that the newest one may have been followed by, in sequence: appends under way and
+/// given up.
+const SUCCESSORS: u64 = 64;
+
+/// The headers of all segments that hold one of this log, by sequence; and segments that have none
+/// but whose first batch has the salt of one that would follow, with that salt.
+fn read_headers(medium: &mut Medium, root: &Root) -> (Headers, Vec<(u32, u64)>) {
     let count = root.shape.segments() as u32;
+    let length = BLOCK_BYTES.saturating_mul(2) as usize;
     let ranges: Vec<(u64, usize)> =
-        (0..count).map(|index| (root.shape.segment_offset(index), BLOCK_BYTES as usize)).collect();
+        (0..count).map(|index| (root.shape.segment_offset(index), length)).collect();
     let mut headers = Headers::new();
-    for (index, block) in (0..count).zip(medium.read_many(&ranges)) {
-        let Ok(block) = block else { continue };
-        if let Some(header) = SegmentHeader::decode(&block, root) {
+    let mut salts = Vec::new();
+    for (index, bytes) in (0..count).zip(medium.read_many(&ranges)) {
+        let Ok(bytes) = bytes else { continue };
+        let (block, batch) = bytes.split_at(bytes.len().min(BLOCK_BYTES as usize));
+        if let Some(header) = SegmentHeader::decode(block, root) {
             headers.insert(header.sequence, (index, header));
+        } else if batch.starts_with(BATCH_MAGIC)
+            && let Some(salt) = batch.get(32..40).and_then(|bytes| bytes.first_chunk())
+        {
+            salts.push((index, u64::from_le_bytes(*salt)));
         }
     }
-    headers
+    let newest = headers.keys().next_back().copied().unwrap_or(0);
+    let follows: BTreeSet<u64> = (1..=SUCCESSORS)
+        .map(|more| salt(root.secret, root.incarnation, newest.saturating_add(more)))
+        .collect();
+    salts.retain(|(_, salt)| follows.contains(salt));
+    (headers, salts)
 }
 
 /// The segments that may count, oldest first: from the newest along the links. And whether the
@@ -363,7 +384,7 @@ fn walk(bytes: &[u8], segment: &mut ScannedSegment) {
         let Ok(batch) = Batch::decode(rest, salt) else { break };
         let header = batch.header;
         let Some(whole) = rest.get(..header.batch_bytes as usize) else { break };
-        let damaged = batch.verify(whole).err();
+        let damaged = batch.verify(whole).err().filter(|_| !planted(Bug::ChecksumOfHeaderOnly));
         let at = |data: u32| (position as u32).saturating_add(data);
         segment.batches.push(ScannedBatch {
             position: position as u32,
@@ -373,17 +394,22 @@ fn walk(bytes: &[u8], segment: &mut ScannedSegment) {
         });
         position = position.saturating_add(header.batch_bytes as usize);
     }
-    let sector = SECTOR_BYTES as usize;
+    segment.behind = traces(bytes, position, salt);
+}
+
+/// The greatest `durable through` and WON of batches anywhere from `position` on.
+fn traces(bytes: &[u8], mut position: usize, salt: u64) -> (u64, u64) {
+    let mut found = (0, 0);
     while let Some(rest) = bytes.get(position..).filter(|rest| !rest.is_empty()) {
         if rest.starts_with(BATCH_MAGIC)
             && let Ok(batch) = Batch::decode(rest, salt)
         {
-            let (durable, won) = segment.behind;
-            let header = batch.header;
-            segment.behind = (durable.max(header.durable_through), won.max(last_won(&header)));
+            let (durable, won) = found;
+            found = (durable.max(batch.header.durable_through), won.max(last_won(&batch.header)));
         }
-        position = position.saturating_add(sector);
+        position = position.saturating_add(SECTOR_BYTES as usize);
     }
+    found
 }
 
 /// The greatest numbers seen anywhere.
@@ -392,6 +418,17 @@ struct Seen {
     durable: u64,
     won: u64,
     epoch: u64,
+}
+
+impl Seen {
+    /// Takes note of a segment without a header: what it says was durable must be there.
+    fn headless(&mut self, medium: &mut Medium, root: &Root, (index, salt): (u32, u64)) {
+        let start = root.shape.segment_offset(index);
+        let Ok(bytes) = medium.read(start, root.shape.segment_bytes as usize) else { return };
+        let (durable, won) = traces(&bytes, BLOCK_BYTES as usize, salt);
+        self.durable = self.durable.max(durable);
+        self.won = self.won.max(won);
+    }
 }
 
 /// Goes along the chain and decides what counts.
@@ -434,6 +471,14 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// The log begins with this segment.
+    fn begin(&mut self, header: &SegmentHeader) {
+        self.next_batch = header.first_batch;
+        self.checksum = header.previous_checksum;
+        self.last_won = header.first_won.saturating_sub(1);
+        self.last_epoch = header.epoch;
+    }
+
     /// The verdict, and how many batches of each segment count.
     fn judge(&mut self, hole: bool) -> (Verdict, Vec<usize>) {
         let mut kept = vec![0; self.segments.len()];
@@ -447,6 +492,15 @@ impl<'a> Judge<'a> {
             // The log goes on here only from the batch that this segment says (L1, L2).
             ended |=
                 header.first_batch != self.next_batch || header.previous_checksum != self.checksum;
+            ended &= !planted(Bug::PreviousLapAccepted);
+            // What was drained may have been given to a segment whose header did not arrive. A
+            // miss does no harm, an older version would: all before it goes too.
+            if ended && !hole && header.sequence <= self.root.oldest_segment {
+                ended = false;
+                last = None;
+                kept.iter_mut().for_each(|kept| *kept = 0);
+                self.begin(header);
+            }
             if ended {
                 break;
             }
@@ -461,6 +515,7 @@ impl<'a> Judge<'a> {
                     && position_follows(segment, at);
                 // Data of what is known to have been durable was whole once.
                 let torn = batch.damaged.is_some() && last_won(&batch.header) > self.seen.durable;
+                let links = links || planted(Bug::PreviousLapAccepted);
                 if !links || torn {
                     ended = true;
                     break;
@@ -475,9 +530,10 @@ impl<'a> Judge<'a> {
         if last.is_some_and(|last| last.header.continued) {
             self.drop_part(&mut kept);
         }
-        let damaged = self.seen.durable > self.last_won;
+        let torn = ended && planted(Bug::TornTailIsCorruption);
+        let damaged = self.seen.durable > self.last_won && !planted(Bug::CorruptionIsTail);
         let drained = self.drained.max(self.root.drained_through);
-        let verdict = match damaged && self.seen.durable > drained {
+        let verdict = match torn || (damaged && self.seen.durable > drained) {
             true => Verdict::Corrupt { last_good: self.last_won.max(drained) },
             false => Verdict::Ends,
         };

@@ -124,6 +124,22 @@ impl Explorer {
         Fates::new(case, index == 0).disk(history.content, &rest, recording.geometry)
     }
 
+    /// As [`Self::cut`], for disks that were recorded together.
+    pub fn cut_together(
+        &self,
+        recordings: &[Recording],
+        losses: &[Loss],
+        (point, index): (u64, u64),
+    ) -> Vec<SimDisk> {
+        let case = CrashCase { seed: self.seed, point, index };
+        let mut fates = Fates::new(case, index == 0);
+        let cut = |mut history: History<'_>| {
+            let rest = history.advance(point);
+            fates.disk(history.content, &rest, history.recording.geometry)
+        };
+        histories(recordings, losses).into_iter().map(cut).collect()
+    }
+
     fn crash_points(&self, recordings: &[Recording]) -> Vec<u64> {
         let mut points = vec![0];
         for entry in recordings.iter().flat_map(|recording| &recording.log) {

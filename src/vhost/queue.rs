@@ -63,6 +63,16 @@ pub struct Queue {
     logged: Chain,
 }
 
+/// Where a queue's counter begins: no other request of this queue has such numbers, in whatever
+/// in-flight area and under whatever daemon, so that a journal can tell a replayed request. The
+/// clock goes on faster than requests come; a survivor from the future (the clock was set back)
+/// is still passed.
+fn counter_base(greatest_survivor: Option<u64>) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_nanos() as u64);
+    now.max(greatest_survivor.map_or(0, |last| last.saturating_add(1)))
+}
+
 impl Queue {
     pub fn new(setup: QueueSetup) -> Result<Self> {
         let QueueSetup { index, size, addresses, base, event_index, memory, mut inflight, .. } =
@@ -75,7 +85,7 @@ impl Queue {
                 ring.set_next_available(ring.used_index().wrapping_add(survivors.len() as u16));
             }
         }
-        let counter = survivors.back().map_or(0, |last| last.counter.wrapping_add(1));
+        let counter = counter_base(survivors.back().map(|last| last.counter));
         ring.suppress_kicks();
         let mut queue = Self {
             index,
@@ -260,5 +270,20 @@ impl Queue {
         }
         self.kicks_enabled = true;
         Ok(self.ring.enable_kicks()? || !self.survivors.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_grow_over_areas_and_restarts() {
+        let first = counter_base(None);
+        assert!(first > 1_600_000_000_000_000_000, "nanoseconds of the clock");
+        assert!(counter_base(Some(3)) >= first, "an older survivor changes nothing");
+        let ahead = first + 3_600_000_000_000;
+        assert_eq!(counter_base(Some(ahead)), ahead + 1, "the clock was set back");
+        assert_eq!(counter_base(Some(u64::MAX)), u64::MAX, "a scribbled area is survived");
     }
 }

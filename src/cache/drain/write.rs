@@ -5,6 +5,7 @@ use crate::backing::group::GroupWriter;
 use crate::backing::redo::{BLOCK_BYTES, GroupId, Span as GroupSpan};
 use crate::backing::stamp::{Point, State as StampState};
 use crate::base::clock::Nanos;
+use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::cache::merge::{CHUNK_BYTES, Content, Span};
 use crate::io::buffer::{PinnedBuffer, Segment};
@@ -35,6 +36,9 @@ impl Drainer {
     }
 
     pub(super) fn plan_flush(&mut self, disk: DiskIndex) {
+        if disk == SIDECAR && planted(Bug::GroupNotCommitted) {
+            return;
+        }
         self.push(disk, OperationKind::Flush, 0, Vec::new());
     }
 

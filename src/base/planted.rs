@@ -1,0 +1,74 @@
+//! Planted bugs: the test of the tests. With the feature `planted` one of them is chosen at run time
+//! by `VFLASH_PLANTED=name`, and the suite that is to find it must fail; `cargo xtask crash
+//! --planted` holds every suite to that. Without the feature there is nothing of them in the build.
+
+/// A mistake that somebody could make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A write is acknowledged before it is durable.
+    AckBeforeFlush,
+    /// A guest's FLUSH does not wait for what is not durable yet.
+    FlushSkipsWrites,
+    /// The drain position moves before the backing has flushed.
+    TailBeforeBackingFlush,
+    /// A backing's failed flush is tried again, and what it should have covered is not written.
+    FailedFlushRetried,
+    /// Of overlapping writes in one group the older one wins.
+    OverlapSwapped,
+    /// A group goes to the backing before it is durable in the sidecar.
+    GroupNotCommitted,
+    /// Batches and segments are not told apart by salt and links.
+    PreviousLapAccepted,
+    /// Recovery checks headers and not the data.
+    ChecksumOfHeaderOnly,
+    /// A torn end of the log is taken for damage.
+    TornTailIsCorruption,
+    /// Damage within the log is taken for its end.
+    CorruptionIsTail,
+    /// A redo group is retired before it has been applied.
+    RecoveryNotRestartable,
+    /// Numbers of writes that a crash undid are given again.
+    NumberReused,
+    /// A discard is not recovered.
+    DiscardForgotten,
+    /// A piece that is overwritten in part shows the wrong half.
+    WrongHalf,
+}
+
+impl Bug {
+    pub const ALL: [Self; 14] = [
+        Self::AckBeforeFlush,
+        Self::FlushSkipsWrites,
+        Self::TailBeforeBackingFlush,
+        Self::FailedFlushRetried,
+        Self::OverlapSwapped,
+        Self::GroupNotCommitted,
+        Self::PreviousLapAccepted,
+        Self::ChecksumOfHeaderOnly,
+        Self::TornTailIsCorruption,
+        Self::CorruptionIsTail,
+        Self::RecoveryNotRestartable,
+        Self::NumberReused,
+        Self::DiscardForgotten,
+        Self::WrongHalf,
+    ];
+}
+
+/// Whether this bug is to be made.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub fn planted(_bug: Bug) -> bool {
+    false
+}
+
+/// Whether this bug is to be made.
+#[cfg(feature = "planted")]
+pub fn planted(bug: Bug) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
+    let choose = || {
+        let name = std::env::var("VFLASH_PLANTED").ok().filter(|name| !name.is_empty())?;
+        let bug = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
+        Some(bug.unwrap_or_else(|| panic!("VFLASH_PLANTED={name}: there is no such bug")))
+    };
+    *CHOSEN.get_or_init(choose) == Some(bug)
+}

@@ -1,0 +1,171 @@
+//! Every power cut, also one during recovery, leaves a cached disk that has all acknowledged writes
+//! and shows exactly one point of the guest's history.
+
+#[path = "cache/rig.rs"]
+mod rig;
+
+use rig::{Rig, Setup, alone, explore, run_all, scale};
+use vflash::cache::{CacheMessage, Mode};
+use vflash::io::crash::Explorer;
+use vflash::io::volume::RequestKind;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Write4K,
+    Write512,
+    Overlap,
+    /// More than half of the log.
+    Large,
+    Discard,
+    Zeroes,
+    Flush,
+    DrainPart,
+    DrainAll,
+    Mark,
+    Mode,
+    Detach,
+}
+
+const STEPS: [Step; 12] = [
+    Step::Write4K,
+    Step::Write512,
+    Step::Overlap,
+    Step::Large,
+    Step::Discard,
+    Step::Zeroes,
+    Step::Flush,
+    Step::DrainPart,
+    Step::DrainAll,
+    Step::Mark,
+    Step::Mode,
+    Step::Detach,
+];
+
+fn carry_out(rig: &mut Rig, step: Step) {
+    match step {
+        Step::Write4K => rig.write(64, 8),
+        Step::Write512 => rig.write(67, 1),
+        Step::Overlap => {
+            rig.write(60, 8);
+            rig.write(63, 9);
+        }
+        Step::Large => rig.write(40, 300),
+        Step::Discard => rig.zero(RequestKind::Discard, &[(62, 5), (70, 30)]),
+        Step::Zeroes => rig.zero(RequestKind::WriteZeroes { unmap: false }, &[(66, 3)]),
+        Step::Flush => rig.flush(),
+        Step::DrainPart => {
+            let to = rig.model.head().saturating_sub(1).max(rig.moment(u64::MAX).drained);
+            rig.drain(Some(to));
+        }
+        Step::DrainAll => rig.drain(None),
+        Step::Mark => {
+            let name = "before upgrade".to_owned();
+            rig.ask(|reply| CacheMessage::Mark { name, reply }).expect("marked");
+            rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("checkpointed");
+        }
+        Step::Mode => {
+            let mode = Mode::WriteThrough;
+            rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+        }
+        Step::Detach => rig.close(),
+    }
+}
+
+/// Runs steps one by one and judges every end; a disk that was detached is opened again.
+fn bounded(seed: u64, steps: &[Step]) -> u64 {
+    let mut rig = Rig::new(Setup { segments: 4, ..Setup::of(seed) });
+    rig.write(60, 20);
+    rig.finish();
+    rig.flush();
+    rig.write(63, 2);
+    rig.finish();
+    for (index, step) in steps.iter().enumerate() {
+        carry_out(&mut rig, *step);
+        if *step == Step::Detach && index + 1 < steps.len() {
+            break;
+        }
+    }
+    rig.finish();
+    let explorer = Explorer { samples: 24, exhaustive_max: 3, ..Explorer::new(seed) };
+    explore(&rig, &explorer, |case, world| {
+        rig.judge(case, &world, u32::from(case.index == 1 && case.point % 16 == 0))
+    })
+}
+
+#[test]
+fn every_crash_state_of_one_and_two_operations_is_a_point() {
+    let mut workloads: Vec<(u64, Vec<Step>)> = Vec::new();
+    for (index, first) in STEPS.iter().enumerate() {
+        workloads.push((index as u64, vec![*first]));
+        for (other, second) in STEPS.iter().enumerate() {
+            workloads.push(((index * STEPS.len() + other) as u64, vec![*first, *second]));
+        }
+    }
+    assert_eq!(workloads.len(), 156);
+    let states = run_all("bounded exhaustive", &workloads, |(seed, steps)| bounded(*seed, steps));
+    assert!(alone() || states >= 20_000, "{states} states are too few");
+}
+
+/// A long run: the log goes round at least three times.
+fn long(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup::of(seed));
+    let log_bytes = rig.setup.segments * 64 * 1024;
+    let appended =
+        |rig: &Rig| rig.status.counters.appended_bytes.load(std::sync::atomic::Ordering::Relaxed);
+    while appended(&rig) < 4 * log_bytes {
+        rig.step();
+    }
+    rig.finish();
+    let explorer =
+        Explorer { samples: 4, exhaustive_max: 1, points_max: 300, ..Explorer::new(seed) };
+    explore(&rig, &explorer, |case, world| rig.judge(case, &world, 0))
+}
+
+#[test]
+fn every_crash_state_of_long_random_runs_is_a_point() {
+    let seeds: Vec<u64> = (0..16 * scale()).collect();
+    let states = run_all("long random runs", &seeds, |seed| long(*seed));
+    assert!(alone() || states >= 20_000 * scale(), "{states} states are too few");
+}
+
+/// Ends within recovery, within the recovery from that, and once more.
+fn nested(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup::of(seed));
+    for _ in 0..60 {
+        rig.step();
+    }
+    rig.finish();
+    let explorer =
+        Explorer { samples: 2, exhaustive_max: 0, points_max: 20, ..Explorer::new(seed) };
+    explore(&rig, &explorer, |case, world| rig.judge(case, &world, 3))
+}
+
+#[test]
+fn a_crash_inside_recovery_changes_nothing() {
+    let seeds: Vec<u64> = (0..4 * scale()).collect();
+    let states = run_all("nested recovery", &seeds, |seed| nested(*seed));
+    assert!(alone() || states >= 2_000, "{states} states are too few");
+}
+
+/// Crash after crash: each daemon goes on from what the one before it left.
+fn generations(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup::of(seed));
+    for _ in 0..12 {
+        let steps = rig.random.u32(1..60);
+        (0..steps).for_each(|_| rig.step());
+        if rig.random.bool() {
+            rig.finish();
+        }
+        rig = rig.next_generation();
+    }
+    rig.drain(None);
+    rig.check_backing(rig.model.head());
+    12
+}
+
+#[test]
+fn crash_after_crash_nothing_is_lost() {
+    let seeds: Vec<u64> = (0..150 * scale()).collect();
+    let states = run_all("generations", &seeds, |seed| generations(*seed));
+    assert!(alone() || states >= 1_200, "{states} states are too few");
+}

@@ -1,0 +1,183 @@
+//! The backing: whatever happens to flash, backing and sidecar while a drain is under way, the
+//! shared storage alone is a legal disk, guests see no error, and nothing is lost.
+
+#[path = "cache/rig.rs"]
+mod rig;
+
+use rig::{LOSSES, Rig, Setup, World, alone, run_all, scale};
+use vflash::cache::CacheState;
+use vflash::io::crash::Explorer;
+use vflash::io::disk::Errno;
+use vflash::io::sim::{Failure, Faults};
+
+/// The flash is thrown away at every write that a drain makes to the shared storage.
+fn flash_lost(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup::of(seed));
+    for round in 0..6 {
+        (0..25).for_each(|_| rig.step());
+        if round % 2 == 0 {
+            rig.drain(None);
+        }
+    }
+    rig.finish();
+    let recordings = rig.world.recordings();
+    let explorer =
+        Explorer { samples: 6, exhaustive_max: 2, points_max: 500, ..Explorer::new(seed) };
+    let mut states = 0;
+    for losses in LOSSES {
+        let (recordings, losses) = (&recordings[1..], &losses[1..]);
+        states += explorer.explore_together(recordings, losses, |case, disks| {
+            let [backing, sidecar] = disks.try_into().unwrap_or_else(|_| panic!("two disks"));
+            let gone = vflash::io::sim::SimDisk::new(1 << 20);
+            rig.judge_without_flash(case, &World([gone, backing, sidecar]));
+        });
+    }
+    states
+}
+
+#[test]
+fn flash_lost_at_any_write_of_a_drain_leaves_a_past_point() {
+    let seeds: Vec<u64> = (0..16 * scale()).collect();
+    let states = run_all("flash lost in a drain", &seeds, |seed| flash_lost(*seed));
+    assert!(alone() || states >= 20_000 * scale(), "{states} states are too few");
+}
+
+/// What is wrong with the shared storage for a while.
+#[derive(Clone, Copy, Debug)]
+enum Outage {
+    Error,
+    TornError,
+    Full,
+    Slow,
+    Flapping,
+    OneFlush,
+    SidecarError,
+    SidecarSlow,
+    TimedOut,
+    Both,
+}
+
+const OUTAGES: [Outage; 10] = [
+    Outage::Error,
+    Outage::TornError,
+    Outage::Full,
+    Outage::Slow,
+    Outage::Flapping,
+    Outage::OneFlush,
+    Outage::SidecarError,
+    Outage::SidecarSlow,
+    Outage::TimedOut,
+    Outage::Both,
+];
+
+fn begin(rig: &Rig, outage: Outage, after: u64) {
+    let failing = |errno, torn, forever| Faults {
+        fail: Some(Failure { after, forever, errno, torn }),
+        reorder: true,
+        ..Faults::default()
+    };
+    let slow = Faults { slow_polls: 200, reorder: true, ..Faults::default() };
+    let full = Faults { full: true, ..Faults::default() };
+    let [_, backing, sidecar] = &rig.world.0;
+    let timed_out = Errno(libc::ETIMEDOUT);
+    match outage {
+        Outage::Error => backing.set_faults(failing(Errno::EIO, false, true)),
+        Outage::TornError => backing.set_faults(failing(Errno::EIO, true, true)),
+        Outage::Full => backing.set_faults(full),
+        Outage::Slow => backing.set_faults(slow),
+        Outage::Flapping | Outage::OneFlush => backing.set_faults(failing(Errno::EIO, true, false)),
+        Outage::SidecarError => sidecar.set_faults(failing(Errno::EIO, true, true)),
+        Outage::SidecarSlow => sidecar.set_faults(slow),
+        Outage::TimedOut => backing.set_faults(failing(timed_out, false, true)),
+        Outage::Both => {
+            backing.set_faults(failing(Errno::EIO, true, true));
+            sidecar.set_faults(failing(Errno::EIO, true, true));
+        }
+    }
+}
+
+/// Guest I/O goes on through an outage while the log has room, then waits; afterwards all comes to
+/// the backing, and a crash in the middle of it loses nothing.
+fn outage(seed: u64) -> u64 {
+    let outage = OUTAGES[seed as usize % OUTAGES.len()];
+    let mut rig = Rig::new(Setup { segments: 12, ..Setup::of(seed) });
+    // Reads of what only the backing has cannot be served meanwhile; the guest writes and flushes.
+    for _ in 0..20 {
+        rig.write_somewhere();
+    }
+    rig.drain(None);
+    for round in 0..4 {
+        begin(&rig, outage, seed % 7);
+        for _ in 0..12 {
+            rig.write_somewhere();
+        }
+        rig.finish();
+        rig.reactor.advance(std::time::Duration::from_secs(2));
+        (0..40).for_each(|_| rig.turn(false));
+        let whole = !matches!(outage, Outage::Flapping | Outage::OneFlush) || round < 3;
+        if whole {
+            heal(&rig);
+        }
+    }
+    assert_eq!(rig.failed, 0, "{outage:?}: guests saw errors");
+    begin(&rig, outage, seed % 5);
+    (0..6).for_each(|_| rig.write_somewhere());
+    rig.finish();
+    rig.reactor.advance(std::time::Duration::from_secs(2));
+    (0..60).for_each(|_| rig.turn(false));
+    let explorer =
+        Explorer { samples: 3, exhaustive_max: 1, points_max: 40, ..Explorer::new(seed) };
+    let states = rig::explore(&rig, &explorer, |case, world| rig.judge(case, &world, 0));
+    heal(&rig);
+    rig.drain(None);
+    rig.check_backing(rig.model.head());
+    assert!(!matches!(rig.state(), CacheState::Fenced(_)), "{outage:?}");
+    states + 1
+}
+
+fn heal(rig: &Rig) {
+    rig.world.set_faults(&Faults { reorder: true, ..Faults::default() });
+}
+
+#[test]
+fn an_outage_of_the_shared_storage_costs_time_and_nothing_else() {
+    let seeds: Vec<u64> = (0..20 * scale()).collect();
+    let states = run_all("outages", &seeds, |seed| outage(*seed));
+    assert!(alone() || states >= 500, "{states} states are too few");
+}
+
+/// Each operation of flash, backing and sidecar fails in turn, once and from then on: no panic, no
+/// lie, and what was acknowledged is there when another daemon opens the disk.
+fn fail_the_nth(seed: u64) -> u64 {
+    let disk = seed as usize % 3;
+    let mut cases = 0;
+    for after in 0..40 {
+        for forever in [false, true] {
+            let setup = Setup { segments: 6, reorder: false, ..Setup::of(seed) };
+            let mut rig = Rig::new(setup);
+            (0..6).for_each(|_| rig.write_somewhere());
+            let fail = Failure { after, forever, errno: Errno::EIO, torn: seed % 2 == 0 };
+            let faults = Faults { fail: Some(fail), ..Faults::default() };
+            rig.world.0[disk].set_faults(faults);
+            for _ in 0..4 {
+                (0..4).for_each(|_| rig.write_somewhere());
+                rig.flush();
+                (0..30).for_each(|_| rig.turn(false));
+                rig.reactor.advance(std::time::Duration::from_secs(2));
+                (0..30).for_each(|_| rig.turn(false));
+            }
+            let kept = rig.moment(u64::MAX).kept;
+            let world = rig.world.killed(seed);
+            rig.judge_killed(&world, kept);
+            cases += 1;
+        }
+    }
+    cases
+}
+
+#[test]
+fn any_operation_may_fail() {
+    let seeds: Vec<u64> = (0..6 * scale()).collect();
+    let states = run_all("fail the Nth", &seeds, |seed| fail_the_nth(*seed));
+    assert!(alone() || states >= 480, "{states} cases are too few");
+}
