@@ -2,7 +2,7 @@
 
 use super::api::{self, ErrorCode, EventKind, Failure};
 use super::api_cached::{
-    Cache, CacheCounter, CacheMode, CacheState, Detach, Drain, DrainKind, Draining, Durability,
+    Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Detach, Drain, DrainKind, Draining, Durability,
     Mark, Point, PointKind, Points, SetMode,
 };
 use super::cached::{self, Cached, cache_mode, drain_mode};
@@ -148,6 +148,11 @@ impl Served {
             }
             _ => None,
         }
+    }
+
+    pub(super) fn cached_disk(&self) -> Option<CachedDisk> {
+        let cache = self.cache_report(&self.facts().ok()?)?;
+        Some(CachedDisk { name: self.name.clone(), cache })
     }
 
     pub(super) fn cache_report(&self, facts: &AllocationFacts) -> Option<Cache> {
@@ -511,8 +516,8 @@ impl Engine {
         let served = self.served(name)?;
         let Some(cache) = served.settings.cache.clone() else {
             let text = format!(
-                "{name} is a flash volume, and its content is nowhere else: `vflash reclaim \
-                 {name}` destroys it"
+                "{name} is a flash volume, and its content is nowhere else: take it away from a VM \
+                 with --qmp or --ch-api, or destroy it with `vflash reclaim {name}`"
             );
             return Err(Failure::new(ErrorCode::Invalid, text));
         };

@@ -140,6 +140,7 @@ fn samples() -> Vec<(&'static str, Value)> {
         volumes: 1,
         attached: 1,
         last_event: 1,
+        caches: vec![cached::CachedDisk { name: text("a/b"), cache: sample_cache() }],
     };
     let mut samples = vec![
         sample("Health", &Health { state: State::Ok, problems: vec![text("p")] }),
