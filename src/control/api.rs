@@ -3,7 +3,7 @@
 //! The prose is in openapi.yaml, which a test holds to these types field by field. Names are
 //! camelCase as in manifests; sizes are bytes, times are milliseconds of the Unix epoch.
 
-use super::api_cached::Cache;
+use super::api_cached::{Cache, CachedDisk};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,7 @@ wire! {
         pub attached: usize,
         /// Sequence number of the newest event.
         pub last_event: u64,
+        pub caches: Vec<CachedDisk>,
     }
 
     /// Where the bytes of a pool are.

@@ -59,6 +59,13 @@ wire! {
         pub counters: Vec<CacheCounter>,
     }
 
+    /// In `GET /v1/status`.
+    pub struct CachedDisk {
+        /// `VM/VOLUME`
+        pub name: String,
+        pub cache: Cache,
+    }
+
     /// Since the disk was opened.
     pub struct CacheCounter {
         pub name: String,

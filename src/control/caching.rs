@@ -2,7 +2,7 @@
 
 use super::api::{self, ErrorCode, EventKind, Failure};
 use super::api_cached::{
-    Cache, CacheCounter, CacheMode, CacheState, Detach, Drain, DrainKind, Draining, Durability,
+    Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Detach, Drain, DrainKind, Draining, Durability,
     Mark, Point, PointKind, Points, SetMode,
 };
 use super::cached::{self, Cached, cache_mode, drain_mode};
@@ -50,25 +50,24 @@ const LOST_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -> &AtomicU64);
 
-/// What a cached disk counts: names in the API and, with `vflash_cache_` before and `_total`
-/// behind, in Prometheus.
+/// What a cached disk counts, by its name in Prometheus; the API has what differs in it.
 pub(super) const CACHE_COUNTERS: [CounterField; 12] = [
-    ("hits", "Pieces of reads found in the log.", |c| &c.hits),
-    ("misses", "Parts of reads that came from the backing.", |c| &c.misses),
-    ("batches", "Appends to the log.", |c| &c.batches),
-    ("records", "Records appended to the log.", |c| &c.records),
-    ("appended_bytes", "Bytes appended to the log.", |c| &c.appended_bytes),
-    ("append_failures", "Appends that failed and were done again elsewhere.", |c| {
+    ("vflash_cache_hits_total", "Pieces of reads found in the log.", |c| &c.hits),
+    ("vflash_cache_misses_total", "Parts of reads that came from the backing.", |c| &c.misses),
+    ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
+    ("vflash_cache_records_total", "Records appended to the log.", |c| &c.records),
+    ("vflash_cache_appended_bytes_total", "Bytes appended to the log.", |c| &c.appended_bytes),
+    ("vflash_cache_append_failures_total", "Appends that failed and were done again elsewhere.", |c| {
         &c.append_failures
     }),
-    ("mismatches", "Pieces whose checksum did not match where they were read first.", |c| {
+    ("vflash_cache_mismatches_total", "Pieces whose checksum did not match where they were read first.", |c| {
         &c.mismatches
     }),
-    ("dropped", "Damaged copies of drained data that were dropped.", |c| &c.dropped),
-    ("replayed", "Replayed requests that the log had already.", |c| &c.replayed),
-    ("drain_bytes", "Bytes written to the backing by the drain.", |c| &c.drain_bytes),
-    ("drain_groups", "Groups drained.", |c| &c.drain_groups),
-    ("drain_retries", "Attempts of the drain that failed and were made again.", |c| {
+    ("vflash_cache_dropped_total", "Damaged copies of drained data that were dropped.", |c| &c.dropped),
+    ("vflash_cache_replayed_total", "Replayed requests that the log had already.", |c| &c.replayed),
+    ("vflash_cache_drain_bytes_total", "Bytes written to the backing by the drain.", |c| &c.drain_bytes),
+    ("vflash_cache_drain_groups_total", "Groups drained.", |c| &c.drain_groups),
+    ("vflash_cache_drain_retries_total", "Attempts of the drain that failed and were made again.", |c| {
         &c.drain_retries
     }),
 ];
@@ -151,6 +150,11 @@ impl Served {
         }
     }
 
+    pub(super) fn cached_disk(&self) -> Option<CachedDisk> {
+        let cache = self.cache_report(&self.facts().ok()?)?;
+        Some(CachedDisk { name: self.name.clone(), cache })
+    }
+
     pub(super) fn cache_report(&self, facts: &AllocationFacts) -> Option<Cache> {
         let settings = self.settings.cache.as_ref()?;
         let gauges = self.cached.as_ref().map(|cached| cached.status.gauges());
@@ -205,8 +209,12 @@ impl Served {
 }
 
 fn counters(counters: &CacheCounters) -> Vec<CacheCounter> {
+    let short = |name: &str| {
+        let inner = name.strip_prefix("vflash_cache_").and_then(|name| name.strip_suffix("_total"));
+        inner.unwrap_or(name).to_owned()
+    };
     let counter = |(name, _, field): &CounterField| CacheCounter {
-        name: (*name).to_owned(),
+        name: short(name),
         value: field(counters).load(Ordering::Relaxed),
     };
     CACHE_COUNTERS.iter().map(counter).collect()
@@ -508,8 +516,8 @@ impl Engine {
         let served = self.served(name)?;
         let Some(cache) = served.settings.cache.clone() else {
             let text = format!(
-                "{name} is a flash volume, and its content is nowhere else: `vflash reclaim \
-                 {name}` destroys it"
+                "{name} is a flash volume, and its content is nowhere else: take it away from a VM \
+                 with --qmp or --ch-api, or destroy it with `vflash reclaim {name}`"
             );
             return Err(Failure::new(ErrorCode::Invalid, text));
         };

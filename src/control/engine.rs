@@ -270,6 +270,7 @@ impl Engine {
                 .filter(|volume| volume.link.is_attached())
                 .count(),
             last_event: self.events().last(),
+            caches: everything.volumes.values().filter_map(Served::cached_disk).collect(),
         }
     }
 

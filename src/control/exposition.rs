@@ -1,8 +1,11 @@
 //! `/metrics`: every pool and every volume, in the Prometheus text format.
 
+use super::caching::CACHE_COUNTERS;
 use super::engine::Engine;
 use super::pool::OpenPool;
 use super::served::Served;
+use crate::cache::CacheState;
+use crate::cache::status::CacheGauges;
 use crate::flash::{Space, VolumeCounters};
 use crate::metrics::{Exposition, MetricKind, VolumeSeries, write_volumes};
 use std::sync::Arc;
@@ -61,6 +64,7 @@ impl Engine {
         write_pools(&mut page, &self.open_pools());
         let volumes: Vec<Served> = self.state().volumes.values().cloned().collect();
         write_served(&mut page, &volumes);
+        write_cached(&mut page, &volumes);
         page.into_text()
     }
 }
@@ -162,6 +166,67 @@ fn write_served(page: &mut Exposition, volumes: &[Served]) {
         .map(|(labels, snapshot)| VolumeSeries { labels, snapshot })
         .collect();
     write_volumes(page, &series);
+}
+
+type CacheGauge = (&'static str, &'static str, fn(&CacheGauges) -> u64);
+
+/// What a cached disk shows of its state.
+const CACHE_GAUGES: [CacheGauge; 12] = [
+    ("vflash_cache_dirty_bytes", "Bytes of log that the backing lacks.", |g| g.dirty_bytes),
+    ("vflash_cache_oldest_dirty_milliseconds", "Age of the oldest of them.", |g| {
+        g.oldest_dirty.as_millis() as u64
+    }),
+    (
+        "vflash_cache_log_fill_permille",
+        "Thousandths of the log that hold what the backing lacks.",
+        CacheGauges::log_fill_permille,
+    ),
+    ("vflash_cache_head_won", "Write-order number of the newest committed write.", |g| g.head_won),
+    ("vflash_cache_drained_won", "Write-order number that the backing is at.", |g| g.drained_won),
+    ("vflash_cache_epoch", "FLUSH boundaries of the guest.", |g| g.epoch),
+    ("vflash_cache_drain_rate_bytes", "Bytes of log drained a second.", |g| g.drain_rate),
+    ("vflash_cache_drain_eta_milliseconds", "Until all is drained, at that rate; 0: unknown.", |g| {
+        g.drain_eta.map_or(0, |eta| eta.as_millis() as u64)
+    }),
+    ("vflash_cache_index_bytes", "Memory of the index.", |g| g.index_bytes),
+    ("vflash_cache_index_pieces", "Pieces in the index.", |g| g.index_pieces),
+    ("vflash_cache_waiting_requests", "Requests that wait for space in the log.", |g| g.parked),
+    (
+        "vflash_cache_backing_away",
+        "1 while the backing fails and writes go to the flash alone.",
+        |g| u64::from(g.state == CacheState::WaitingForBacking),
+    ),
+];
+
+fn write_cached(page: &mut Exposition, volumes: &[Served]) {
+    let opened: Vec<_> = volumes
+        .iter()
+        .filter_map(|volume| {
+            let (vm, name) = volume.name.split_once('/').unwrap_or(("", &volume.name));
+            let status = volume.cached.as_ref()?.status.clone();
+            let labels = [("pool", volume.pool.name.as_str()), ("vm", vm), ("volume", name)];
+            Some((labels, status.gauges(), status))
+        })
+        .collect();
+    for (name, help, value) in CACHE_GAUGES {
+        let mut family = page.family(name, MetricKind::Gauge, help);
+        for (labels, gauges, _) in &opened {
+            family.sample(labels, value(gauges));
+        }
+    }
+    let (name, help) = ("vflash_cache_info", "Mode and state of a cached disk; always 1.");
+    let mut family = page.family(name, MetricKind::Gauge, help);
+    for ([pool, vm, volume], gauges, _) in &opened {
+        let state = super::caching::state(&gauges.state).to_string();
+        let mode = gauges.mode.name();
+        family.sample(&[*pool, *vm, *volume, ("mode", mode), ("state", &state)], 1);
+    }
+    for (name, help, counter) in CACHE_COUNTERS {
+        let mut family = page.family(name, MetricKind::Counter, help);
+        for (labels, _, status) in &opened {
+            family.sample(labels, counter(&status.counters).load(Ordering::Relaxed));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! and what exists is described.
 
 use super::super::api::*;
+use super::super::api_cached as cached;
 use super::super::engine::Engine;
 use super::super::routes::{Call, Method, ROUTES};
 use super::super::rundir::RunDir;
@@ -139,6 +140,7 @@ fn samples() -> Vec<(&'static str, Value)> {
         volumes: 1,
         attached: 1,
         last_event: 1,
+        caches: vec![cached::CachedDisk { name: text("a/b"), cache: sample_cache() }],
     };
     let mut samples = vec![
         sample("Health", &Health { state: State::Ok, problems: vec![text("p")] }),
@@ -148,6 +150,7 @@ fn samples() -> Vec<(&'static str, Value)> {
         sample("Volumes", &Volumes { volumes: vec![sample_volume()] }),
     ];
     samples.extend(more_samples());
+    samples.extend(cached_samples());
     samples
 }
 
@@ -172,7 +175,56 @@ fn sample_volume() -> Volume {
         write_cache: true,
         bounced_pieces: 1,
         operations: vec![Operations { kind: text("read"), operations: 1, bytes: 1, errors: 1 }],
+        cache: Some(sample_cache()),
     }
+}
+
+fn sample_cache() -> cached::Cache {
+    let text = String::from;
+    cached::Cache {
+        backing: text("/b"),
+        sidecar: Some(text("/b.vflash")),
+        size_bytes: 1,
+        mode: cached::CacheMode::WriteBack,
+        mode_wanted: cached::CacheMode::ReadOnly,
+        drain: cached::DrainKind::Grouped,
+        staleness_ms: 1,
+        durability: cached::Durability::Strong,
+        state: cached::CacheState::WaitingForBacking,
+        message: Some(text("m")),
+        dirty_bytes: 1,
+        oldest_dirty_ms: 1,
+        log_fill_permille: 1,
+        head_won: 1,
+        drained_won: 1,
+        epoch: 1,
+        held_at: Some(1),
+        drain_rate_bytes: 1,
+        drain_eta_ms: Some(1),
+        waiting_requests: 1,
+        index_bytes: 1,
+        index_pieces: 1,
+        counters: vec![cached::CacheCounter { name: text("hits"), value: 1 }],
+    }
+}
+
+fn cached_samples() -> Vec<(&'static str, Value)> {
+    let text = String::from;
+    let point = cached::Point {
+        won: 1,
+        kind: cached::PointKind::Mark,
+        name: Some(text("m")),
+        epoch: Some(1),
+    };
+    let drain = cached::Drain { to: Some(1), point: Some(text("p")), hold: true };
+    vec![
+        sample("Drain", &drain),
+        sample("Draining", &cached::Draining { target_won: 1, drained_won: 1, done: true }),
+        sample("Points", &cached::Points { points: vec![point] }),
+        sample("Mark", &cached::Mark { name: text("m") }),
+        sample("SetMode", &cached::SetMode { mode: cached::CacheMode::Bypass }),
+        sample("Detach", &cached::Detach { lost: true, confirm: vec![text("a/b")] }),
+    ]
 }
 
 fn more_samples() -> Vec<(&'static str, Value)> {
@@ -275,6 +327,11 @@ fn every_enum_has_the_described_values() {
         ("Action", variants::<Action>()),
         ("EventKind", variants::<EventKind>()),
         ("ErrorCode", variants::<ErrorCode>()),
+        ("CacheMode", variants::<cached::CacheMode>()),
+        ("CacheState", variants::<cached::CacheState>()),
+        ("DrainKind", variants::<cached::DrainKind>()),
+        ("Durability", variants::<cached::Durability>()),
+        ("PointKind", variants::<cached::PointKind>()),
     ];
     let schemas = document["components"]["schemas"].as_object().unwrap();
     let enums = schemas.iter().filter(|(_, schema)| schema["enum"].is_array()).count();
@@ -303,8 +360,9 @@ fn described_routes(document: &Value) -> BTreeSet<(String, String, String)> {
                 .collect();
             assert_eq!(wanted, named, "{path}");
             assert!(operation["responses"]["default"].is_object(), "{path}");
+            let alone = ["check", "checkpoint", "grow"].iter().any(|end| path.ends_with(end));
             assert_eq!(
-                method == "post" && !path.ends_with("check") && !path.ends_with("grow"),
+                method == "post" && !alone,
                 operation["requestBody"].is_object(),
                 "{path}"
             );
@@ -368,11 +426,15 @@ fn answer_schema(document: &Value, path: &str, method: &str) -> Option<Value> {
 
 /// Calls of every route, in an order in which each succeeds: operation, path, body.
 fn calls(pool: &str) -> Vec<(&'static str, Vec<&'static str>, Value)> {
-    let manifest = "apiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {name: vm}\n\
-                    spec: {volumes: [{name: a, flash: {pool: p, size: 1MiB}}]}\n";
+    let manifest = format!(
+        "apiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: vm}}\n\
+         spec:\n  volumes:\n  - {{name: a, flash: {{pool: p, size: 1MiB}}}}\n  \
+         - {{name: c, cache: {{pool: p, size: 8MiB}}, backing: {pool}.raw}}\n"
+    );
     let change = json!({"sources": [{"name": "m", "text": manifest}], "confirm": ["vm/a"]});
     let create = json!({"name": "p", "device": pool, "sizeBytes": 32 << 20});
     let volume = || vec!["vm", "a"];
+    let disk = || vec!["vm", "c"];
     vec![
         ("createPool", vec![], create),
         ("diff", vec![], change.clone()),
@@ -387,6 +449,13 @@ fn calls(pool: &str) -> Vec<(&'static str, Vec<&'static str>, Value)> {
         ("manifest", vec![], Value::Null),
         ("resizeVolume", volume(), json!({"sizeBytes": 2 << 20})),
         ("reclaimVolume", volume(), json!({"confirm": ["vm/a"]})),
+        ("mark", disk(), json!({"name": "m"})),
+        ("points", disk(), Value::Null),
+        ("drain", disk(), json!({"point": "m"})),
+        ("checkpoint", disk(), Value::Null),
+        ("setMode", disk(), json!({"mode": "write-through"})),
+        ("listVolumes", vec![], Value::Null),
+        ("detach", disk(), json!({})),
         ("delete", vec![], change),
         ("closePool", vec!["p"], json!({})),
         ("events", vec![], Value::Null),
@@ -404,6 +473,7 @@ fn every_route_answers_as_described() {
     let options = ServerOptions { reactors: 1, cpus: Vec::new() };
     let engine = Engine::start(run_dir, &options).unwrap();
     let pool = folder.path().join("pool");
+    std::fs::File::create(folder.path().join("pool.raw")).unwrap().set_len(4 << 20).unwrap();
     let document = document().unwrap();
     let mut called = BTreeSet::new();
     for (operation, path, body) in calls(pool.to_str().unwrap()) {

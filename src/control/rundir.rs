@@ -113,17 +113,7 @@ impl RunDir {
     }
 
     pub fn remembered(&self) -> Result<Vec<Remembered>> {
-        let path = self.path.join(POOLS);
-        let text = match std::fs::read_to_string(&path) {
-            Err(error) if error.kind() == IoKind::NotFound => return Ok(Vec::new()),
-            text => {
-                text.map_err(|error| Error::io(format!("reading {}", path.display()), error))?
-            }
-        };
-        serde_json::from_str(&text).map_err(|error| {
-            let text = format!("{} is damaged: name pools by --pool", path.display());
-            Error::with(ErrorKind::Corrupt, text, error)
-        })
+        remembered_in(&self.path)
     }
 
     /// Replaces the list, whole or not at all.
@@ -173,6 +163,21 @@ impl RunDir {
             }
         }
     }
+}
+
+/// The pools that the last daemon of a run directory had open.
+pub fn remembered_in(run_dir: &Path) -> Result<Vec<Remembered>> {
+    let path = run_dir.join(POOLS);
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == IoKind::NotFound => return Ok(Vec::new()),
+        text => {
+            text.map_err(|error| Error::io(format!("reading {}", path.display()), error))?
+        }
+    };
+    serde_json::from_str(&text).map_err(|error| {
+        let text = format!("{} is damaged: name pools by --pool", path.display());
+        Error::with(ErrorKind::Corrupt, text, error)
+    })
 }
 
 /// Whoever has a socket in it must be able to reach it, whatever the daemon's umask.

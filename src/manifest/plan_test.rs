@@ -5,8 +5,10 @@
 use super::document::{Source, parse};
 use super::export::to_yaml;
 use super::plan::{Actual, ActualPool, ActualVolume, DeviceState, check_sockets};
-use super::schema::{Class, Device, Wanted};
-use super::settings::{Access, Limits, Principal, VolumeSettings, WhenFull};
+use super::schema::{CacheMode, Class, Device, Drain, Durability, Wanted};
+use super::settings::{
+    Access, Attributes, CacheSettings, Limits, LogIdentity, Principal, VolumeSettings, WhenFull,
+};
 use super::step::{Action, Step};
 use super::{VolumeName, plan, plan_deletion};
 use crate::base::units::{GIB, MIB};
@@ -300,7 +302,102 @@ fn settings() -> VolumeSettings {
             group: Some(Principal::Name("g".repeat(32))),
             mode: 0o660,
         },
+        cache: None,
     }
+}
+
+fn cached() -> Attributes {
+    let cache = CacheSettings {
+        mode: CacheMode::WriteThrough,
+        drain: Some(Drain::Ordered),
+        staleness_ms: Some(5000),
+        durability: Durability::Flush,
+        backing: "/mnt/a.raw".to_owned(),
+        sidecar: Some("/mnt/a.redo".to_owned()),
+    };
+    let log = LogIdentity {
+        uuid: uuid::Uuid::from_u128(7),
+        owner_epoch: 3,
+        point: 9,
+        grouped: true,
+        formatted: true,
+    };
+    Attributes {
+        settings: VolumeSettings { cache: Some(cache), ..VolumeSettings::default() },
+        log: Some(log),
+    }
+}
+
+#[test]
+fn a_cached_disk_survives_the_pool_and_older_builds_refuse_it() {
+    let bytes = cached().encode();
+    assert_eq!(Attributes::decode(&bytes).expect("readable"), cached());
+    let told = String::from_utf8(bytes).expect("JSON");
+    assert!(told.starts_with("{\"version\":2,"), "{told}");
+    let format = "\"cache\":{\"mode\":\"write-through\",\"drain\":\"ordered\",\
+                  \"stalenessMs\":5000,\"durability\":\"flush\",\"backing\":\"/mnt/a.raw\",\
+                  \"sidecar\":\"/mnt/a.redo\"}},\"log\":{\"uuid\":\
+                  \"00000000-0000-0000-0000-000000000007\",\"ownerEpoch\":3,\"point\":9,\
+                  \"grouped\":true,\"formatted\":true}}";
+    assert!(told.ends_with(format), "the format on flash; a change takes a new version: {told}");
+    for (from, to) in [("\"version\":2", "\"version\":1"), ("\"formatted\":true", "\"new\":1")] {
+        let error = Attributes::decode(told.replace(from, to).as_bytes()).expect_err(to);
+        assert_eq!(error.kind(), crate::base::ErrorKind::Corrupt, "{error}");
+    }
+}
+
+/// A pool and the machine `vm` with these volumes.
+fn with_disks(volumes: &str) -> String {
+    format!(
+        "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: p}}\nspec: {{device: /srv/p, size: \
+         1GiB}}\n---\napiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: vm}}\nspec:\n  \
+         volumes:\n{volumes}"
+    )
+}
+
+#[test]
+fn settings_of_a_cache_change_live_and_what_it_was_made_with_stays() {
+    let disk = |words: &str, backing: &str| {
+        with_disks(&format!(
+            "  - name: d\n    cache: {{pool: p, size: 16MiB{words}}}\n    backing: {backing}\n"
+        ))
+    };
+    let mut actual = Actual::default();
+    let made = plan(&wanted(&disk("", "/mnt/d.raw")), &actual).expect("planned");
+    assert_eq!(
+        made.to_string(),
+        "+ pool p: create on /srv/p, a file of 1GiB\n+ volume vm/d: /mnt/d.raw cached in 16MiB on \
+         p\n2 to create, 0 to change, 0 to delete.\n"
+    );
+    made.steps.iter().for_each(|step| carry_out(&mut actual, step));
+    let words = ", mode: write-through, drain: ordered, maxStaleness: 1m, durability: flush";
+    let changed = plan(&wanted(&disk(words, "/mnt/d.raw")), &actual).expect("planned");
+    assert_eq!(
+        changed.to_string(),
+        "~ volume vm/d: cache mode write-back -> write-through, drain by sidecar -> ordered, \
+         maxStaleness 10s -> 60s, durability strong -> flush\n0 to create, 1 to change, 0 to \
+         delete.\n"
+    );
+    let refused = |text: &str| {
+        let mistakes = plan(&wanted(text), &actual).expect_err("fixed");
+        mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(
+        refused(&disk(", sidecar: /mnt/other", "/mnt/e.raw").replace("16MiB", "32MiB")),
+        "wanted.yaml:12:29: vm/d has `size: 16MiB`, fixed when it was made: write that, or detach \
+         it first with `vflash detach vm/d`\nwanted.yaml:13:14: vm/d has `backing: /mnt/d.raw`, \
+         fixed when it was made: write that, or detach it first with `vflash detach vm/d`\n\
+         wanted.yaml:12:45: vm/d has `sidecar: beside it`, fixed when it was made: write that, or \
+         detach it first with `vflash detach vm/d`"
+    );
+    let flash = with_disks("  - {name: d, flash: {pool: p, size: 16MiB}}\n");
+    assert_eq!(
+        refused(&flash),
+        "wanted.yaml:11:31: vm/d is a cached disk of /mnt/d.raw: write its `cache` and `backing`, \
+         or detach it first with `vflash detach vm/d`"
+    );
+    let gone = plan(&wanted(&with_disks("  []\n")), &actual).expect("planned");
+    assert!(gone.to_string().contains("- volume vm/d: drain to /mnt/d.raw and detach"), "{gone}");
 }
 
 #[test]
@@ -323,7 +420,8 @@ fn settings_half_understood_are_refused() {
     let bad = [
         ("", "cannot be read"),
         ("{}", "cannot be read"),
-        (&good.replace("\"version\":1", "\"version\":2"), "have version 2"),
+        (&good.replace("\"version\":1", "\"version\":3"), "have version 3"),
+        (&good.replace("\"version\":1", "\"version\":2"), "contradict each other"),
         (&good.replace("\"version\":1", "\"version\":1,\"more\":1"), "unknown field `more`"),
         (&good.replace("\"queues\"", "\"queue\""), "unknown field `queue`"),
         (&good.replace("\"enospc\"", "\"panic\""), "unknown variant `panic`"),

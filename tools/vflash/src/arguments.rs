@@ -8,7 +8,8 @@ use vflash::control::api;
 
 const AFTER_HELP: &str = "\
 Exit status: 0 done; 1 failed; 2 wrong usage.
-`vflash pool check` answers like fsck: 0 sound; 4 damage found; 8 could not check.
+`vflash check` and `vflash pool check` answer like fsck: 0 sound; 1 damage repaired; 4 damage
+found; 8 could not check.
 `vflash backing` too: 0 done; 4 damage found, nothing changed; 8 could not be done.";
 
 /// Local NVMe flash for virtual machines: pools, volumes, and how they reach a VM.
@@ -61,8 +62,34 @@ pub(crate) enum Verb {
     Reclaim(ReclaimArguments),
     /// Attach a volume to a VM, or print how to
     Attach(AttachArguments),
-    /// Take a volume away from a running VM
+    /// Take a volume away from a running VM, or a cached disk off its backing
     Detach(DetachArguments),
+    /// Move what a cached disk has to its backing
+    Drain(DrainArguments),
+    /// List the points that a cached disk can be drained to
+    Points {
+        /// VM/VOLUME
+        volume: String,
+    },
+    /// Name the point that a cached disk has come to
+    Mark {
+        /// VM/VOLUME
+        volume: String,
+        /// 1 to 255 bytes
+        name: String,
+    },
+    /// Make the next opening of a cached disk fast; drains nothing
+    Checkpoint {
+        /// VM/VOLUME
+        volume: String,
+    },
+    /// Change the mode of a cached disk while it is served
+    Mode(ModeArguments),
+    /// Check a pool and the logs of its cached disks, which no daemon holds
+    Check(CheckArguments),
+    /// Print what is on flash, of a pool that no daemon holds
+    #[command(subcommand)]
+    Dump(DumpVerb),
     /// Show what happened
     Events(EventsArguments),
     /// Work on pools
@@ -196,15 +223,108 @@ pub(crate) struct AttachArguments {
     pub bus: Option<String>,
 }
 
+/// From a VM with --qmp or --ch-api. Without: a cached disk is drained and taken off its backing,
+/// which is clean afterwards, and its flash is free.
 #[derive(Args, Debug)]
 pub(crate) struct DetachArguments {
     /// VM/VOLUME
-    pub volume: String,
-    #[command(flatten)]
-    pub target: Target,
+    #[arg(required_unless_present = "backing")]
+    pub volume: Option<String>,
+    /// The QMP socket of a running QEMU
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::AnyPath)]
+    #[arg(conflicts_with_all = ["ch_api", "lost"])]
+    pub qmp: Option<PathBuf>,
+    /// The API socket of a running cloud-hypervisor
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::AnyPath, conflicts_with = "lost")]
+    pub ch_api: Option<PathBuf>,
     /// QEMU: seconds to wait for the guest to let go
     #[arg(long, default_value = "30", value_parser = seconds, value_name = "SECONDS")]
     pub timeout: Duration,
+    /// Give up what only the flash holds; says first what that is
+    #[arg(long)]
+    pub lost: bool,
+    /// Agree to that loss: VM/VOLUME
+    #[arg(long, value_name = "NAME", requires = "lost")]
+    pub confirm: Vec<String>,
+    /// With --lost, without a daemon: the backing whose host or flash is gone for good
+    #[arg(long, requires = "lost", conflicts_with = "volume", value_hint = ValueHint::AnyPath)]
+    pub backing: Option<String>,
+    /// Its sidecar; beside a file as FILE.vflash unless told otherwise
+    #[arg(long, value_name = "PATH", requires = "backing", value_hint = ValueHint::AnyPath)]
+    pub sidecar: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DrainArguments {
+    /// VM/VOLUME
+    pub volume: String,
+    /// Up to exactly this write-order number
+    #[arg(long, value_name = "NUMBER", group = "goal")]
+    pub to: Option<u64>,
+    /// Up to the point of this name
+    #[arg(long, value_name = "NAME", group = "goal")]
+    pub point: Option<String>,
+    /// All that is committed, which is what happens anyway; ends --hold
+    #[arg(long, group = "goal")]
+    pub all: bool,
+    /// Stay at that point until the next `vflash drain` without this
+    #[arg(long)]
+    pub hold: bool,
+    /// Wait until the backing is there
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    WriteBack,
+    WriteThrough,
+    WriteAround,
+    ReadOnly,
+    Bypass,
+}
+
+impl From<Mode> for vflash::manifest::CacheMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::WriteBack => Self::WriteBack,
+            Mode::WriteThrough => Self::WriteThrough,
+            Mode::WriteAround => Self::WriteAround,
+            Mode::ReadOnly => Self::ReadOnly,
+            Mode::Bypass => Self::Bypass,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ModeArguments {
+    /// VM/VOLUME
+    pub volume: String,
+    #[arg(value_enum)]
+    pub mode: Mode,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CheckArguments {
+    /// The device or file of a pool, or the name that the last daemon knew it by
+    pub pool: String,
+    /// Write damaged copies of metadata anew from their twins
+    #[arg(long)]
+    pub repair: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum DumpVerb {
+    /// Print every record of a cached disk's log, oldest first
+    Journal(DumpArguments),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DumpArguments {
+    /// The device or file of a pool, or the name that the last daemon knew it by
+    pub pool: String,
+    /// VM/VOLUME
+    pub volume: String,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

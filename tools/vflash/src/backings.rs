@@ -1,6 +1,7 @@
 //! `vflash backing`: without a daemon and without the flash, on any host that reaches the storage.
 
-use crate::arguments::{BackingArguments, Format, RecoverArguments};
+use crate::arguments::{BackingArguments, DetachArguments, Format, RecoverArguments};
+use crate::consent;
 use crate::output::{Progress, Table, print, size, time};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -141,6 +142,40 @@ pub(crate) fn recover(format: Format, arguments: &RecoverArguments) -> Result<()
         bytes: applied.bytes,
     });
     print(format, &shown, table)
+}
+
+/// Gives up what only a flash that is gone held; says first what that is.
+pub(crate) fn give_up(format: Format, arguments: &DetachArguments) -> Result<()> {
+    let named = BackingArguments {
+        backing: arguments.backing.clone().unwrap_or_default(),
+        sidecar: arguments.sidecar.clone(),
+    };
+    let (spec, sidecar) = places(&named)?;
+    if !sidecar.exists() {
+        return Err(no_stamp(&sidecar));
+    }
+    let options = OpenOptions {
+        spec: spec.clone(),
+        sidecar: Some(sidecar.clone()),
+        wait: LOCK_WAIT,
+        nbd: NbdOptions { patience: Some(PATIENCE), ..NbdOptions::default() },
+    };
+    let standing = consent::obtain_named(&arguments.confirm, |confirm| {
+        let mut backing = Backing::open(&options)?;
+        let Some(lost) = backing.lost(Damage::Refuse)? else {
+            let text = format!("{spec} is clean: there is nothing to give up");
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        };
+        if !confirm.contains(&lost.volume) {
+            let text = format!("{}; nothing was done", lost.text);
+            let unconfirmed = vec![lost.volume];
+            return Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, text) });
+        }
+        let how = RecoverOptions { damage: Damage::Refuse, now_ms: unix_ms() };
+        let lost = backing.take_over_lost(&lost.volume, how, &mut |_| {})?;
+        lost.map(|lost| lost.standing).ok_or_else(|| no_stamp(&sidecar))
+    })?;
+    print(format, &Shown::new(&spec, &sidecar, &standing), table)
 }
 
 fn places(arguments: &BackingArguments) -> Result<(Spec, PathBuf)> {

@@ -24,6 +24,14 @@ impl Consent {
     }
 }
 
+/// As [`Consent::obtain`], of what `--yes` does not cover: it must be named.
+pub(crate) fn obtain_named<T>(
+    confirm: &[String],
+    attempt: impl Fn(Vec<String>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    Consent { yes: false, confirm: confirm.to_vec() }.obtain(attempt)
+}
+
 /// Has each name typed.
 fn ask(failure: &Failure) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {

@@ -8,29 +8,33 @@
 mod arguments;
 mod attach;
 mod backings;
+mod caches;
 mod client;
 mod consent;
 mod events;
 mod http;
+mod journals;
 mod manual;
 mod output;
 mod pools;
 mod tables;
 mod verbs;
 
-use arguments::{Arguments, BackingVerb, PoolVerb, Verb};
+use arguments::{Arguments, BackingVerb, DumpVerb, PoolVerb, Verb};
 use clap::Parser;
 use client::Client;
 use std::process::ExitCode;
 use vflash::control::api::{ErrorCode, Failure};
 
-/// `vflash pool check` and `vflash backing` answer as fsck does.
+/// `vflash check`, `vflash pool check` and `vflash backing` answer as fsck does.
+const CHECK_REPAIRED: u8 = 1;
 const CHECK_DAMAGED: u8 = 4;
 const CHECK_IMPOSSIBLE: u8 = 8;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let check = matches!(arguments.verb, Verb::Pool(PoolVerb::Check { .. }));
+    let check =
+        matches!(arguments.verb, Verb::Pool(PoolVerb::Check { .. }) | Verb::Check(_));
     let backing = matches!(arguments.verb, Verb::Backing(_));
     match run(arguments) {
         Ok(code) => code,
@@ -59,7 +63,21 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Resize(resize) => verbs::resize(&client, output, &resize),
         Verb::Reclaim(reclaim) => verbs::reclaim(&client, output, &reclaim),
         Verb::Attach(attach) => attach::attach(&client, output, &attach),
-        Verb::Detach(detach) => attach::detach(&detach),
+        Verb::Detach(detach) => attach::detach(&client, output, &detach),
+        Verb::Drain(drain) => caches::drain(&client, output, &drain),
+        Verb::Points { volume } => caches::points(&client, output, &volume),
+        Verb::Mark { volume, name } => caches::mark(&client, output, &volume, &name),
+        Verb::Checkpoint { volume } => caches::checkpoint(&client, output, &volume),
+        Verb::Mode(mode) => caches::mode(&client, output, &mode),
+        Verb::Check(check) => {
+            let verdict = journals::check(&client, &run_dir, output, &check)?;
+            return Ok(match verdict {
+                journals::Verdict::Clean => ExitCode::SUCCESS,
+                journals::Verdict::Repaired => ExitCode::from(CHECK_REPAIRED),
+                journals::Verdict::Damaged => ExitCode::from(CHECK_DAMAGED),
+            });
+        }
+        Verb::Dump(DumpVerb::Journal(dump)) => journals::dump(&client, &run_dir, output, &dump),
         Verb::Events(events) => events::events(&client, output, &events),
         Verb::Pool(PoolVerb::Create(create)) => pools::create(&client, output, &create),
         Verb::Pool(PoolVerb::Show { pool, wait }) => pools::show(&client, output, &pool, wait),

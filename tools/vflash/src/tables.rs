@@ -5,6 +5,7 @@ use std::time::Duration;
 use vflash::control::api::{
     Action, Attachment, Check, Limits, Plan, Pool, Pools, Space, Status, Volume, Volumes,
 };
+use vflash::control::api_cached::{Cache, CachedDisk};
 use vflash::control::events::now_ms;
 
 pub(crate) fn pools(Pools { pools }: &Pools) -> String {
@@ -109,6 +110,9 @@ pub(crate) fn volume(volume: &Volume) -> String {
     table.pair("Queues running", volume.queues_running);
     table.pair("Bounced pieces", volume.bounced_pieces);
     table.pair("Write cache", if volume.write_cache { "on" } else { "off" });
+    if let Some(cache) = &volume.cache {
+        self::cache(cache, &mut table);
+    }
     let mut operations = Table::new(&["  OPERATION", "COUNT", "BYTES", "ERRORS"]);
     for counted in &volume.operations {
         operations.row([
@@ -119,6 +123,73 @@ pub(crate) fn volume(volume: &Volume) -> String {
         ]);
     }
     table.render() + &operations.render()
+}
+
+fn cache(cache: &Cache, table: &mut Table) {
+    table.pair("Backing", &cache.backing);
+    table.pair("Sidecar", cache.sidecar.as_deref().unwrap_or("-"));
+    table.pair("Cache", size(cache.size_bytes));
+    let mut mode = cache.mode.name().to_owned();
+    if cache.mode_wanted != cache.mode {
+        mode.push_str(&format!(", {} wanted", cache.mode_wanted.name()));
+    }
+    table.pair("Mode", mode);
+    let staleness = Duration::from_millis(cache.staleness_ms);
+    table.pair("Drain", format!("{}, at most {staleness:?} behind", cache.drain.name()));
+    table.pair("Durability", cache.durability.name());
+    table.pair("Cache state", cache.state);
+    if let Some(held_at) = cache.held_at {
+        table.pair("Held", format!("at point {held_at}, until the next `vflash drain`"));
+    }
+    let age = Duration::from_millis(cache.oldest_dirty_ms);
+    let dirty = match cache.dirty_bytes {
+        0 => "nothing".to_owned(),
+        bytes => format!("{}, the oldest {} old", size(bytes), duration(age)),
+    };
+    table.pair("Dirty", dirty);
+    table.pair("Log fill", percent(cache.log_fill_permille));
+    table.pair("Points", format!("{} to {}", cache.drained_won, cache.head_won));
+    let mut rate = format!("{}/s", size(cache.drain_rate_bytes));
+    if let Some(eta_ms) = cache.drain_eta_ms {
+        let eta = duration(Duration::from_millis(eta_ms));
+        rate.push_str(&format!(", done in {eta}"));
+    }
+    table.pair("Drain rate", rate);
+    if cache.waiting_requests > 0 {
+        table.pair("Waiting for the log", format!("{} requests", cache.waiting_requests));
+    }
+    let pieces = cache.index_pieces;
+    table.pair("Index", format!("{pieces} pieces in {}", size(cache.index_bytes)));
+    let counter = |name: &str| {
+        cache.counters.iter().find(|counter| counter.name == name).map_or(0, |c| c.value)
+    };
+    let (hits, misses) = (counter("hits"), counter("misses"));
+    let share = (u128::from(hits) * 1000).checked_div(u128::from(hits + misses)).unwrap_or(0);
+    table.pair("Read hits", format!("{hits} of {} ({})", hits + misses, percent(share as u64)));
+}
+
+fn percent(permille: u64) -> String {
+    format!("{}.{}%", permille / 10, permille % 10)
+}
+
+/// The cached disks of a status.
+fn caches(caches: &[CachedDisk]) -> String {
+    let mut table =
+        Table::new(&["CACHED DISK", "STATE", "MODE", "DIRTY", "OLDEST", "LOG", "DRAIN", "ETA"]);
+    for CachedDisk { name, cache } in caches {
+        let eta = cache.drain_eta_ms.map(|eta_ms| duration(Duration::from_millis(eta_ms)));
+        table.row([
+            name.clone(),
+            cache.state.to_string(),
+            cache.mode.name().to_owned(),
+            size(cache.dirty_bytes),
+            duration(Duration::from_millis(cache.oldest_dirty_ms)),
+            percent(cache.log_fill_permille),
+            format!("{}/s", size(cache.drain_rate_bytes)),
+            eta.unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    table.render()
 }
 
 fn limits(limits: &Limits) -> String {
@@ -150,6 +221,9 @@ pub(crate) fn status(status: &Status) -> String {
     let mut text = table.render();
     for problem in &status.problems {
         text.push_str(&format!("Problem: {problem}\n"));
+    }
+    if !status.caches.is_empty() {
+        text.push_str(&caches(&status.caches));
     }
     text
 }

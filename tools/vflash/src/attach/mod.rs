@@ -8,6 +8,7 @@ mod qmp;
 use crate::arguments::{AttachArguments, DetachArguments, Format};
 use crate::client::{Client, volume_path};
 use crate::output::{print as answer, write};
+use crate::{backings, caches};
 use crate::tables;
 use vflash::control::api::{Attachment, ErrorCode, Failure};
 
@@ -49,14 +50,18 @@ fn refuse_attached(attachment: &Attachment) -> Result<()> {
     Err(Failure::new(ErrorCode::Busy, text))
 }
 
-pub(crate) fn detach(arguments: &DetachArguments) -> Result<()> {
-    let device = device_id(&arguments.volume)?;
-    if let Some(socket) = &arguments.target.qmp {
-        qemu::detach(socket, &device, arguments.timeout)?;
-    } else if let Some(socket) = &arguments.target.ch_api {
-        cloud_hypervisor::detach(socket, &device)?;
+pub(crate) fn detach(client: &Client, format: Format, arguments: &DetachArguments) -> Result<()> {
+    let Some(volume) = &arguments.volume else {
+        return backings::give_up(format, arguments);
+    };
+    if let Some(socket) = &arguments.qmp {
+        qemu::detach(socket, &device_id(volume)?, arguments.timeout)?;
+    } else if let Some(socket) = &arguments.ch_api {
+        cloud_hypervisor::detach(socket, &device_id(volume)?)?;
+    } else {
+        return caches::detach(client, format, volume, arguments);
     }
-    write(&format!("{} is detached\n", arguments.volume))
+    write(&format!("{volume} is detached\n"))
 }
 
 /// The device's name in the VMM, the same at each attachment. Names have no dots, so it is one

@@ -1,0 +1,140 @@
+//! Cached disks for tests of the daemon: manifests, backings, a guest that reads and writes.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use crate::vflashd::{SOON, Vflashd, eventually};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use vflash_bench::device::{Device, DeviceOptions};
+use vflash_bench::queue::Kind;
+use vflash_bench::runner::{Mix, Runner, Workload};
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// Bytes of the disks' backings.
+pub(crate) const DISK_BYTES: u64 = 24 * MIB;
+
+/// Pool `p0` and machine `vm` with cached disks: name, further words of `cache`, backing.
+pub(crate) fn manifest(daemon: &Vflashd, disks: &[(&str, &str, &str)]) -> String {
+    let volumes: Vec<String> = disks
+        .iter()
+        .map(|(name, words, backing)| {
+            format!(
+                "  - name: {name}\n    cache: {{pool: p0, size: 16MiB{words}}}\n    \
+                 backing: {backing}\n"
+            )
+        })
+        .collect();
+    format!(
+        "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: p0}}\n\
+         spec: {{device: {}, size: 256MiB}}\n---\napiVersion: vflash/v1\n\
+         kind: VirtualMachine\nmetadata: {{name: vm}}\nspec:\n  volumes:\n{}",
+        daemon.path("pool").display(),
+        volumes.concat()
+    )
+}
+
+/// An image full of a pattern, so that nothing reads as zeros by chance.
+pub(crate) fn image(path: &Path) {
+    let bytes: Vec<u8> = (0..DISK_BYTES / 8).flat_map(|word| (word ^ 0x5a5a).to_le_bytes()).collect();
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// A daemon with the disk `vm/disk` on the image `disk.raw`.
+pub(crate) fn started(words: &str) -> (Vflashd, String) {
+    let daemon = Vflashd::start();
+    let backing = daemon.path("disk.raw");
+    image(&backing);
+    let manifest = manifest(&daemon, &[("disk", words, backing.to_str().unwrap())]);
+    daemon.apply(&manifest);
+    (daemon, manifest)
+}
+
+pub(crate) fn cache(daemon: &Vflashd, volume: &str) -> Value {
+    daemon.get(&format!("/v1/volumes/{volume}"))["cache"].clone()
+}
+
+pub(crate) fn connect(daemon: &Vflashd, volume: &str, queues: u16, depth: u16) -> Device {
+    let socket = daemon.run_dir().join(format!("{volume}.sock"));
+    Device::open(DeviceOptions {
+        queues,
+        depth,
+        data_bytes: 32 << 10,
+        connect_timeout: SOON,
+        ..DeviceOptions::new(&socket)
+    })
+    .unwrap()
+}
+
+/// A verified load of everything that a guest can ask for, on all of the disk.
+pub(crate) fn load(daemon: &Vflashd, volume: &str, seed: u64) -> Runner {
+    let workload = Workload {
+        mix: Mix::ALL,
+        block_bytes: 32 << 10,
+        ragged: true,
+        span_sectors: u64::MAX,
+        verify: true,
+        seed,
+    };
+    Runner::new(connect(daemon, volume, 2, 32), workload).guarded(SOON)
+}
+
+pub(crate) fn operate(runner: &mut Runner, count: u64) {
+    let end = runner.operations + count;
+    while runner.operations < end {
+        runner.fill(Instant::now());
+        if runner.reap().unwrap() == 0 {
+            assert!(runner.wait(SOON).unwrap(), "no completion for {SOON:?}");
+        }
+    }
+}
+
+pub(crate) fn ask(device: &mut Device, kind: Kind, sector: u64, bytes: &mut [u8]) -> u8 {
+    let slot = device.queues[0].take_slot().unwrap();
+    let data = device.queues[0].data(slot);
+    device.memory.write(data, bytes);
+    device.queues[0].submit(&device.memory, slot, kind, sector, bytes.len() as u32);
+    device.queues[0].publish(&device.memory);
+    let status = device.await_ended(1, SOON).unwrap()[0];
+    if kind == Kind::Read {
+        device.memory.read(data, bytes);
+    }
+    status
+}
+
+pub(crate) fn write(device: &mut Device, sector: u64, byte: u8) {
+    assert_eq!(ask(device, Kind::Write, sector, &mut [byte; 4096]), 0);
+}
+
+pub(crate) fn read(device: &mut Device, sector: u64) -> u8 {
+    let mut bytes = [0; 4096];
+    assert_eq!(ask(device, Kind::Read, sector, &mut bytes), 0);
+    assert!(bytes.iter().all(|byte| *byte == bytes[0]), "one write, whole");
+    bytes[0]
+}
+
+/// All that the guest sees.
+pub(crate) fn contents(device: &mut Device) -> Vec<u8> {
+    let mut all = vec![0; DISK_BYTES as usize];
+    for (index, chunk) in all.chunks_mut(32 << 10).enumerate() {
+        assert_eq!(ask(device, Kind::Read, index as u64 * 64, chunk), 0);
+    }
+    all
+}
+
+/// Drains all and waits for it.
+pub(crate) fn drain(daemon: &Vflashd, volume: &str) {
+    let path = format!("/v1/volumes/{volume}/drain");
+    let target = daemon.post(&path, &json!({}))["targetWon"].as_u64().unwrap();
+    eventually("it is drained", || cache(daemon, volume)["drainedWon"].as_u64() >= Some(target));
+}
+
+pub(crate) fn same(seen: &[u8], wanted: &[u8]) {
+    assert_eq!(seen.len(), wanted.len());
+    let differs = seen.iter().zip(wanted).position(|(seen, wanted)| seen != wanted);
+    assert_eq!(differs, None, "the first byte that differs");
+}
+
+/// How long nothing may happen where nothing must.
+pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
