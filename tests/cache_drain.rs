@@ -26,10 +26,14 @@ fn flash_lost(seed: u64) -> u64 {
     let mut states = 0;
     for losses in LOSSES {
         let (recordings, losses) = (&recordings[1..], &losses[1..]);
-        states += explorer.explore_together(recordings, losses, |case, disks| {
-            let [backing, sidecar] = disks.try_into().unwrap_or_else(|_| panic!("two disks"));
-            let gone = vflash::io::sim::SimDisk::new(1 << 20);
-            rig.judge_without_flash(case, &World([gone, backing, sidecar]));
+        explorer.explore_together(recordings, losses, |case, disks| {
+            let world = World::without_flash(disks);
+            if case.index % 8 == 1 {
+                states += rig.judge_recovery(case, &world);
+            } else {
+                rig.judge_without_flash(case, &world);
+                states += 1;
+            }
         });
     }
     states
@@ -128,11 +132,18 @@ fn outage(seed: u64) -> u64 {
     let explorer =
         Explorer { samples: 3, exhaustive_max: 1, points_max: 40, ..Explorer::new(seed) };
     let states = rig::explore(&rig, &explorer, |case, world| rig.judge(case, &world, 0));
+    // The flash gone as well: what had been reported is there.
+    let recordings = rig.world.recordings();
+    let explorer = Explorer { samples: 2, exhaustive_max: 0, points_max: 150, ..explorer };
+    let losses = [vflash::io::crash::Loss::Unflushed; 2];
+    let lost = explorer.explore_together(&recordings[1..], &losses, |case, disks| {
+        rig.judge_without_flash(case, &World::without_flash(disks));
+    });
     heal(&rig);
     rig.drain(None);
     rig.check_backing(rig.model.head());
     assert!(!matches!(rig.state(), CacheState::Fenced(_)), "{outage:?}");
-    states + 1
+    states + lost + 1
 }
 
 fn heal(rig: &Rig) {
