@@ -426,7 +426,7 @@ fn refused(pair: &Pair, damage: Damage) -> Error {
     let before = pair.backing.peek(0, BACKING_BYTES as usize);
     let (mut backing, mut sidecar) = pair.blocking();
     let options = RecoverOptions { damage, now_ms: 1 };
-    let error = recover(&mut backing, &mut sidecar, options, &mut |_| {}).err().expect("refused");
+    let error = recover(&mut backing, &mut sidecar, options, &mut |_| {}).expect_err("refused");
     assert_eq!(pair.backing.peek(0, BACKING_BYTES as usize), before, "untouched");
     error
 }
