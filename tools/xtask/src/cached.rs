@@ -62,6 +62,12 @@ fn image(scratch: &Scratch, disk: &str) -> PathBuf {
     scratch.data.path().join("shared").join(format!("{disk}.raw"))
 }
 
+/// Kills the daemon `cycles` times under the load client, at many depths and numbers of queues.
+pub(crate) fn killed_under_the_client(cycles: u32) -> Result<String> {
+    let scratch = Scratch::new()?;
+    kill::kill_the_server_of(daemon_with(&scratch, &["disk"])?, &scratch, cycles)
+}
+
 /// Kills the daemon `cycles` times under a guest's file system, drains, and gives the image alone
 /// to another guest; says what both saw.
 pub(crate) fn killed_under_a_guest(cycles: u32) -> Result<String> {
@@ -212,7 +218,8 @@ fn sidecar(image: &Path) -> PathBuf {
 fn check_copies(folder: &Path, vflash: PathBuf) -> Result<u64> {
     for disk in ["files", "ordered"] {
         let image = folder.join(format!("{disk}.raw"));
-        output(Command::new(&vflash).args(["backing", "recover"]).arg(&image))?;
+        // It is a copy, and says so.
+        output(Command::new(&vflash).args(["backing", "recover", "--adopt"]).arg(&image))?;
     }
     let files = folder.join("files.raw");
     // What a file system's own journal repairs at every mount after a power cut.

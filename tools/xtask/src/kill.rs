@@ -77,7 +77,11 @@ pub(crate) fn under_a_guest(cycles: u32) -> Result<String> {
 /// Kills the daemon `cycles` times under the load client, at many depths and numbers of queues.
 pub(crate) fn under_the_client(cycles: u32) -> Result<String> {
     let scratch = Scratch::new()?;
-    let daemon = daemon_with_pool(&scratch)?;
+    kill_the_server_of(daemon_with_pool(&scratch)?, &scratch, cycles)
+}
+
+/// Leaves the daemon to the client, which kills and restarts it.
+pub(crate) fn kill_the_server_of(daemon: Daemon, scratch: &Scratch, cycles: u32) -> Result<String> {
     let socket = daemon.socket("victim/disk");
     // From here on the client starts and kills it.
     daemon.stop()?;

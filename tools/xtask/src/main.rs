@@ -39,14 +39,7 @@ enum Task {
         seconds: u32,
     },
     /// Kill the daemon under load, many more times than the tests do
-    Soak {
-        /// Kills under a QEMU guest
-        #[arg(long, default_value_t = 1_000)]
-        guest_kills: u32,
-        /// Kills under the load client
-        #[arg(long, default_value_t = 20_000)]
-        client_kills: u32,
-    },
+    Soak(test::Kills),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +62,6 @@ fn run(task: Task) -> Result<bool> {
         Task::Bench(arguments) => bench::run(&arguments).map(|()| true),
         Task::Crash(options) => crash::run(&options),
         Task::Fuzz { seconds } => test::fuzz(seconds),
-        Task::Soak { guest_kills, client_kills } => test::soak(guest_kills, client_kills),
+        Task::Soak(kills) => test::soak(&kills),
     }
 }

@@ -63,14 +63,15 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     steps.run("planted bugs", crash::planted);
     let fuzz_name = format!("fuzz, {} s each", options.fuzz_seconds);
     steps.run(&fuzz_name, || fuzz_loops(options.fuzz_seconds));
-    steps.run("kill -9 under a guest", || Ok(((), kill::under_a_guest(options.kill_cycles)?)));
-    steps.run("kill -9 under the client", || {
-        Ok(((), kill::under_the_client(options.client_kills)?))
-    });
-    steps.run("kill -9 under a guest on a cached disk", || {
-        Ok(((), cached::killed_under_a_guest(options.kill_cycles)?))
-    });
-    steps.run("flash lost under a guest", || Ok(((), cached::cut_under_a_guest(options.cuts)?)));
+    let (guest, client) = (options.kill_cycles, options.client_kills);
+    let kills = Kills {
+        guest_kills: guest,
+        client_kills: client,
+        cached_guest_kills: guest,
+        cached_client_kills: client / 4,
+        cuts: options.cuts,
+    };
+    kill_stages(&mut steps, &kills);
     steps.run("demo", || {
         ensure!(demo::run()?, "see above");
         Ok(((), "passed".into()))
@@ -94,14 +95,50 @@ pub(crate) fn fuzz(seconds: u32) -> Result<bool> {
     })
 }
 
+/// How often; 0 leaves a stage out.
+#[derive(clap::Args)]
+pub(crate) struct Kills {
+    /// Kills under a QEMU guest on a flash volume
+    #[arg(long, default_value_t = 1_000)]
+    guest_kills: u32,
+    /// Kills under the load client on a flash volume
+    #[arg(long, default_value_t = 20_000)]
+    client_kills: u32,
+    /// Kills under a QEMU guest on a cached disk
+    #[arg(long, default_value_t = 1_000)]
+    cached_guest_kills: u32,
+    /// Kills under the load client on a cached disk
+    #[arg(long, default_value_t = 20_000)]
+    cached_client_kills: u32,
+    /// Losses of the flash under a QEMU guest on cached disks
+    #[arg(long, default_value_t = 500)]
+    cuts: u32,
+}
+
 /// `cargo xtask soak`
-pub(crate) fn soak(guest_kills: u32, client_kills: u32) -> Result<bool> {
+pub(crate) fn soak(kills: &Kills) -> Result<bool> {
     report(|steps| {
         steps.run("packages", || Ok(((), packages::need(packages::GUEST)?)));
         steps.run("build", || plain(&mut cargo(&["build", "--workspace"])));
-        steps.run("kill -9 under a guest", || Ok(((), kill::under_a_guest(guest_kills)?)));
-        steps.run("kill -9 under the client", || Ok(((), kill::under_the_client(client_kills)?)));
+        kill_stages(steps, kills);
     })
+}
+
+fn kill_stages(steps: &mut Steps, kills: &Kills) {
+    let mut stage = |name: &str, count: u32, run: fn(u32) -> Result<String>| {
+        if count > 0 {
+            steps.run(name, || Ok(((), run(count)?)));
+        }
+    };
+    stage("kill -9 under a guest", kills.guest_kills, kill::under_a_guest);
+    stage("kill -9 under the client", kills.client_kills, kill::under_the_client);
+    stage("… on a cached disk", kills.cached_client_kills, cached::killed_under_the_client);
+    stage(
+        "kill -9 under a guest on a cached disk",
+        kills.cached_guest_kills,
+        cached::killed_under_a_guest,
+    );
+    stage("flash lost under a guest", kills.cuts, cached::cut_under_a_guest);
 }
 
 fn report(run: impl FnOnce(&mut Steps)) -> Result<bool> {
