@@ -495,7 +495,10 @@ impl<'a> Judge<'a> {
             ended &= !planted(Bug::PreviousLapAccepted);
             // What was drained may have been given to a segment whose header did not arrive. A
             // miss does no harm, an older version would: all before it goes too.
-            if ended && !hole && header.sequence <= self.root.oldest_segment {
+            let before = number.checked_sub(1).and_then(|before| self.segments.get(before));
+            let drained =
+                before.is_some_and(|before| before.header.sequence < self.root.oldest_segment);
+            if ended && !hole && drained {
                 ended = false;
                 last = None;
                 kept.iter_mut().for_each(|kept| *kept = 0);
