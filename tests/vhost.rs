@@ -193,6 +193,41 @@ fn a_panic_fences_its_volume_and_no_other() {
     daemon.server.stop().unwrap();
 }
 
+/// Notes the messages that reach it.
+struct Listens(std::sync::mpsc::Sender<&'static str>);
+
+impl Volume for Listens {
+    fn attach(&mut self, _requests_max: u32) {}
+
+    fn submit(&mut self, request: Request<'_>, io: &mut dyn Io) {
+        io.complete(request.id, Outcome::Done);
+    }
+
+    fn completed(&mut self, _token: u64, _result: Result<(), Errno>, _io: &mut dyn Io) {}
+
+    fn message(&mut self, message: Box<dyn std::any::Any + Send>, _io: &mut dyn Io) {
+        self.0.send(*message.downcast().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_message_to_a_volume_that_is_gone_never_reaches_its_slots_next_owner() {
+    let daemon = Daemon::start(1);
+    let (sender, heard) = std::sync::mpsc::channel();
+    let add = |name: &str| {
+        let volume = Box::new(Listens(sender.clone()));
+        daemon.server.add(export(&daemon.socket(name), 1 << 16, volume)).unwrap()
+    };
+    let former = add("former");
+    daemon.server.remove(former).unwrap();
+    let owner = add("owner");
+    daemon.server.message(former, Box::new("where the former's extents are")).unwrap();
+    daemon.server.message(owner, Box::new("where the owner's extents are")).unwrap();
+    let first = heard.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(first, "where the owner's extents are");
+    daemon.server.stop().unwrap();
+}
+
 #[test]
 fn hundreds_of_devices_are_served_by_few_threads() {
     const DEVICES: usize = 300;
