@@ -9,10 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use vflash::base::units::MIB;
-use vflash::io::disk::Errno;
-use vflash::io::volume::{Io, Outcome, Request, RequestKind, Volume};
+use vflash::io::disk::{Errno, Operation, OperationKind};
+use vflash::io::volume::{DiskIndex, Io, Outcome, Request, RequestKind, Volume};
 use vflash::metrics::OperationClass;
-use vflash::vhost::{ExportEvent, Server, ServerOptions};
+use vflash::vhost::{Export, ExportEvent, Server, ServerOptions};
 use vflash_bench::queue::Kind;
 use vflash_bench::runner::Runner;
 use vhost::VhostBackend;
@@ -158,6 +158,35 @@ fn the_write_cache_is_the_guests_to_switch_and_is_remembered() {
     device.frontend().unwrap().reset_device().unwrap();
     let (_, byte) = device.frontend().unwrap().get_config(WRITEBACK, 1, flags, &[0]).unwrap();
     assert_eq!(byte, [1], "a reset turns it on");
+    daemon.server.stop().unwrap();
+}
+
+/// Hands the ring an operation that the ring refuses to take, by its assertion.
+struct Oversteps;
+
+impl Volume for Oversteps {
+    fn attach(&mut self, _requests_max: u32) {}
+
+    fn submit(&mut self, _request: Request<'_>, io: &mut dyn Io) {
+        let kind = OperationKind::Read;
+        let read = Operation { kind, offset: 0, length: 0, segments: &[] };
+        io.submit(DiskIndex(0), read, 0);
+    }
+
+    fn completed(&mut self, _token: u64, _result: Result<(), Errno>, _io: &mut dyn Io) {}
+}
+
+#[test]
+fn a_panic_while_an_operation_is_submitted_leaves_nothing_to_wait_for() {
+    let daemon = Daemon::start(1);
+    let socket = daemon.socket("bad");
+    let disks = vec![daemon.target.clone()];
+    let bad = export(&socket, 1 << 16, Box::new(Oversteps));
+    let id = daemon.server.add(Export { disks, ..bad }).unwrap();
+    let mut device = connect(&socket, 1, 8);
+    assert_eq!(ask(&mut device, Kind::Write, 0, 512), 1, "the request that panicked fails");
+    device.stop().unwrap();
+    daemon.server.remove(id).unwrap();
     daemon.server.stop().unwrap();
 }
 
