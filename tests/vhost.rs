@@ -4,7 +4,7 @@ mod common;
 
 use common::{Daemon, connect, export, operate, workload};
 use std::io::Read;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use vflash_bench::runner::Runner;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Sends one request on queue 0 and waits for its status.
 fn ask(device: &mut vflash_bench::device::Device, kind: Kind, sector: u64, length: u32) -> u8 {
@@ -187,6 +188,37 @@ fn a_panic_while_an_operation_is_submitted_leaves_nothing_to_wait_for() {
     assert_eq!(ask(&mut device, Kind::Write, 0, 512), 1, "the request that panicked fails");
     device.stop().unwrap();
     daemon.server.remove(id).unwrap();
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn an_interrupt_that_nobody_takes_holds_nobody_up() {
+    let daemon = Daemon::start(1);
+    let neighbour = daemon.serve("neighbour", 16 * MIB, false);
+    let mut runner = Runner::new(connect(&neighbour.socket, 1, 16), workload(11));
+    let hostile = daemon.serve("hostile", 16 * MIB, false);
+    let mut device = connect(&hostile.socket, 1, 8);
+    let full = EventFd::new(0).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    device.frontend().unwrap().set_vring_call(0, &full).unwrap();
+    let slot = device.queues[0].take_slot().unwrap();
+    device.queues[0].submit(&device.memory, slot, Kind::Write, 0, 512);
+    device.queues[0].publish(&device.memory);
+    operate(&mut runner, 500);
+    runner.read_back().unwrap();
+    drop(device);
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn only_eventfds_are_kicked_and_called() {
+    let daemon = Daemon::start(1);
+    let served = daemon.serve("disk", 16 * MIB, false);
+    let mut device = connect(&served.socket, 1, 8);
+    let (pipe, _end) = std::io::pipe().unwrap();
+    // SAFETY: a descriptor of our own that nobody else holds.
+    let pipe = unsafe { EventFd::from_raw_fd(pipe.into_raw_fd()) };
+    assert!(device.frontend().unwrap().set_vring_call(0, &pipe).is_err());
     daemon.server.stop().unwrap();
 }
 
