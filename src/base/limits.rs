@@ -16,6 +16,9 @@ pub const SEGMENTS_MAX: usize = 126;
 /// Bytes of one data segment, as `size_max` tells the guest.
 pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 
+/// Bytes of one read or write, as the two above together say.
+pub const TRANSFER_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
+
 /// Ranges of one discard or write-zeroes request.
 pub const RANGES_MAX: usize = 16;
 
