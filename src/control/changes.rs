@@ -327,6 +327,10 @@ impl Engine {
     pub(super) fn destroy(&self, name: &str) -> Result<()> {
         let served = self.served(name)?;
         let id = served.id;
+        served.pool.with_keeper(|keeper| {
+            keeper.give_up(id);
+            Ok(())
+        })?;
         served.stop(&self.host)?;
         if let Err(error) = served.pool.change(move |pool| pool.remove(id)) {
             // It exists on, so it is served on.
