@@ -164,6 +164,21 @@ fn a_volume_whose_writes_wait_for_space_can_be_reclaimed() {
 }
 
 #[test]
+fn a_pool_that_was_busy_when_it_was_closed_can_be_closed_later() {
+    let mut daemon = Vflashd::start();
+    let _device = waiting_for_space(&daemon);
+    let forced = json!({"force": true});
+    assert_eq!(daemon.refused("/v1/pools/p0/close", &forced, 409)["code"], "busy");
+    let file = std::fs::File::options().write(true).open(daemon.path("pool")).unwrap();
+    file.set_len(320 << 20).unwrap();
+    daemon.post("/v1/pools/p0/grow", &Value::Null);
+    let socket = daemon.run_dir().join("vm/thin.sock");
+    eventually("the write is done and its socket goes", || !socket.exists());
+    assert_eq!(daemon.post("/v1/pools/p0/close", &forced)["pools"], json!([]));
+    daemon.stop();
+}
+
+#[test]
 fn capabilities_are_printed_without_a_run_directory() {
     let output = Command::new(env!("CARGO_BIN_EXE_vflashd"))
         .args(["--run-dir", "/nonexistent/x", "--print-capabilities"])
