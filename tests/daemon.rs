@@ -179,6 +179,26 @@ fn a_pool_that_was_busy_when_it_was_closed_can_be_closed_later() {
 }
 
 #[test]
+fn a_copy_of_a_pool_does_not_take_its_place_unasked() {
+    let mut daemon = Vflashd::start();
+    let manifest = pool_manifest(daemon.folder.path());
+    daemon.apply(&(manifest + &machine_manifest("vm", &[("a", "size: 8MiB")])));
+    daemon.stop();
+    let (pool, copy) = (daemon.path("pool"), daemon.path("copy"));
+    std::fs::copy(&pool, &copy).unwrap();
+    std::fs::File::options().write(true).open(&pool).unwrap().set_len(1 << 20).unwrap();
+    daemon.run(&["--pool", copy.to_str().unwrap()]);
+    assert!(daemon.volumes().is_empty(), "no guest finds an earlier state of its disk");
+    let problems = daemon.get("/healthz")["problems"].to_string();
+    assert!(problems.contains("vflash pool close p0"), "{problems}");
+    daemon.post("/v1/pools/p0/close", &json!({}));
+    daemon.stop();
+    daemon.run(&["--pool", copy.to_str().unwrap()]);
+    assert_eq!(daemon.volumes(), ["vm/a"]);
+    daemon.stop();
+}
+
+#[test]
 fn capabilities_are_printed_without_a_run_directory() {
     let output = Command::new(env!("CARGO_BIN_EXE_vflashd"))
         .args(["--run-dir", "/nonexistent/x", "--print-capabilities"])
