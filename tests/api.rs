@@ -280,6 +280,9 @@ fn an_apply_cut_short_by_a_kill_converges_when_applied_again() {
 fn pools_are_made_shown_grown_and_checked() {
     let daemon = Vflashd::start();
     let device = daemon.path("pool").display().to_string();
+    let strange = json!({"name": "p/0", "device": device, "sizeBytes": 128 << 20});
+    assert_eq!(daemon.refused("/v1/pools", &strange, 400)["code"], "invalid");
+    assert!(!daemon.path("pool").exists());
     let request = json!({"name": "p0", "device": device, "sizeBytes": 128 << 20});
     let pool = daemon.post("/v1/pools", &request);
     assert_eq!(pool["state"], "ok");
