@@ -22,8 +22,8 @@ pub const TRANSFER_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u
 /// Ranges of one discard or write-zeroes request.
 pub const RANGES_MAX: usize = 16;
 
-/// Sectors of one range of a discard or write-zeroes request: 1 GiB, so that one request cannot
-/// hold a drive for long.
+/// Sectors of one range of a discard or write-zeroes request: 1 GiB, so that one operation cannot
+/// hold a drive for long. The ranges of a request are done one after the other.
 pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
 
 /// Devices (sockets) of one daemon.

@@ -2,7 +2,7 @@
 //!
 //! The session is the handler of crate `vhost`'s messages and runs on the socket thread. It never
 //! waits: a message that changes a running ring is only handled after the socket thread had that
-//! ring stopped (`server.rs`), so here every ring that is touched stands still.
+//! ring stopped (`sockets.rs`), so here every ring that is touched stands still.
 
 use super::dirty::DirtyLog;
 use super::inflight::{InflightArea, queue_bytes};
