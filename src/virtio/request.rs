@@ -1,8 +1,8 @@
 //! A chain's segments as a checked virtio-blk request (5.2.6).
 //!
-//! What holds for every [`Request`] that is parsed: ranges lie within the capacity and none is empty,
-//! data is a whole number of sectors that one operation can carry, and the status byte is the last
-//! byte that the guest lets us write.
+//! What holds for every [`Request`] that is parsed: ranges lie within the capacity and none is
+//! empty, data is a whole number of sectors that one operation can carry, and the status byte is
+//! the last byte that the guest lets us write.
 
 use super::chain::Chain;
 use super::config::Device;

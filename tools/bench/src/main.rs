@@ -111,7 +111,8 @@ struct LoadArguments {
     rate: Option<f64>,
     /// Commit as a database does: so many writes together and, when all have ended, a flush; over
     /// and over [default: no flushes but those of the pattern]
-    #[arg(long, value_name = "WRITES", conflicts_with_all = ["verify", "rate"], value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "WRITES", conflicts_with_all = ["verify", "rate"])]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     commit: Option<u16>,
     /// Watch the rings all the time and ask for no interrupts
     #[arg(long, conflicts_with = "sleep")]
