@@ -225,7 +225,11 @@ impl Served {
     /// Ends serving: nothing is under way when this returns.
     pub fn stop(&self, host: &Host) -> Result<()> {
         if let Some(export) = self.link.export() {
-            host.server.remove(export)?;
+            match host.server.remove(export) {
+                // One that ended Busy the last time has ended since.
+                Err(error) if error.kind() == ErrorKind::Gone => {}
+                removed => removed?,
+            }
             self.link.close();
             self.link.attached.store(false, Ordering::Relaxed);
             self.detach_from_pool();
