@@ -181,7 +181,7 @@ fn no_operation_is_lost_whatever_the_server_does() {
         let model = load.model.clone();
         load.read_back();
         assert!(*fake.content.lock().unwrap() == model);
-        assert_eq!(client.status().connected, true);
+        assert!(client.status().connected);
         assert_eq!(client.status().reconnects > 0, expected > 1);
     }
 }
@@ -232,7 +232,7 @@ fn without_a_server_operations_wait_or_fail_when_patience_ends() {
 
 #[test]
 fn a_server_that_cannot_be_used_is_told_with_its_own_words() {
-    let refused = |url: &str| client(url, options()).err().expect("refused").to_string();
+    let refused = |url: &str| client(url, options()).expect_err("refused").to_string();
     let fake = Fake::start(vec![0; 1 << 20], &[Manner::HalfGreeting], FLAGS);
     let error = refused(&fake.url());
     assert!(error.contains("the server ended the negotiation"), "{error}");
@@ -254,7 +254,7 @@ fn an_export_that_cannot_flush_or_be_written_gets_no_write_back() {
         let mut backing = Backing::open(&backing_options(&fake.url(), Some(&sidecar))).unwrap();
         assert!(!backing.description().writeback);
         assert_eq!(backing.description().reason, Some(reason));
-        let error = backing.claim(&claim(), &mut |_| {}).err().expect("refused");
+        let error = backing.claim(&claim(), &mut |_| {}).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().ends_with(reason), "{error}");
         assert!(!sidecar.exists());
@@ -304,7 +304,7 @@ fn an_export_is_claimed_with_a_sidecar_elsewhere() {
     drop(backing);
     let mut other = Backing::open(&options).unwrap();
     let owner = Owner { allocation: [4; 16], ..Default::default() };
-    let error = other.claim(&Claim { owner, ..claim() }, &mut |_| {}).err().expect("refused");
+    let error = other.claim(&Claim { owner, ..claim() }, &mut |_| {}).expect_err("refused");
     assert!(error.to_string().contains("it belongs to vm/disk"), "{error}");
 }
 
@@ -398,8 +398,7 @@ fn qemu_nbd_over_tcp_serves_a_verified_load() {
     assert_eq!(load.flushes_failed, 0);
     load.read_back();
     drop(client);
-    let refused =
-        self::client(&format!("nbd://{address}/other"), options()).err().expect("refused");
+    let refused = self::client(&format!("nbd://{address}/other"), options()).expect_err("refused");
     assert!(refused.to_string().contains("it has no such export"), "{refused}");
 }
 

@@ -9,12 +9,15 @@ mod common;
 
 use common::{connect, export, operate, workload};
 use fake::{FLAGS, Fake, Manner};
+use std::any::Any;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 use vflash::backing::nbd::{NbdClient, NbdOptions};
 use vflash::backing::spec::Spec;
 use vflash::base::units::SECTOR_BYTES;
 use vflash::io::disk::{Errno, OpenDisk, Operation, OperationKind};
+use vflash::io::file::{FileDisk, Preallocation};
 use vflash::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
 use vflash::vhost::{DiskTarget, Export, Server, ServerOptions};
 use vflash_bench::runner::{Mix, Runner, Workload};
@@ -114,5 +117,57 @@ fn an_export_whose_disk_comes_and_goes_shows_its_guest_no_error() {
     runner.device.stop().unwrap();
     assert!(client.status().reconnects >= 2);
     server.remove(id).unwrap();
+    server.stop().unwrap();
+}
+
+/// Starts an operation of its own when it gets a message, and asks for a timer when that has ended.
+struct Background(Sender<&'static str>);
+
+impl Volume for Background {
+    fn attach(&mut self, _requests_max: u32) {}
+
+    fn submit(&mut self, request: Request<'_>, io: &mut dyn Io) {
+        io.complete(request.id, Outcome::Done);
+    }
+
+    fn message(&mut self, _message: Box<dyn Any + Send>, io: &mut dyn Io) {
+        let flush = Operation { kind: OperationKind::Flush, offset: 0, length: 0, segments: &[] };
+        io.submit(DiskIndex(0), flush, 7);
+    }
+
+    fn completed(&mut self, token: u64, result: Result<(), Errno>, io: &mut dyn Io) {
+        assert_eq!((token, result), (7, Ok(())));
+        io.wake_at(io.now() + Duration::from_millis(20));
+        self.0.send("completed").unwrap();
+    }
+
+    fn timer(&mut self, _io: &mut dyn Io) {
+        self.0.send("timer").unwrap();
+    }
+}
+
+#[test]
+fn a_volume_without_a_guest_works_on_its_own_and_gets_its_timers() {
+    let fake = Fake::start(vec![0; SIZE_BYTES as usize], &[], FLAGS);
+    let Spec::Nbd(url) = Spec::parse(&fake.url()).unwrap() else { panic!("NBD") };
+    let client = NbdClient::connect(url, NbdOptions::default()).unwrap();
+    let file = fake.folder.path().join("file");
+    let file = FileDisk::create(&file, 1 << 20, Preallocation::Reserved).unwrap();
+    let server = Server::start(&ServerOptions { reactors: 1, cpus: vec![] }).unwrap();
+    for (name, target) in [("file", file.target()), ("nbd", DiskTarget::Threaded(client))] {
+        let (sender, events) = channel();
+        let socket = fake.folder.path().join(format!("{name}.sock"));
+        let export = export(&socket, 8, Box::new(Background(sender)));
+        let id = server.add(Export { disks: vec![target], ..export }).unwrap();
+        for _ in 0..3 {
+            server.message(id, Box::new(())).unwrap();
+            for expected in ["completed", "timer"] {
+                assert_eq!(events.recv_timeout(Duration::from_secs(30)), Ok(expected), "{name}");
+            }
+        }
+        server.message(id, Box::new(())).unwrap();
+        // Something may be under way: removal waits for it and does not hang.
+        server.remove(id).unwrap();
+    }
     server.stop().unwrap();
 }

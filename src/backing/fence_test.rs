@@ -139,7 +139,12 @@ fn a_backing_that_was_changed_is_refused_while_writes_wait_for_it() {
         assert_eq!(adopted.is_ok(), adoptable, "{what}");
         // With nothing to be written only the cache is out of date.
         let nothing = Claim { remembered: flash(5, 100, false), ..mine() };
-        assert!(judge(&nothing, &change, Some(&standing(clean()))).expect("clean").cold, "{what}");
+        let verdict = judge(&nothing, &change, Some(&standing(clean()))).expect("clean");
+        assert!(verdict.cold, "{what}");
+        // Stamped, and dead before its flash has noted that it is cold: it still is.
+        let before = standing(clean());
+        let stamped = standing(claimed(&nothing, verdict, change, Some(&before)));
+        assert!(judge(&nothing, &change, Some(&stamped)).expect("mine").cold, "{what}");
     }
     let unknown = Identity { fingerprint: [11, 0], ..found() };
     assert!(judge(&mine(), &unknown, Some(&standing(stamp()))).is_ok(), "what is unknown passes");

@@ -310,6 +310,38 @@ fn every_power_cut_of_a_grouped_drain_and_of_its_recovery_leaves_exactly_a_point
     assert!(states > 10_000, "{states}");
 }
 
+/// Not a power cut but a kill: what it wrote is visible, and nothing of it durable.
+#[test]
+fn a_group_found_after_a_kill_is_made_durable_before_it_is_applied() {
+    let (mut broken, mut states) = (0, 0);
+    for seed in 0..6 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let pair = new_pair(seed);
+        let (_, mut sidecar) = pair.blocking();
+        let id = GroupId { disk: [7; 16], owner_epoch: 5, number: 1 };
+        let mut writer = GroupWriter::new(layout(), id);
+        let data_offset = writer.data_offset();
+        let mut image = vec![0; BACKING_BYTES as usize];
+        let points = BTreeMap::from([(0, image.clone())]);
+        let pieces = fill(&mut random, &mut writer, &mut image);
+        let span = Span { from: 0, to: 9, ..Default::default() };
+        let group = writer.finish(span);
+        put_data(&mut sidecar, data_offset, &pieces);
+        put(&mut sidecar, group.table_offset, &group.table);
+        put(&mut sidecar, group.header_offset, &group.header_block);
+        let mut drained = Drained { pair, points, reported: Vec::new() };
+        drained.points.insert(9, image);
+        let recovery = recover_pair(&drained.pair).expect("recovers");
+        assert_eq!(recovery.standing.point.won, 9);
+        drained.reported.push((drained.pair.position(), 9));
+        let visited = visit(&drained, Depth { stride: 1, samples: 8, nested: 0 });
+        states += visited.0;
+        broken += visited.1;
+    }
+    assert_eq!(broken, 0, "of {states}");
+    assert!(states > 500, "{states}");
+}
+
 #[test]
 fn crashes_nested_three_deep_leave_exactly_a_point() {
     let drained = drain(11, 1, false, Plant::Nothing);
@@ -394,7 +426,7 @@ fn refused(pair: &Pair, damage: Damage) -> Error {
     let before = pair.backing.peek(0, BACKING_BYTES as usize);
     let (mut backing, mut sidecar) = pair.blocking();
     let options = RecoverOptions { damage, now_ms: 1 };
-    let error = recover(&mut backing, &mut sidecar, options, &mut |_| {}).err().expect("refused");
+    let error = recover(&mut backing, &mut sidecar, options, &mut |_| {}).expect_err("refused");
     assert_eq!(pair.backing.peek(0, BACKING_BYTES as usize), before, "untouched");
     error
 }

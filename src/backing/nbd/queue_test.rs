@@ -352,7 +352,8 @@ impl Late {
             self.carry_out(index);
         }
         if !self.server.reading.is_empty() && self.random.bool() {
-            self.carry_out(self.random.usize(..self.server.reading.len()));
+            let index = self.random.usize(..self.server.reading.len());
+            self.carry_out(index);
         }
         self.under_way -= self.all.ended().len();
     }

@@ -1,7 +1,8 @@
 //! vflash, the command line.
 //!
 //! Reading order: [`arguments`] (what can be said), [`verbs`], [`pools`], [`backings`], [`attach`]
-//! (what is done), [`client`] and [`http`] (how the daemon is asked), [`consent`], [`output`], [`manual`].
+//! (what is done), [`client`] and [`http`] (how the daemon is asked), [`consent`], [`output`],
+//! [`manual`].
 
 #![forbid(unsafe_code)]
 
