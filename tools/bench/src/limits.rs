@@ -86,6 +86,7 @@ pub fn measure(socket: &Path, limited: Limited, runtime: Duration) -> Result<Lim
         runtime,
         operations_max: None,
         rate: None,
+        commit_writes: None,
         server_pid: None,
     })?;
     Ok(LimitReport {

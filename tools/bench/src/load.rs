@@ -18,6 +18,8 @@ pub struct LoadOptions {
     pub operations_max: Option<u64>,
     /// Requests per second; as fast as it goes if not given.
     pub rate: Option<f64>,
+    /// Flush after so many writes that were submitted together.
+    pub commit_writes: Option<u16>,
     /// Whose CPU time is reported.
     pub server_pid: Option<u32>,
 }
@@ -60,6 +62,9 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport> {
     let mut runner = Runner::new(Device::open(options.device.clone())?, options.workload.clone());
     if let Some(rate) = options.rate {
         runner.set_rate(rate);
+    }
+    if let Some(writes) = options.commit_writes {
+        runner.set_commits(writes);
     }
     let ramp_end = Instant::now() + options.ramp;
     drive(&mut runner, ramp_end, u64::MAX)?;

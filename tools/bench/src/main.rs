@@ -109,6 +109,11 @@ struct LoadArguments {
     /// limit]
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
+    /// Commit as a database does: so many writes together and, when all have ended, a flush; over
+    /// and over [default: no flushes but those of the pattern]
+    #[arg(long, value_name = "WRITES", conflicts_with_all = ["verify", "rate"])]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    commit: Option<u16>,
     /// Watch the rings all the time and ask for no interrupts
     #[arg(long, conflicts_with = "sleep")]
     poll: bool,
@@ -267,6 +272,7 @@ fn load(arguments: &LoadArguments) -> Outcome {
         runtime: Duration::from_secs_f64(arguments.runtime),
         operations_max: arguments.ops,
         rate: arguments.rate,
+        commit_writes: arguments.commit,
         server_pid: arguments.server_pid,
     })?;
     Ok((serde_json::to_string(&report)?, report.passed()))

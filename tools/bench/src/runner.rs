@@ -8,6 +8,7 @@ use crate::oracle::{Oracle, Range, SECTOR_BYTES};
 use crate::queue::{Completed, Kind, Queue, Waiting, sleep};
 use crate::report::ViolationKind::{Lost, Silent, Wrong};
 use crate::report::violation;
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 use vflash::metrics::Histogram;
 
@@ -93,6 +94,13 @@ struct Pace {
     due: Instant,
 }
 
+/// A guest that commits: so many writes together, and when all have ended a flush alone.
+struct Commits {
+    writes: u16,
+    /// Of the commit under way, its flush included.
+    submitted: u16,
+}
+
 /// Runs a workload on a device.
 pub struct Runner {
     pub device: Device,
@@ -108,6 +116,7 @@ pub struct Runner {
     workload: Workload,
     oracle: Option<Oracle>,
     pace: Option<Pace>,
+    commits: Option<Commits>,
     random: fastrand::Rng,
     next_block: u64,
     pending: Vec<Vec<Option<Pending>>>,
@@ -143,6 +152,7 @@ impl Runner {
             patience: LOST_AFTER,
             oracle,
             pace: None,
+            commits: None,
             random: fastrand::Rng::with_seed(workload.seed),
             next_block: 0,
             pending,
@@ -180,6 +190,28 @@ impl Runner {
     pub fn set_rate(&mut self, per_second: f64) {
         let interval = Duration::from_secs_f64(1.0 / per_second);
         self.pace = Some(Pace { interval, due: Instant::now() });
+    }
+
+    /// Commits after every so many writes, from now on: they are submitted together, and the flush
+    /// when all have ended.
+    pub fn set_commits(&mut self, writes: u16) {
+        self.commits = Some(Commits { writes, submitted: 0 });
+    }
+
+    /// What comes next; `None`: what is under way must end first.
+    fn next_kind(&mut self) -> Option<Kind> {
+        let quiet = self.pending.iter().flatten().all(Option::is_none);
+        let Some(commits) = &mut self.commits else { return Some(self.pick_kind()) };
+        if commits.submitted > commits.writes && quiet {
+            commits.submitted = 0;
+        }
+        let kind = match commits.submitted.cmp(&commits.writes) {
+            Ordering::Less => Kind::Write,
+            Ordering::Equal if quiet => Kind::Flush,
+            _ => return None,
+        };
+        commits.submitted += 1;
+        Some(kind)
     }
 
     /// How long until the next request is due.
@@ -269,7 +301,7 @@ impl Runner {
     }
 
     fn submit(&mut self, index: usize, slot: u16, started: Instant) -> bool {
-        let kind = self.pick_kind();
+        let Some(kind) = self.next_kind() else { return false };
         let mut pending = Pending {
             kind,
             range: Range { start: 0, count: 0 },

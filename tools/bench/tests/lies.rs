@@ -327,8 +327,23 @@ fn load(waiting: Waiting, indirect: bool, memory_slots: bool, socket: &Path) -> 
         runtime: Duration::from_secs(60),
         operations_max: Some(20_000),
         rate: None,
+        commit_writes: None,
         server_pid: Some(std::process::id()),
     }
+}
+
+#[test]
+fn a_commit_is_its_writes_and_then_a_flush() {
+    let report = against(Lie::None, |socket| {
+        let options = load(Waiting::Sleep, false, false, socket);
+        let workload = Workload { mix: Mix::WRITE, verify: false, ..options.workload };
+        run(&LoadOptions { workload, commit_writes: Some(3), ..options })
+    });
+    let report = report.unwrap();
+    assert!(report.passed(), "{report:?}");
+    let writes = (report.megabytes_per_second * 1e6 * report.seconds / 4096.0).round();
+    let flushes = report.operations as f64 - writes;
+    assert!((writes / 3.0 - flushes).abs() <= 1.0, "{writes} writes, {flushes} flushes");
 }
 
 #[test]

@@ -64,6 +64,7 @@ fn all_that_a_driver_may_choose_works_with_qemu_storage_daemon() {
             runtime: Duration::from_secs(60),
             operations_max: Some(3000),
             rate: None,
+            commit_writes: None,
             server_pid: Some(daemon.0.id()),
         });
         let report = report.unwrap_or_else(|error| panic!("{device:?}: {error}"));

@@ -7,6 +7,7 @@
 mod cells;
 mod disturbance;
 mod goals;
+mod pages;
 mod peers;
 mod table;
 
@@ -18,16 +19,17 @@ use anyhow::{Context, Result, ensure};
 use crate::scratch::Scratch;
 use cells::{Cell, Samples};
 use disturbance::Usage;
-use peers::{Pages, Peers};
+use pages::HugePages;
+use peers::Peers;
 use table::Setting;
 
 /// Compare vflash with the raw file and with qemu-storage-daemon
 ///
 /// Measures IOPS, bandwidth, latency and the server's CPU time in each cell (pattern, depth, number
 /// of queues), with the server pinned to core 1 and the client to core 0, and says which goals are
-/// met. Missed goals are shown, not failed. Takes about ten minutes and 9 GiB of disk. Where at
-/// least 64 huge pages of 2 MiB are free (vm.nr_hugepages), guest memory and fio's buffers lie on
-/// them.
+/// met. Missed goals are shown, not failed. Takes about ten minutes and 9 GiB of disk. Guest memory
+/// and fio's buffers lie on huge pages of 2 MiB: 64 are reserved for the time (as root), or used if
+/// they are free (vm.nr_hugepages).
 #[derive(clap::Args)]
 pub(crate) struct BenchArguments {
     /// Rounds over all cells
@@ -61,7 +63,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         return Ok(());
     }
     let scratch = Scratch::new()?;
-    let pages = Pages::detect();
+    let huge = HugePages::reserve();
+    let pages = huge.pages;
     let peers = Peers::start(&scratch, pages)?;
     if arguments.profile.is_some() {
         return peers.profile(&cells[0], arguments.seconds);

@@ -10,46 +10,13 @@ use vflash_guest::process::die_with_parent;
 
 use super::cells::{Cell, Medium, Peer, Sample};
 use super::goals::Idle;
+use super::pages::Pages;
 use crate::scratch::Scratch;
 
 const FILE_BYTES: u64 = 4 << 30;
 const SERVER_CPU: &str = "1";
 const CLIENT_CPU: &str = "0";
 const IDLE_DEVICES: usize = 100;
-
-/// Huge pages of 2 MiB that the largest cell takes, with some to spare.
-const HUGE_PAGES_MIN: u64 = 64;
-
-/// What guest memory and fio's buffers are made of: a transfer of 128 KiB is one run of memory on
-/// huge pages, and 32 on small ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pages {
-    Small,
-    Huge,
-}
-
-impl Pages {
-    /// Huge ones if enough are free.
-    pub(crate) fn detect() -> Self {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let number = |name| text.lines().find_map(|line: &str| line.strip_prefix(name));
-        let number =
-            |name| number(name).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-        let (free, kib): (Option<u64>, Option<u64>) =
-            (number("HugePages_Free:"), number("Hugepagesize:"));
-        match (free, kib) {
-            (Some(HUGE_PAGES_MIN..), Some(2048)) => Self::Huge,
-            _ => Self::Small,
-        }
-    }
-
-    pub(crate) fn describe(self) -> &'static str {
-        match self {
-            Self::Small => "Guest memory and fio's buffers on pages of 4 KiB",
-            Self::Huge => "Guest memory and fio's buffers on pages of 2 MiB",
-        }
-    }
-}
 
 /// A server, killed when dropped.
 struct Server(Child);

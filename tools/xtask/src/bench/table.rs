@@ -2,7 +2,7 @@
 
 use super::cells::{Cell, Peer, Samples};
 use super::goals::{self, CPU, Goal, IOPS, Idle, P50, P99, RATE, Value};
-use super::peers::Pages;
+use super::pages::Pages;
 
 const COLUMNS: &str = "\
 | cell | peer | rate (least–most) | ÷ raw | ÷ qsd | p50 µs | p99 µs | CPU µs/IO | goals |
