@@ -461,3 +461,26 @@ fn a_large_log_is_opened_in_little_time() {
     assert!(opened.dirty_bytes > 60 << 20, "{}", opened.dirty_bytes);
     assert_eq!(opened.head.durable_through, 16_000);
 }
+
+/// All is drained, and the newest drained segment was being used again when the power went: the
+/// older ones hold older versions than the backing, and none may be served.
+#[test]
+fn older_drained_versions_do_not_come_back_when_newer_ones_are_lost() {
+    let mut rig = Rig::new(shape(8, 64 * KIB), options());
+    for at in 0..10 {
+        rig.write(at % 5 * 16, 16);
+    }
+    rig.drain();
+    let scan = crate::cache::scan::scan(&mut medium(&rig.flash), 99).expect("a log");
+    let newest = scan.segments.last().expect("segments");
+    let batch = newest.batches.last().expect("batches");
+    let start = scan.root.shape.segment_offset(newest.index);
+    let flash = again(&rig.flash);
+    flash.poke(start + u64::from(batch.position), &[0x33; 4096]);
+    let mut after = Rig::on(flash, again(&rig.backing), options());
+    after.truth = rig.truth.clone();
+    after.check();
+    after.write(3, 7);
+    after.drain();
+    after.check();
+}

@@ -598,7 +598,9 @@ impl Core {
             }
         }
         let header = batch.header;
-        let whole = header.next_won - 1;
+        // Numbers that a crash undid are no writes: without a request that ends here nothing new.
+        let ends = header.next_won > header.first_won;
+        let whole = if ends { header.next_won - 1 } else { journal.counted_won };
         let last_won = if header.continued { header.next_won } else { whole };
         let end = append.position + append.batch_bytes;
         self.segments.grew(append.segment, end, last_won);

@@ -141,8 +141,9 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         marks: Vec::new(),
         origins: Vec::new(),
     };
-    for segment in &scan.segments {
-        loaded.segment(&scan, segment);
+    // If the newest of what was drained is missing, what is there may be older than the backing.
+    if scan.last_won >= drained {
+        scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
     }
     loaded.origins.sort_unstable();
     let fence = fence(&scan);
@@ -344,7 +345,14 @@ pub fn read_opened(
                 let bytes = medium
                     .read(offset, length)
                     .map_err(|errno| Error::io("reading the cache", errno.into()))?;
-                if super::record::piece_checksum(&bytes) != piece.checksum {
+                let right = super::record::piece_checksum(&bytes) == piece.checksum;
+                let segment = opened.segments.of_position(piece.position);
+                let state = segment.map(|segment| opened.segments.get(segment).state);
+                if !right && state == Some(SegmentState::Clean) {
+                    // Its segment was being used again; the backing has it.
+                    continue;
+                }
+                if !right {
                     let text = format!("sector {} is damaged at byte {offset}", piece.start);
                     return Err(Error::new(ErrorKind::Corrupt, text));
                 }

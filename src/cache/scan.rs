@@ -451,7 +451,7 @@ impl<'a> Judge<'a> {
                 seen.durable = seen.durable.max(header.durable_through);
                 seen.won = seen.won.max(last_won(header));
                 seen.epoch = seen.epoch.max(header.last_epoch);
-                if segment.summarised {
+                if segment.summarised && header.next_won > header.first_won {
                     seen.durable = seen.durable.max(header.next_won.saturating_sub(1));
                 }
             }
@@ -495,7 +495,10 @@ impl<'a> Judge<'a> {
             ended &= !planted(Bug::PreviousLapAccepted);
             // What was drained may have been given to a segment whose header did not arrive. A
             // miss does no harm, an older version would: all before it goes too.
-            if ended && !hole && header.sequence <= self.root.oldest_segment {
+            let before = number.checked_sub(1).and_then(|before| self.segments.get(before));
+            let drained =
+                before.is_some_and(|before| before.header.sequence < self.root.oldest_segment);
+            if ended && !hole && drained {
                 ended = false;
                 last = None;
                 kept.iter_mut().for_each(|kept| *kept = 0);
@@ -529,6 +532,11 @@ impl<'a> Judge<'a> {
         }
         if last.is_some_and(|last| last.header.continued) {
             self.drop_part(&mut kept);
+        }
+        if kept.iter().all(|kept| *kept == 0) {
+            // Numbers before a first record that did not arrive are no writes.
+            self.last_won = self.root.drained_through;
+            self.last_epoch = self.root.drained_epoch;
         }
         let torn = ended && planted(Bug::TornTailIsCorruption);
         let damaged = self.seen.durable > self.last_won && !planted(Bug::CorruptionIsTail);

@@ -532,7 +532,10 @@ impl Rig {
         let head = rig.head();
         let Moment { kept, submitted, .. } = moment;
         assert!((kept..=submitted).contains(&head), "{announce}: {head} not in {moment:?}");
-        rig.check_guest(head).unwrap_or_else(|text| panic!("{announce}: {text}"));
+        if let Err(text) = rig.check_guest(head) {
+            rig.head();
+            panic!("{announce}: {text}; {:?}", rig.state());
+        }
         Arc::make_mut(&mut rig.model).cut(head, next_won);
         while rig.reactor.operations() > 0 {
             rig.turn(true);

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cargo;
+mod crash;
 mod demo;
 mod kill;
 mod packages;
@@ -28,12 +29,8 @@ enum Task {
     /// Run all checks: what CI runs
     Test(test::Options),
     Bench(bench::BenchArguments),
-    /// Search for crash states of the pool that break it, longer than the tests do
-    Crash {
-        /// Random runs of operations, each cut at every write
-        #[arg(long, default_value_t = 1_000)]
-        runs: u32,
-    },
+    /// Search for ends of the host that break a pool or a cached disk
+    Crash(crash::Options),
     /// Run every fuzz loop
     Fuzz {
         /// Seconds for each of them
@@ -69,7 +66,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Bench(arguments) => bench::run(&arguments).map(|()| true),
-        Task::Crash { runs } => test::crash(runs),
+        Task::Crash(options) => crash::run(&options),
         Task::Fuzz { seconds } => test::fuzz(seconds),
         Task::Soak { guest_kills, client_kills } => test::soak(guest_kills, client_kills),
     }

@@ -10,16 +10,13 @@ use vflash_guest::process::output;
 
 use crate::cargo::{Count, TestProgram, cargo, run as run_command, run_tests, test_programs};
 use crate::steps::Steps;
-use crate::{demo, kill, packages};
+use crate::{crash, demo, kill, packages};
 
 /// Programs of fuzz loops are named so, and so are the loops among other tests.
 const FUZZ: &str = "fuzz";
 
 /// Tells fuzz loops how long to run.
 const FUZZ_SECONDS: &str = "VFLASH_FUZZ_SECONDS";
-
-/// Tells the search for crash states how many random runs to make.
-const CRASH_RUNS: &str = "VFLASH_CRASH_RUNS";
 
 /// Fuzz loops that run at the same time.
 const FUZZ_JOBS: usize = 2;
@@ -59,6 +56,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
         plain(doc.env("RUSTDOCFLAGS", "--deny warnings"))
     });
+    steps.run("crash states of the cached disk", || crash::cache(1));
+    steps.run("planted bugs", crash::planted);
     let fuzz_name = format!("fuzz, {} s each", options.fuzz_seconds);
     steps.run(&fuzz_name, || fuzz_loops(options.fuzz_seconds));
     steps.run("kill -9 under a guest", || Ok(((), kill::under_a_guest(options.kill_cycles)?)));
@@ -85,17 +84,6 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 pub(crate) fn fuzz(seconds: u32) -> Result<bool> {
     report(|steps| {
         steps.run(&format!("fuzz, {seconds} s each"), || fuzz_loops(seconds));
-    })
-}
-
-/// `cargo xtask crash`
-pub(crate) fn crash(runs: u32) -> Result<bool> {
-    report(|steps| {
-        steps.run("crash states", || {
-            let mut tests = cargo(&["test", "--release", "--test", "pool_crash"]);
-            let count = run_tests(tests.env(CRASH_RUNS, runs.to_string()))?;
-            judge(count)
-        });
     })
 }
 

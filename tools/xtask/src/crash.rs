@@ -1,0 +1,189 @@
+//! `cargo xtask crash`: every end of the host that a disk may meet, in the simulator; and the test
+//! of those tests, the planted bugs.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use vflash::base::planted::Bug;
+
+use crate::cargo::{cargo, run_tests};
+use crate::steps::Steps;
+
+/// Tells the search for crash states of the pool how many random runs to make.
+const POOL_RUNS: &str = "VFLASH_CRASH_RUNS";
+
+/// Tells the suites of the cached disk how much more to do than in CI.
+const SCALE: &str = "VFLASH_CRASH_SCALE";
+
+/// Chooses a planted bug.
+const PLANTED: &str = "VFLASH_PLANTED";
+
+/// What each suite prints: `crash suite: NAME: N states, …`.
+const SUITE: &str = "crash suite: ";
+
+/// The suites of the cached disk.
+const PROGRAMS: [&str; 3] = ["cache_crash", "cache_drain", "cache_media"];
+
+/// States that the suites of the cached disk visit in CI at least.
+const STATES_MIN: u64 = 100_000;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Random runs of operations of the pool, each cut at every write; 0 for none
+    #[arg(long, default_value_t = 1_000)]
+    runs: u32,
+    /// How much more than in CI the suites of the cached disk do
+    #[arg(long, default_value_t = 1)]
+    scale: u64,
+    /// Plant each bug in turn instead: its suite must find it
+    #[arg(long)]
+    planted: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let mut steps = Steps::new();
+    if options.planted {
+        steps.run("planted bugs", planted);
+    } else {
+        if options.runs > 0 {
+            steps.run("crash states of the pool", || pool(options.runs));
+        }
+        steps.run("crash states of the cached disk", || cache(options.scale));
+    }
+    steps.print_table();
+    Ok(steps.failed() == 0)
+}
+
+fn pool(runs: u32) -> Result<((), String)> {
+    let mut tests = cargo(&["test", "--release", "--test", "pool_crash"]);
+    let count = run_tests(tests.env(POOL_RUNS, runs.to_string()))?;
+    ensure!(count.failed == 0 && count.passed > 0, "{} tests failed", count.failed);
+    Ok(((), format!("{} tests", count.passed)))
+}
+
+/// Runs the suites of the cached disk; says how many states they visited, and how fast.
+pub(crate) fn cache(scale: u64) -> Result<((), String)> {
+    let mut states = 0;
+    let begun = Instant::now();
+    for program in PROGRAMS {
+        let mut tests = cargo(&["test", "--package", "vflash", "--test", program]);
+        tests.args(["--", "--nocapture"]).env(SCALE, scale.to_string());
+        let (passed, said) = said(&mut tests)?;
+        print!("{}", suites(&said));
+        ensure!(passed, "{program}: {}", failure(&said));
+        states += said.lines().filter_map(parse_states).sum::<u64>();
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let least = STATES_MIN * scale;
+    ensure!(states >= least, "{states} states are fewer than {least}");
+    Ok(((), format!("{states} states, 0 failures, {:.0} states/s", states as f64 / seconds)))
+}
+
+/// The test that must find a bug.
+fn finder(bug: Bug) -> (&'static str, &'static str) {
+    const BOUNDED: &str = "every_crash_state_of_one_and_two_operations_is_a_point";
+    const LONG: &str = "every_crash_state_of_long_random_runs_is_a_point";
+    const NESTED: &str = "a_crash_inside_recovery_changes_nothing";
+    const GENERATIONS: &str = "crash_after_crash_nothing_is_lost";
+    const FLASH_LOST: &str = "flash_lost_at_any_write_of_a_drain_leaves_a_past_point";
+    const OUTAGES: &str = "an_outage_of_the_shared_storage_costs_time_and_nothing_else";
+    const DAMAGE: &str = "damage_is_found_or_harmless_and_never_served";
+    const MODEL: &str = "every_request_agrees_with_the_model";
+    match bug {
+        Bug::AckBeforeFlush
+        | Bug::FlushSkipsWrites
+        | Bug::ChecksumOfHeaderOnly
+        | Bug::TornTailIsCorruption
+        | Bug::DiscardForgotten
+        | Bug::TailBeforeBackingFlush => ("cache_crash", BOUNDED),
+        Bug::PreviousLapAccepted => ("cache_crash", LONG),
+        Bug::RecoveryNotRestartable => ("cache_crash", NESTED),
+        Bug::NumberReused => ("cache_crash", GENERATIONS),
+        Bug::OverlapSwapped | Bug::GroupNotCommitted => ("cache_drain", FLASH_LOST),
+        Bug::FailedFlushRetried => ("cache_drain", OUTAGES),
+        Bug::CorruptionIsTail => ("cache_media", DAMAGE),
+        Bug::WrongHalf => ("cache_media", MODEL),
+    }
+}
+
+/// Each bug must be found by its suite; without one every such suite passes in the same build.
+pub(crate) fn planted() -> Result<((), String)> {
+    let mut missed = Vec::new();
+    for bug in Bug::ALL {
+        let (program, test) = finder(bug);
+        let begun = Instant::now();
+        let (passed, said) = said(&mut with_planted(program, test, &format!("{bug:?}")))?;
+        ensure!(passed || said.contains("panicked"), "{bug:?}: {program} did not run:\n{said}");
+        let seconds = begun.elapsed().as_secs_f64();
+        let word = if passed { "MISSED" } else { "found" };
+        println!("  {bug:?}: {word} by {program}::{test} ({seconds:.1} s)");
+        if passed {
+            missed.push(format!("{bug:?}"));
+        }
+    }
+    ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
+    for program in PROGRAMS {
+        let (passed, said) = said(&mut with_planted(program, "", ""))?;
+        ensure!(passed, "{program} fails without a planted bug: {}", failure(&said));
+    }
+    Ok(((), format!("{} of {} found", Bug::ALL.len(), Bug::ALL.len())))
+}
+
+fn with_planted(program: &str, test: &str, bug: &str) -> Command {
+    let mut command =
+        cargo(&["test", "--package", "vflash", "--features", "planted", "--test", program, "--"]);
+    command.args(["--nocapture"]).env(PLANTED, bug);
+    if !test.is_empty() {
+        command.args(["--exact", test]);
+    }
+    command
+}
+
+/// Runs it to its end: whether it passed, and all that it said.
+fn said(command: &mut Command) -> Result<(bool, String)> {
+    let output = command
+        .stdin(Stdio::null())
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .with_context(|| format!("start {command:?}"))?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+}
+
+fn suites(said: &str) -> String {
+    let lines = said.lines().filter_map(|line| line.find(SUITE).map(|at| &line[at..]));
+    lines.map(|line| format!("  {line}\n")).collect()
+}
+
+/// The line that says what was wrong, and the one that repeats it.
+fn failure(said: &str) -> String {
+    let telling = |line: &&str| {
+        line.contains("VFLASH_CRASH_CASE=") || line.contains("seed ") || line.contains("error")
+    };
+    let mut lines: Vec<&str> = said.lines().filter(telling).take(4).collect();
+    if lines.is_empty() {
+        lines = said.lines().rev().take(20).collect();
+    }
+    lines.join("; ")
+}
+
+fn parse_states(line: &str) -> Option<u64> {
+    let (_, rest) = line.split_once(SUITE)?;
+    let before = rest.split(" states").next()?;
+    before.rsplit(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_counted_and_other_lines_are_not() {
+        let line = "crash suite: long random runs: 37421 states, 869 states/s, 0 failures";
+        assert_eq!(parse_states(line), Some(37_421));
+        assert_eq!(parse_states("test a ... crash suite: b: 7 states, 0 failures"), Some(7));
+        assert_eq!(parse_states("37421 states"), None);
+        assert_eq!(suites("x crash suite: b: 7 states\ny\n"), "  crash suite: b: 7 states\n");
+    }
+}
