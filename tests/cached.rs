@@ -58,6 +58,8 @@ fn a_clean_stop_leaves_dirty_data_and_a_start_without_manifests_serves_it() {
     assert_eq!(again, json!({"steps": [], "destroys": [], "done": true}), "nothing to do");
     runner.read_back().unwrap();
     runner.device.stop().unwrap();
+    drop(runner);
+    eventually("it is let go", || daemon.get("/v1/volumes/vm/disk")["attached"] == false);
     let plan = daemon.post("/v1/volumes/vm/disk/detach", &json!({}));
     assert_eq!(plan["done"], true, "{plan}");
     assert!(daemon.volumes().is_empty());
@@ -157,6 +159,8 @@ fn a_backing_has_one_daemon_and_one_volume() {
     device.reconnect().unwrap();
     assert_eq!(read(&mut device, 0), 7);
     device.stop().unwrap();
+    drop(device);
+    eventually("it is let go", || daemon.get("/v1/volumes/vm/disk")["attached"] == false);
     daemon.post("/v1/volumes/vm/disk/detach", &json!({}));
     other.apply(&stranger);
     let mut device = connect(&other, "vm/disk", 1, 8);

@@ -256,10 +256,8 @@ impl<'a> Opening<'a> {
 
     /// A disk that could not be made leaves its backing to others.
     fn give_back(&mut self) {
-        let options = crate::backing::recover::RecoverOptions {
-            now_ms: unix_ms(),
-            ..Default::default()
-        };
+        let options =
+            crate::backing::recover::RecoverOptions { now_ms: unix_ms(), ..Default::default() };
         if let Err(error) = self.backing.take_over_lost(self.name, options, &mut |_| {}) {
             log::warn!("{}: giving its backing back: {error}", self.name);
         }
@@ -277,11 +275,10 @@ impl<'a> Opening<'a> {
         options.drain = self.drain();
         options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
         let (target, sidecar_target) = self.backing.targets();
-        let disks: Vec<DiskTarget> =
-            [Some(self.pool.target.clone()), Some(target), sidecar_target]
-                .into_iter()
-                .flatten()
-                .collect();
+        let disks: Vec<DiskTarget> = [Some(self.pool.target.clone()), Some(target), sidecar_target]
+            .into_iter()
+            .flatten()
+            .collect();
         let sidecar = stamp.map(|stamp| SidecarState {
             layout: Layout::new(stamp.group_bytes_max),
             stamp,

@@ -2,8 +2,8 @@
 
 use super::api::{self, ErrorCode, EventKind, Failure};
 use super::api_cached::{
-    Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Detach, Drain, DrainKind, Draining, Durability,
-    Mark, Point, PointKind, Points, SetMode,
+    Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Detach, Drain, DrainKind, Draining,
+    Durability, Mark, Point, PointKind, Points, SetMode,
 };
 use super::cached::{self, Cached, cache_mode, drain_mode};
 use super::engine::Engine;
@@ -60,19 +60,29 @@ pub(super) const CACHE_COUNTERS: [CounterField; 12] = [
     ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
     ("vflash_cache_records_total", "Records appended to the log.", |c| &c.records),
     ("vflash_cache_appended_bytes_total", "Bytes appended to the log.", |c| &c.appended_bytes),
-    ("vflash_cache_append_failures_total", "Appends that failed and were done again elsewhere.", |c| {
-        &c.append_failures
+    (
+        "vflash_cache_append_failures_total",
+        "Appends that failed and were done again elsewhere.",
+        |c| &c.append_failures,
+    ),
+    (
+        "vflash_cache_mismatches_total",
+        "Pieces whose checksum did not match where they were read first.",
+        |c| &c.mismatches,
+    ),
+    ("vflash_cache_dropped_total", "Damaged copies of drained data that were dropped.", |c| {
+        &c.dropped
     }),
-    ("vflash_cache_mismatches_total", "Pieces whose checksum did not match where they were read first.", |c| {
-        &c.mismatches
-    }),
-    ("vflash_cache_dropped_total", "Damaged copies of drained data that were dropped.", |c| &c.dropped),
     ("vflash_cache_replayed_total", "Replayed requests that the log had already.", |c| &c.replayed),
-    ("vflash_cache_drain_bytes_total", "Bytes written to the backing by the drain.", |c| &c.drain_bytes),
-    ("vflash_cache_drain_groups_total", "Groups drained.", |c| &c.drain_groups),
-    ("vflash_cache_drain_retries_total", "Attempts of the drain that failed and were made again.", |c| {
-        &c.drain_retries
+    ("vflash_cache_drain_bytes_total", "Bytes written to the backing by the drain.", |c| {
+        &c.drain_bytes
     }),
+    ("vflash_cache_drain_groups_total", "Groups drained.", |c| &c.drain_groups),
+    (
+        "vflash_cache_drain_retries_total",
+        "Attempts of the drain that failed and were made again.",
+        |c| &c.drain_retries,
+    ),
 ];
 
 /// Asking the disk.
@@ -361,9 +371,7 @@ impl Engine {
             (Some(won), None) => Ok(Some(*won)),
             (None, Some(point)) => {
                 let points = served.ask(ANSWER_WAIT, |reply| CacheMessage::Points { reply })?;
-                let named = |at: &&order::Point| {
-                    matches!(&at.kind, order::PointKind::Mark(mark) if mark == point)
-                };
+                let named = |at: &&order::Point| matches!(&at.kind, order::PointKind::Mark(mark) if mark == point);
                 let found = points.iter().find(named).ok_or_else(|| {
                     let name = &served.name;
                     let text = format!(
@@ -426,8 +434,7 @@ impl Engine {
     pub fn mark(&self, name: &str, request: &Mark) -> Result<Point> {
         let (served, _) = self.cached(name)?;
         let mark = request.name.clone();
-        let won =
-            served.ask(ANSWER_WAIT, |reply| CacheMessage::Mark { name: mark, reply })??;
+        let won = served.ask(ANSWER_WAIT, |reply| CacheMessage::Mark { name: mark, reply })??;
         let name = Some(request.name.clone());
         Ok(Point { won, kind: PointKind::Mark, name, epoch: None })
     }
@@ -741,9 +748,10 @@ impl Engine {
     /// Requests of cached disks that wait for space in their logs.
     pub(super) fn parked_requests(&self) -> usize {
         let state = self.state();
-        let parked = state.volumes.values().filter_map(|served| {
-            Some(served.cached.as_ref()?.status.gauges().parked as usize)
-        });
+        let parked = state
+            .volumes
+            .values()
+            .filter_map(|served| Some(served.cached.as_ref()?.status.gauges().parked as usize));
         parked.sum()
     }
 }

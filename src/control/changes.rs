@@ -34,10 +34,11 @@ pub struct NewVolume {
 
 impl NewVolume {
     fn attributes(&self) -> Vec<u8> {
-        let log = self.settings.cache.as_ref().map(|_| LogIdentity {
-            uuid: uuid::Uuid::new_v4(),
-            ..LogIdentity::default()
-        });
+        let log = self
+            .settings
+            .cache
+            .as_ref()
+            .map(|_| LogIdentity { uuid: uuid::Uuid::new_v4(), ..LogIdentity::default() });
         Attributes { settings: self.settings.clone(), log }.encode()
     }
 }

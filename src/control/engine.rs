@@ -7,13 +7,13 @@
 use super::api::{
     Attachment, ErrorCode, EventKind, Failure, Health, QUEUE_SIZE, State, Status, Volume, Volumes,
 };
+use super::cached::Opener;
 use super::events::{EventLog, now_ms};
 use super::pool::OpenPool;
 use super::rundir::{Remembered, RunDir};
 use super::served::{Host, Served};
 use super::watch::Watched;
 use super::watch_cache::WatchedCache;
-use super::cached::Opener;
 use crate::base::{Error, ErrorKind, Result};
 use crate::vhost::{Server, ServerOptions};
 use std::collections::BTreeMap;

@@ -185,9 +185,11 @@ const CACHE_GAUGES: [CacheGauge; 12] = [
     ("vflash_cache_drained_won", "Write-order number that the backing is at.", |g| g.drained_won),
     ("vflash_cache_epoch", "FLUSH boundaries of the guest.", |g| g.epoch),
     ("vflash_cache_drain_rate_bytes", "Bytes of log drained a second.", |g| g.drain_rate),
-    ("vflash_cache_drain_eta_milliseconds", "Until all is drained, at that rate; 0: unknown.", |g| {
-        g.drain_eta.map_or(0, |eta| eta.as_millis() as u64)
-    }),
+    (
+        "vflash_cache_drain_eta_milliseconds",
+        "Until all is drained, at that rate; 0: unknown.",
+        |g| g.drain_eta.map_or(0, |eta| eta.as_millis() as u64),
+    ),
     ("vflash_cache_index_bytes", "Memory of the index.", |g| g.index_bytes),
     ("vflash_cache_index_pieces", "Pieces in the index.", |g| g.index_pieces),
     ("vflash_cache_waiting_requests", "Requests that wait for space in the log.", |g| g.parked),

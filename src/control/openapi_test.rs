@@ -361,11 +361,7 @@ fn described_routes(document: &Value) -> BTreeSet<(String, String, String)> {
             assert_eq!(wanted, named, "{path}");
             assert!(operation["responses"]["default"].is_object(), "{path}");
             let alone = ["check", "checkpoint", "grow"].iter().any(|end| path.ends_with(end));
-            assert_eq!(
-                method == "post" && !alone,
-                operation["requestBody"].is_object(),
-                "{path}"
-            );
+            assert_eq!(method == "post" && !alone, operation["requestBody"].is_object(), "{path}");
         }
     }
     routes

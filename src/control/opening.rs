@@ -109,8 +109,7 @@ impl Engine {
     /// Opens all cached disks of a pool, side by side.
     pub(super) fn open_caches(&self, pool: &Arc<OpenPool>) {
         let of_pool = |served: &&Served| served.is_opening() && Arc::ptr_eq(&served.pool, pool);
-        let wanted: Vec<Served> =
-            self.state().volumes.values().filter(of_pool).cloned().collect();
+        let wanted: Vec<Served> = self.state().volumes.values().filter(of_pool).cloned().collect();
         let begun: Vec<_> = wanted.into_iter().map(|served| self.begin_opening(served)).collect();
         let deadline = Instant::now() + START_WAIT;
         for (name, opened) in begun {
@@ -124,8 +123,7 @@ impl Engine {
     fn begin_opening(&self, served: Served) -> (String, Receiver<Result<()>>) {
         let (done, opened) = channel();
         let name = served.name.clone();
-        let task =
-            Task { host: self.host.clone(), everything: self.everything.clone(), served };
+        let task = Task { host: self.host.clone(), everything: self.everything.clone(), served };
         let spawned = std::thread::Builder::new().name("open".to_owned()).spawn(move || {
             // Nobody may be waiting any more.
             let _ = done.send(task.run());
@@ -176,10 +174,7 @@ impl Engine {
                     std::thread::sleep(Duration::from_millis(10));
                 }
                 Err(TryLockError::WouldBlock) => {
-                    return Err(Failure::new(
-                        ErrorCode::Busy,
-                        under_way(&served.name).to_string(),
-                    ));
+                    return Err(Failure::new(ErrorCode::Busy, under_way(&served.name).to_string()));
                 }
                 lock => break lock,
             }

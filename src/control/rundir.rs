@@ -170,9 +170,7 @@ pub fn remembered_in(run_dir: &Path) -> Result<Vec<Remembered>> {
     let path = run_dir.join(POOLS);
     let text = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == IoKind::NotFound => return Ok(Vec::new()),
-        text => {
-            text.map_err(|error| Error::io(format!("reading {}", path.display()), error))?
-        }
+        text => text.map_err(|error| Error::io(format!("reading {}", path.display()), error))?,
     };
     serde_json::from_str(&text).map_err(|error| {
         let text = format!("{} is damaged: name pools by --pool", path.display());

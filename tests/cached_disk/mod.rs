@@ -37,7 +37,8 @@ pub(crate) fn manifest(daemon: &Vflashd, disks: &[(&str, &str, &str)]) -> String
 
 /// An image full of a pattern, so that nothing reads as zeros by chance.
 pub(crate) fn image(path: &Path) {
-    let bytes: Vec<u8> = (0..DISK_BYTES / 8).flat_map(|word| (word ^ 0x5a5a).to_le_bytes()).collect();
+    let bytes: Vec<u8> =
+        (0..DISK_BYTES / 8).flat_map(|word| (word ^ 0x5a5a).to_le_bytes()).collect();
     std::fs::write(path, bytes).unwrap();
 }
 

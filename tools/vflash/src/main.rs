@@ -34,8 +34,7 @@ const CHECK_IMPOSSIBLE: u8 = 8;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let check =
-        matches!(arguments.verb, Verb::Pool(PoolVerb::Check { .. }) | Verb::Check(_));
+    let check = matches!(arguments.verb, Verb::Pool(PoolVerb::Check { .. }) | Verb::Check(_));
     let backing = matches!(arguments.verb, Verb::Backing(_));
     match run(arguments) {
         Ok(code) => code,

@@ -8,8 +8,8 @@ mod qmp;
 use crate::arguments::{AttachArguments, DetachArguments, Format};
 use crate::client::{Client, volume_path};
 use crate::output::{print as answer, write};
-use crate::{backings, caches};
 use crate::tables;
+use crate::{backings, caches};
 use vflash::control::api::{Attachment, ErrorCode, Failure};
 
 type Result<T> = std::result::Result<T, Failure>;
