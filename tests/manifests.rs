@@ -12,7 +12,7 @@ use vflash::manifest::{
 };
 
 /// What `vflash diff` prints for each file on a host that has an empty drive and no pool.
-const DIFFS: [(&str, &str); 5] = [
+const DIFFS: [(&str, &str); 7] = [
     (
         "demo.yaml",
         "+ pool demo: create on MANIFESTS/demo.pool, a file of 2GiB\n\
@@ -45,6 +45,22 @@ const DIFFS: [(&str, &str); 5] = [
          + volume web-1/swap: 16GiB on nvme0, volatile\n\
          + volume web-1/reference: 8GiB on nvme0, nonvolatile, readOnly true\n\
          4 to create, 0 to change, 0 to delete.\n",
+    ),
+    (
+        "cached.yaml",
+        "+ pool nvme0: create on /dev/disk/by-id/nvme-EXAMPLE_SERIAL\n\
+         + volume web-1/root: /mnt/nfs/web-1.raw cached in 16GiB on nvme0\n\
+         + volume web-1/data: nbd://storage.example/web-1-data cached in 64GiB on nvme0, sidecar \
+         /mnt/nfs/web-1-data.redo, drain grouped, maxStaleness 5s\n\
+         + volume web-1/logs: /mnt/nfs/web-1-logs.raw cached in 8GiB on nvme0, cache mode \
+         write-through, drain ordered, durability flush\n\
+         4 to create, 0 to change, 0 to delete.\n",
+    ),
+    (
+        "cached-demo.yaml",
+        "+ pool cached-demo: create on MANIFESTS/cached-demo.pool, a file of 1GiB\n\
+         + volume demo/shared: MANIFESTS/shared.raw cached in 512MiB on cached-demo\n\
+         2 to create, 0 to change, 0 to delete.\n",
     ),
     (
         "null-pool.yaml",

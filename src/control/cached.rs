@@ -63,8 +63,6 @@ pub struct Cached {
     pub mode: Mode,
     /// Point that draining stays at, plus 1; 0: it goes on.
     pub held: AtomicU64,
-    /// Kept so that the locks last as long as this.
-    _targets: Vec<DiskTarget>,
 }
 
 /// What an opening works on.
@@ -298,7 +296,6 @@ impl<'a> Opening<'a> {
             no_writeback: description.reason,
             mode,
             held: AtomicU64::new(0),
-            _targets: disks.clone(),
         };
         Ok(CachedVolume { disk, disks, side: Arc::new(side), findings })
     }

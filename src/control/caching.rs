@@ -36,6 +36,9 @@ const STOP_WAIT: Duration = Duration::from_secs(3);
 /// How long a disk may take to answer at all.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
+/// As [`ANSWER_WAIT`], of somebody who only looks.
+const LOOK_WAIT: Duration = Duration::from_millis(200);
+
 /// How long one call waits for a drain; who wants to see the end asks again.
 const DRAIN_WAIT: Duration = Duration::from_secs(5);
 
@@ -123,6 +126,21 @@ impl Served {
         Ok(cached.status.gauges())
     }
 
+    /// Brings the gauges up to date; a reactor that is busy tells what was true a moment ago.
+    pub(super) fn look(&self) {
+        if let Err(error) = self.ask(LOOK_WAIT, |reply| CacheMessage::Status { reply }) {
+            log::debug!("{error}");
+        }
+    }
+
+    /// Bytes of log that only the flash holds; 0 if that is not known.
+    pub(super) fn dirty_bytes(&self) -> crate::base::Result<u64> {
+        match &self.cached {
+            Some(cached) => Ok(self.gauges(cached)?.dirty_bytes),
+            None => Ok(0),
+        }
+    }
+
     /// Ends draining where it is, so that nothing of a cached disk is under way soon. What is
     /// dirty stays on the flash.
     pub(super) fn rest(&self, wait: Duration) -> crate::base::Result<()> {
@@ -149,6 +167,38 @@ impl Served {
         Err(Error::new(ErrorKind::Busy, text))
     }
 
+    /// A change of mode that an earlier daemon began goes on.
+    pub(super) fn resume_mode(&self, host: &super::served::Host) {
+        let (Some(cached), Some(cache)) = (&self.cached, &self.settings.cache) else { return };
+        let mode = cache_mode(cache.mode);
+        if cached.mode != mode {
+            drop(self.begin_mode(host, mode));
+        }
+    }
+
+    /// Begins another mode; an event tells when it is in force.
+    fn begin_mode(
+        &self,
+        host: &super::served::Host,
+        mode: Mode,
+    ) -> Receiver<crate::base::Result<()>> {
+        let (done, waited) = channel();
+        let (events, object) = (host.events.clone(), self.object());
+        let reply: Reply<crate::base::Result<()>> = Box::new(move |result| {
+            match &result {
+                Ok(()) => {
+                    let text = format!("the mode is {} now", mode.name());
+                    events.add(EventKind::Updated, object, text);
+                }
+                Err(error) => events.add(EventKind::Error, object, error.to_string()),
+            }
+            // Who asked may have stopped waiting.
+            drop(done.send(result));
+        });
+        self.link.send(Box::new(CacheMessage::SetMode { mode, reply }));
+        waited
+    }
+
     /// Why it does not serve as it should, though it serves.
     pub(super) fn cache_problem(&self) -> Option<String> {
         match self.cached.as_ref()?.status.gauges().state {
@@ -167,19 +217,17 @@ impl Served {
 
     pub(super) fn cache_report(&self, facts: &AllocationFacts) -> Option<Cache> {
         let settings = self.settings.cache.as_ref()?;
-        let gauges = self.cached.as_ref().map(|cached| cached.status.gauges());
+        let gauges = self.cached.as_ref().map(|cached| {
+            self.look();
+            cached.status.gauges()
+        });
         let (state, message) = match (&self.failure, &gauges) {
             (Some(why), _) => (CacheState::Failed, Some(why.clone())),
             (None, None) => (CacheState::Opening, None),
             (None, Some(gauges)) => (state(&gauges.state), self.cache_problem()),
         };
         let sidecar = sidecar(settings);
-        let mode = match (&self.cached, &gauges) {
-            // Before the first turn of its reactor.
-            (Some(cached), Some(gauges)) if *gauges == CacheGauges::default() => mode(cached.mode),
-            (_, Some(gauges)) => mode(gauges.mode),
-            _ => settings.mode,
-        };
+        let mode = gauges.as_ref().map_or(settings.mode, |gauges| mode(gauges.mode));
         let held = self.cached.as_ref().map_or(0, |cached| cached.held.load(Ordering::Relaxed));
         let opened = gauges.is_some();
         let gauges = gauges.unwrap_or_default();
@@ -495,20 +543,7 @@ impl Engine {
     /// Begins another mode. Leaving write-back drains first, which may take long: the pool
     /// remembers what is wanted, and an event tells when it is so.
     fn change_mode(&self, served: &Served, mode: Mode) -> Result<()> {
-        let (done, waited) = channel();
-        let (events, object) = (self.host.events.clone(), served.object());
-        let reply: Reply<crate::base::Result<()>> = Box::new(move |result| {
-            match &result {
-                Ok(()) => {
-                    let text = format!("the mode is {} now", mode.name());
-                    events.add(EventKind::Updated, object, text);
-                }
-                Err(error) => events.add(EventKind::Error, object, error.to_string()),
-            }
-            drop(done.send(result));
-        });
-        served.link.send(Box::new(CacheMessage::SetMode { mode, reply }));
-        match waited.recv_timeout(MODE_WAIT) {
+        match served.begin_mode(&self.host, mode).recv_timeout(MODE_WAIT) {
             Ok(result) => Ok(result?),
             // It is under way.
             Err(_) => Ok(()),

@@ -424,11 +424,7 @@ impl Engine {
 
     /// What only the flash of a cached disk holds is not given up by force.
     fn refuse_dirty(&self, served: &Served) -> Result<()> {
-        let dirty = match (&served.cached, served.is_cached()) {
-            (_, false) => return Ok(()),
-            (Some(cached), _) => cached.status.gauges().dirty_bytes,
-            (None, _) => return Ok(()),
-        };
+        let dirty = served.dirty_bytes()?;
         if dirty == 0 {
             return Ok(());
         }

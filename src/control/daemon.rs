@@ -217,7 +217,7 @@ fn look_after(engine: &Arc<Engine>) {
 }
 
 fn summary(engine: &Engine) -> String {
-    let status = engine.status();
+    let status = engine.summary();
     format!(
         "{} pools, {} volumes, {} attached, {} problems",
         status.pools,

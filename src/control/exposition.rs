@@ -52,7 +52,7 @@ impl Engine {
     /// The whole page.
     pub fn prometheus(&self) -> String {
         let mut page = Exposition::new();
-        let status = self.status();
+        let status = self.summary();
         page.family("vflash_info", MetricKind::Gauge, "The daemon; always 1.")
             .sample(&[("version", &status.version)], 1);
         page.family(
@@ -206,6 +206,7 @@ fn write_cached(page: &mut Exposition, volumes: &[Served]) {
         .filter_map(|volume| {
             let (vm, name) = volume.name.split_once('/').unwrap_or(("", &volume.name));
             let status = volume.cached.as_ref()?.status.clone();
+            volume.look();
             let labels = [("pool", volume.pool.name.as_str()), ("vm", vm), ("volume", name)];
             Some((labels, status.gauges(), status))
         })

@@ -77,9 +77,10 @@ impl Task {
         match result {
             Ok(()) => {
                 self.served.settings = there.settings.clone();
-                *there = self.served;
+                *there = self.served.clone();
                 everything.caches.remove(&name);
                 drop(everything);
+                self.served.resume_mode(&self.host);
                 if before.is_some() {
                     events.add(EventKind::BackingBack, object, "opened, and served again");
                 }

@@ -384,16 +384,16 @@ fn settings_of_a_cache_change_live_and_what_it_was_made_with_stays() {
     };
     assert_eq!(
         refused(&disk(", sidecar: /mnt/other", "/mnt/e.raw").replace("16MiB", "32MiB")),
-        "wanted.yaml:12:29: vm/d has `size: 16MiB`, fixed when it was made: write that, or detach \
+        "wanted.yaml:12:28: vm/d has `size: 16MiB`, fixed when it was made: write that, or detach \
          it first with `vflash detach vm/d`\nwanted.yaml:13:14: vm/d has `backing: /mnt/d.raw`, \
          fixed when it was made: write that, or detach it first with `vflash detach vm/d`\n\
-         wanted.yaml:12:45: vm/d has `sidecar: beside it`, fixed when it was made: write that, or \
+         wanted.yaml:12:44: vm/d has `sidecar: beside it`, fixed when it was made: write that, or \
          detach it first with `vflash detach vm/d`"
     );
     let flash = with_disks("  - {name: d, flash: {pool: p, size: 16MiB}}\n");
     assert_eq!(
         refused(&flash),
-        "wanted.yaml:11:31: vm/d is a cached disk of /mnt/d.raw: write its `cache` and `backing`, \
+        "wanted.yaml:11:29: vm/d is a cached disk of /mnt/d.raw: write its `cache` and `backing`, \
          or detach it first with `vflash detach vm/d`"
     );
     let gone = plan(&wanted(&with_disks("  []\n")), &actual).expect("planned");

@@ -36,6 +36,7 @@ struct Space<'a> {
     size: &'a Located<u64>,
     class: Class,
     thin: bool,
+    cached: bool,
 }
 
 impl<'a> From<&'a Storage> for Space<'a> {
@@ -43,11 +44,11 @@ impl<'a> From<&'a Storage> for Space<'a> {
         match storage {
             Storage::Flash(flash) => {
                 let (class, thin) = (flash.class.value, flash.thin.value);
-                Self { pool: &flash.pool, size: &flash.size, class, thin }
+                Self { pool: &flash.pool, size: &flash.size, class, thin, cached: false }
             }
             Storage::Cached(cached) => {
                 let class = Class::Nonvolatile;
-                Self { pool: &cached.pool, size: &cached.size, class, thin: false }
+                Self { pool: &cached.pool, size: &cached.size, class, thin: false, cached: true }
             }
         }
     }
@@ -271,9 +272,10 @@ impl<'a> Planner<'a> {
             Some(left) => *free = left,
             None => {
                 let (needed, left) = (Bytes(bytes), Bytes(*free));
+                let thin = if space.cached { "" } else { " make it thin," };
                 let text = format!(
                     "pool `{pool}` has {left} left for this, and {needed} are needed: make it \
-                     smaller, make it thin, or grow the pool"
+                     smaller,{thin} or grow the pool"
                 );
                 self.mistake(&space.size.place, text);
             }

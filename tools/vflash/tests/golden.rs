@@ -21,7 +21,7 @@ fn same_as_golden(name: &str, text: &str) {
 }
 
 /// Every verb, as help lists them.
-const VERBS: [&[&str]; 24] = [
+const VERBS: [&[&str]; 32] = [
     &[],
     &["apply"],
     &["diff"],
@@ -34,6 +34,14 @@ const VERBS: [&[&str]; 24] = [
     &["reclaim"],
     &["attach"],
     &["detach"],
+    &["drain"],
+    &["points"],
+    &["mark"],
+    &["checkpoint"],
+    &["mode"],
+    &["check"],
+    &["dump"],
+    &["dump", "journal"],
     &["events"],
     &["pool"],
     &["pool", "create"],
@@ -116,6 +124,49 @@ fn tables_are_as_written() {
     );
     let volumes = daemon.says(&["get", "volumes", "-o", "json"]);
     assert_eq!(volumes, "{\n  \"volumes\": []\n}\n");
+}
+
+#[test]
+fn cached_disks_are_told_as_written() {
+    let daemon = Daemon::start(Access { group: None });
+    let manifest = daemon.cached_manifest().display().to_string();
+    let golden = |name: &str, arguments: &[&str]| {
+        same_as_golden(&format!("cached-{name}"), &steady(&daemon.says(arguments)));
+    };
+    golden("diff", &["diff", "-f", &manifest]);
+    golden("apply", &["apply", "-f", &manifest]);
+    golden("get-volumes", &["get", "volumes"]);
+    golden("describe", &["describe", "db-1/data"]);
+    golden("yaml", &["describe", "db-1/data", "-o", "yaml"]);
+    golden("export", &["export"]);
+    golden("mark", &["mark", "db-1/data", "empty"]);
+    golden("points", &["points", "db-1/data"]);
+    golden("points-json", &["points", "db-1/data", "-o", "json"]);
+    golden("drain", &["drain", "db-1/data", "--point", "empty", "--wait"]);
+    golden("checkpoint", &["checkpoint", "db-1/data"]);
+    golden("mode", &["mode", "db-1/data", "write-through"]);
+    let errors: [(&str, i32, &[&str]); 8] = [
+        ("detach-lost", 1, &["detach", "db-1/data", "--lost"]),
+        ("detach-nothing", 2, &["detach"]),
+        ("drain-ahead", 1, &["drain", "db-1/data", "--to", "99"]),
+        ("drain-no-point", 1, &["drain", "db-1/data", "--point", "none"]),
+        ("drain-flash", 1, &["drain", "db-1/scratch"]),
+        ("resize", 1, &["resize", "db-1/data", "1GiB"]),
+        ("check-held", 8, &["check", "p0"]),
+        ("check-unknown", 8, &["check", "p9"]),
+    ];
+    for (name, status, arguments) in errors {
+        let (got, text) = daemon.fails(arguments);
+        assert_eq!(got, status, "{arguments:?}: {text}");
+        same_as_golden(&format!("error-cached-{name}"), &text);
+    }
+    golden("detach", &["detach", "db-1/data"]);
+    golden("get-volumes-after", &["get", "volumes"]);
+    golden("apply-anew", &["apply", "-f", &manifest]);
+    golden("close", &["pool", "close", "p0"]);
+    let pool = daemon.path("pool").display().to_string();
+    golden("check", &["check", &pool]);
+    golden("dump", &["dump", "journal", &pool, "db-1/data"]);
 }
 
 #[test]

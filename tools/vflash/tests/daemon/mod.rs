@@ -60,6 +60,25 @@ impl Daemon {
         path
     }
 
+    /// Pool `p0`, machine `db-1` with a cached disk on an image of 64 MiB, and a flash volume.
+    pub(crate) fn cached_manifest(&self) -> PathBuf {
+        let image = self.path("data.raw");
+        std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let text = format!(
+            "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: p0}}\n\
+             spec: {{device: {}, size: 256MiB}}\n---\n\
+             apiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: db-1}}\n\
+             spec:\n  volumes:\n  - name: data\n    \
+             cache: {{pool: p0, size: 32MiB, maxStaleness: 5s}}\n    backing: {}\n  \
+             - name: scratch\n    flash: {{pool: p0, size: 64MiB}}\n",
+            self.path("pool").display(),
+            image.display()
+        );
+        let path = self.path("cached.yaml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
     pub(crate) fn vflash(&self) -> Command {
         let mut command = vflash();
         command.arg("--run-dir").arg(self.path("run"));
