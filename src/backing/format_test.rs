@@ -5,7 +5,7 @@ use super::group::GroupWriter;
 use super::identity::{Identity, Kind};
 use super::redo::*;
 use super::stamp::*;
-use crate::base::checksum::crc32c;
+use crate::base::checksum::{content, crc32c};
 use crate::base::units::MIB;
 use std::time::{Duration, Instant};
 
@@ -157,7 +157,7 @@ fn groups_are_written_as_the_layout_says() {
         ("start", 1 << 21),
         ("count", 1),
         ("kind", 1),
-        ("data checksum", crc32c(id().salt(), &[6; 512]).into()),
+        ("data checksum", content(id().salt().into(), &[6; 512]).into()),
         ("data position", 1024),
     ] {
         assert_eq!(number(ENTRY_LAYOUT, name, last), value, "{name}");

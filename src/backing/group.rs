@@ -7,7 +7,7 @@
 use super::redo::{
     BLOCK_BYTES, Content, ENTRY_BYTES, ENTRY_SECTORS_MAX, Entry, GroupHeader, GroupId, Layout, Span,
 };
-use crate::base::checksum::crc32c;
+use crate::base::checksum::{content, crc32c};
 use crate::base::codec::Writer;
 use crate::base::units::SECTOR_BYTES;
 
@@ -77,7 +77,7 @@ impl GroupWriter {
         let count = length / SECTOR_BYTES;
         assert!(count <= ENTRY_SECTORS_MAX, "an entry of {count} sectors");
         let position = self.data_bytes;
-        let checksum = crc32c(self.id.salt(), bytes);
+        let checksum = content(self.id.salt().into(), bytes);
         self.add(Entry { start, count, content: Content::Data { position, checksum } }, length);
         self.data_bytes += length;
         self.data_offset() + position

@@ -12,7 +12,7 @@ use super::redo::{
 };
 use super::sidecar::{Stamps, failed, read_headers, read_stamps, settle, write_stamp};
 use super::stamp::{Point, Stamp};
-use crate::base::checksum::crc32c;
+use crate::base::checksum::content;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::{GIB, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind, Result};
@@ -303,7 +303,7 @@ fn read_data(
         .map_err(|errno| failed("reading a redo group's data", offset, errno))?;
     bytes.truncate((skip + entry.length()) as usize);
     bytes.drain(..skip as usize);
-    let matches = crc32c(header.id.salt(), &bytes) == checksum;
+    let matches = content(header.id.salt().into(), &bytes) == checksum;
     Ok(matches.then_some(bytes))
 }
 

@@ -473,7 +473,7 @@ fn newer_formats_rolled_back_stamps_and_short_sidecars_are_refused_untouched() {
     let sealed = |change: &dyn Fn(&mut [u8])| {
         let mut bytes = header.clone();
         change(&mut bytes);
-        let checksum = crc32c(0, &bytes[..508]);
+        let checksum = crate::base::checksum::crc32c(0, &bytes[..508]);
         bytes[508..512].copy_from_slice(&checksum.to_le_bytes());
         bytes
     };

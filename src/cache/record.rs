@@ -12,7 +12,7 @@ use super::layout::{
     NUMBER_MAX, SECTORS_MAX,
 };
 use super::root::seed;
-use crate::base::checksum::crc32c;
+use crate::base::checksum::{content, crc32c};
 use crate::base::codec::Reader;
 use crate::base::units::SECTOR_BYTES;
 
@@ -160,7 +160,7 @@ pub struct RecordPiece {
 
 /// The checksum of a piece's sectors.
 pub fn piece_checksum(bytes: &[u8]) -> u32 {
-    crc32c(0, bytes)
+    content(0, bytes)
 }
 
 /// Pieces of `count` sectors at `start`.
