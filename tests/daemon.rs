@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Instant;
+use vflash_bench::device::Device;
 use vflash_bench::queue::Kind;
 use vflashd::{SOON, Vflashd, attach, eventually, machine_manifest, pool_manifest};
 
@@ -132,6 +133,68 @@ fn writes_that_wait_for_space_when_the_daemon_stops_are_done_by_the_next() {
         assert_eq!(seen, [extent as u8 + 1; 4096]);
     }
     device.stop().unwrap();
+    daemon.stop();
+}
+
+/// A pool that is full, and a thin volume of it of which a write waits for space.
+fn waiting_for_space(daemon: &Vflashd) -> Device {
+    let volumes = [("thin", "size: 64MiB, thin: true"), ("filler", "size: 8MiB")];
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine_manifest("vm", &volumes)));
+    let free = daemon.get("/v1/pools/p0")["space"]["freeBytes"].as_u64().unwrap();
+    let all = json!({"sizeBytes": (8 << 20) + free});
+    daemon.post("/v1/volumes/vm/filler/resize", &all);
+    let mut device = attach(daemon, "vm/thin");
+    let slot = device.queues[0].take_slot().unwrap();
+    device.queues[0].submit(&device.memory, slot, Kind::Write, 0, 4096);
+    device.queues[0].publish(&device.memory);
+    let waiting = || daemon.get("/v1/pools/p0")["waitingRequests"].clone();
+    eventually("it waits for space", || waiting() == 1);
+    device
+}
+
+#[test]
+fn a_volume_whose_writes_wait_for_space_can_be_reclaimed() {
+    let mut daemon = Vflashd::start();
+    let device = waiting_for_space(&daemon);
+    let forced = json!({"force": true, "confirm": ["vm/thin"]});
+    daemon.post("/v1/volumes/vm/thin/reclaim", &forced);
+    assert_eq!(daemon.volumes(), ["vm/filler"]);
+    drop(device);
+    daemon.stop();
+}
+
+#[test]
+fn a_pool_that_was_busy_when_it_was_closed_can_be_closed_later() {
+    let mut daemon = Vflashd::start();
+    let _device = waiting_for_space(&daemon);
+    let forced = json!({"force": true});
+    assert_eq!(daemon.refused("/v1/pools/p0/close", &forced, 409)["code"], "busy");
+    let file = std::fs::File::options().write(true).open(daemon.path("pool")).unwrap();
+    file.set_len(320 << 20).unwrap();
+    daemon.post("/v1/pools/p0/grow", &Value::Null);
+    let socket = daemon.run_dir().join("vm/thin.sock");
+    eventually("the write is done and its socket goes", || !socket.exists());
+    assert_eq!(daemon.post("/v1/pools/p0/close", &forced)["pools"], json!([]));
+    daemon.stop();
+}
+
+#[test]
+fn a_copy_of_a_pool_does_not_take_its_place_unasked() {
+    let mut daemon = Vflashd::start();
+    let manifest = pool_manifest(daemon.folder.path());
+    daemon.apply(&(manifest + &machine_manifest("vm", &[("a", "size: 8MiB")])));
+    daemon.stop();
+    let (pool, copy) = (daemon.path("pool"), daemon.path("copy"));
+    std::fs::copy(&pool, &copy).unwrap();
+    std::fs::File::options().write(true).open(&pool).unwrap().set_len(1 << 20).unwrap();
+    daemon.run(&["--pool", copy.to_str().unwrap()]);
+    assert!(daemon.volumes().is_empty(), "no guest finds an earlier state of its disk");
+    let problems = daemon.get("/healthz")["problems"].to_string();
+    assert!(problems.contains("vflash pool close p0"), "{problems}");
+    daemon.post("/v1/pools/p0/close", &json!({}));
+    daemon.stop();
+    daemon.run(&["--pool", copy.to_str().unwrap()]);
+    assert_eq!(daemon.volumes(), ["vm/a"]);
     daemon.stop();
 }
 

@@ -4,20 +4,21 @@ mod common;
 
 use common::{Daemon, connect, export, operate, workload};
 use std::io::Read;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use vflash::base::units::MIB;
-use vflash::io::disk::Errno;
-use vflash::io::volume::{Io, Outcome, Request, RequestKind, Volume};
+use vflash::io::disk::{Errno, Operation, OperationKind};
+use vflash::io::volume::{DiskIndex, Io, Outcome, Request, RequestKind, Volume};
 use vflash::metrics::OperationClass;
-use vflash::vhost::{ExportEvent, Server, ServerOptions};
+use vflash::vhost::{Export, ExportEvent, Server, ServerOptions};
 use vflash_bench::queue::Kind;
 use vflash_bench::runner::Runner;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Sends one request on queue 0 and waits for its status.
 fn ask(device: &mut vflash_bench::device::Device, kind: Kind, sector: u64, length: u32) -> u8 {
@@ -161,6 +162,66 @@ fn the_write_cache_is_the_guests_to_switch_and_is_remembered() {
     daemon.server.stop().unwrap();
 }
 
+/// Hands the ring an operation that the ring refuses to take, by its assertion.
+struct Oversteps;
+
+impl Volume for Oversteps {
+    fn attach(&mut self, _requests_max: u32) {}
+
+    fn submit(&mut self, _request: Request<'_>, io: &mut dyn Io) {
+        let kind = OperationKind::Read;
+        let read = Operation { kind, offset: 0, length: 0, segments: &[] };
+        io.submit(DiskIndex(0), read, 0);
+    }
+
+    fn completed(&mut self, _token: u64, _result: Result<(), Errno>, _io: &mut dyn Io) {}
+}
+
+#[test]
+fn a_panic_while_an_operation_is_submitted_leaves_nothing_to_wait_for() {
+    let daemon = Daemon::start(1);
+    let socket = daemon.socket("bad");
+    let disks = vec![daemon.target.clone()];
+    let bad = export(&socket, 1 << 16, Box::new(Oversteps));
+    let id = daemon.server.add(Export { disks, ..bad }).unwrap();
+    let mut device = connect(&socket, 1, 8);
+    assert_eq!(ask(&mut device, Kind::Write, 0, 512), 1, "the request that panicked fails");
+    device.stop().unwrap();
+    daemon.server.remove(id).unwrap();
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn an_interrupt_that_nobody_takes_holds_nobody_up() {
+    let daemon = Daemon::start(1);
+    let neighbour = daemon.serve("neighbour", 16 * MIB, false);
+    let mut runner = Runner::new(connect(&neighbour.socket, 1, 16), workload(11));
+    let hostile = daemon.serve("hostile", 16 * MIB, false);
+    let mut device = connect(&hostile.socket, 1, 8);
+    let full = EventFd::new(0).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    device.frontend().unwrap().set_vring_call(0, &full).unwrap();
+    let slot = device.queues[0].take_slot().unwrap();
+    device.queues[0].submit(&device.memory, slot, Kind::Write, 0, 512);
+    device.queues[0].publish(&device.memory);
+    operate(&mut runner, 500);
+    runner.read_back().unwrap();
+    drop(device);
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn only_eventfds_are_kicked_and_called() {
+    let daemon = Daemon::start(1);
+    let served = daemon.serve("disk", 16 * MIB, false);
+    let mut device = connect(&served.socket, 1, 8);
+    let (pipe, _end) = std::io::pipe().unwrap();
+    // SAFETY: a descriptor of our own that nobody else holds.
+    let pipe = unsafe { EventFd::from_raw_fd(pipe.into_raw_fd()) };
+    assert!(device.frontend().unwrap().set_vring_call(0, &pipe).is_err());
+    daemon.server.stop().unwrap();
+}
+
 /// Works for writes, and panics when it is read.
 struct Panics;
 
@@ -190,6 +251,41 @@ fn a_panic_fences_its_volume_and_no_other() {
     operate(&mut runner, 500);
     runner.read_back().unwrap();
     device.stop().unwrap();
+    daemon.server.stop().unwrap();
+}
+
+/// Notes the messages that reach it.
+struct Listens(std::sync::mpsc::Sender<&'static str>);
+
+impl Volume for Listens {
+    fn attach(&mut self, _requests_max: u32) {}
+
+    fn submit(&mut self, request: Request<'_>, io: &mut dyn Io) {
+        io.complete(request.id, Outcome::Done);
+    }
+
+    fn completed(&mut self, _token: u64, _result: Result<(), Errno>, _io: &mut dyn Io) {}
+
+    fn message(&mut self, message: Box<dyn std::any::Any + Send>, _io: &mut dyn Io) {
+        self.0.send(*message.downcast().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_message_to_a_volume_that_is_gone_never_reaches_its_slots_next_owner() {
+    let daemon = Daemon::start(1);
+    let (sender, heard) = std::sync::mpsc::channel();
+    let add = |name: &str| {
+        let volume = Box::new(Listens(sender.clone()));
+        daemon.server.add(export(&daemon.socket(name), 1 << 16, volume)).unwrap()
+    };
+    let former = add("former");
+    daemon.server.remove(former).unwrap();
+    let owner = add("owner");
+    daemon.server.message(former, Box::new("where the former's extents are")).unwrap();
+    daemon.server.message(owner, Box::new("where the owner's extents are")).unwrap();
+    let first = heard.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(first, "where the owner's extents are");
     daemon.server.stop().unwrap();
 }
 

@@ -16,11 +16,14 @@ pub const SEGMENTS_MAX: usize = 126;
 /// Bytes of one data segment, as `size_max` tells the guest.
 pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 
+/// Bytes of one read or write, as the two above together say.
+pub const TRANSFER_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
+
 /// Ranges of one discard or write-zeroes request.
 pub const RANGES_MAX: usize = 16;
 
-/// Sectors of one range of a discard or write-zeroes request: 1 GiB, so that one request cannot
-/// hold a drive for long.
+/// Sectors of one range of a discard or write-zeroes request: 1 GiB, so that one operation cannot
+/// hold a drive for long. The ranges of a request are done one after the other.
 pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
 
 /// Devices (sockets) of one daemon.

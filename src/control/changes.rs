@@ -5,7 +5,7 @@ use super::engine::Engine;
 use super::inspect;
 use super::pool::{NewPool, OpenPool, file_preallocation, lengthen};
 use super::served::{self, Served};
-use crate::base::units::{Bytes, SECTOR_BYTES};
+use crate::base::units::{Bytes, EXTENT_BYTES, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind};
 use crate::flash::{self, AllocationId, NewAllocation};
 use crate::manifest::{Attributes, DeviceState, LogIdentity, VolumeSettings};
@@ -17,8 +17,8 @@ type Result<T> = std::result::Result<T, Failure>;
 /// How long an attached volume may take to stop using a tail that is cut off.
 const SHRINK_WAIT: Duration = Duration::from_secs(10);
 
-/// Sizes are multiples of it.
-const SIZE_UNIT_BYTES: u64 = 4096;
+/// Sizes are multiples of it, as in a manifest: what is made here can be exported and applied.
+const SIZE_UNIT_BYTES: u64 = EXTENT_BYTES;
 
 /// A volume to be made.
 #[derive(Clone, Debug)]
@@ -347,6 +347,10 @@ impl Engine {
             return self.detach_clean(&served);
         }
         let id = served.id;
+        served.pool.with_keeper(|keeper| {
+            keeper.give_up(id);
+            Ok(())
+        })?;
         served.stop(&self.host)?;
         if let Err(error) = served.pool.change(move |pool| pool.remove(id)) {
             // It exists on, so it is served on.
@@ -371,7 +375,7 @@ impl Engine {
         let old = self.served(name)?.facts()?.size_bytes;
         if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SIZE_UNIT_BYTES) {
             let text = format!(
-                "volume {name} cannot have {} bytes: write a multiple of 4KiB",
+                "volume {name} cannot have {} bytes: write a multiple of 1MiB",
                 request.size_bytes
             );
             return Err(Failure::new(ErrorCode::Invalid, text));

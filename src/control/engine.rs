@@ -156,6 +156,13 @@ impl Engine {
         let state = self.state();
         let text = if let Some(other) = state.pools.get(&pool.name) {
             format!("pool {} is open already, on {}", pool.name, other.device)
+        } else if let Some(other) = failed_elsewhere(&state, pool) {
+            // A copy, most likely: guests must not find their disks in an earlier state unasked.
+            format!(
+                "pool {0} was open on {other}, which is there and cannot be opened now: if this is \
+                 to take its place, `vflash pool close {0}` first",
+                pool.name
+            )
         } else {
             let facts = pool.facts();
             let twice = facts.allocations.keys().find(|name| state.volumes.contains_key(*name))?;
@@ -340,6 +347,14 @@ impl Engine {
             stopped => stopped,
         }
     }
+}
+
+/// The device that is there, is known as a pool of this name, and could not be opened.
+fn failed_elsewhere<'a>(state: &'a Everything, pool: &OpenPool) -> Option<&'a str> {
+    let known = |(device, (name, _)): &(&String, &(String, String))| {
+        *name == pool.name && **device != pool.device && std::path::Path::new(device).exists()
+    };
+    state.failed.iter().find(known).map(|(device, _)| device.as_str())
 }
 
 /// A device as it is named from anywhere.

@@ -24,6 +24,10 @@ const SIGNATURES: [(usize, &[u8], &str); 9] = [
     (510, b"\x55\xaa", "a boot sector or partition table"),
 ];
 
+/// Blocks that are looked at besides the head, spread evenly, the last one among them.
+const SAMPLES: u64 = 256;
+const SAMPLE_BYTES: u64 = 4096;
+
 /// Whoever only looks at a device for a moment is waited for.
 const HELD_WAIT: Duration = Duration::from_secs(1);
 
@@ -46,7 +50,9 @@ pub fn look(path: &Path) -> Result<Found> {
     let size_bytes = disk.geometry().size_bytes;
     let head = read_head(&disk, size_bytes)
         .map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
-    if head.iter().all(|byte| *byte == 0) {
+    let empty = samples_are_zeros(&disk, size_bytes)
+        .map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
+    if empty && head.iter().all(|byte| *byte == 0) {
         return Ok(Found { state: DeviceState::Blank { size_bytes }, pool: None });
     }
     let content = match Pool::open(Box::new(disk)) {
@@ -70,6 +76,21 @@ fn read_head(disk: &FileDisk, size_bytes: u64) -> std::io::Result<Vec<u8>> {
     let mut buffer = crate::io::buffer::AlignedBuffer::new(length);
     disk.file().read_exact_at(&mut buffer, 0)?;
     Ok(buffer.to_vec())
+}
+
+/// Whether the last block, where software RAID keeps its superblock, and blocks all over the device
+/// are zeros: data may begin behind the first mebibyte.
+fn samples_are_zeros(disk: &FileDisk, size_bytes: u64) -> std::io::Result<bool> {
+    let blocks = size_bytes / SAMPLE_BYTES;
+    let mut buffer = crate::io::buffer::AlignedBuffer::new(SAMPLE_BYTES as usize);
+    for sample in 1..=SAMPLES.min(blocks) {
+        let block = u128::from(blocks) * u128::from(sample) / u128::from(SAMPLES.min(blocks)) - 1;
+        disk.file().read_exact_at(&mut buffer, block as u64 * SAMPLE_BYTES)?;
+        if buffer.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn known(head: &[u8]) -> &'static str {
@@ -101,6 +122,13 @@ mod tests {
         std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
         assert_eq!(look(&path).unwrap().state, DeviceState::Blank { size_bytes: 64 << 20 });
         let file = std::fs::File::options().write(true).open(&path).unwrap();
+        let content = "data that is no pool".to_owned();
+        let unknown = DeviceState::Foreign { size_bytes: 64 << 20, content };
+        for (offset, length) in [(1 << 20, 1 << 20), ((64 << 20) - 4096, 1)] {
+            file.write_all_at(&vec![7; length], offset).unwrap();
+            assert_eq!(look(&path).unwrap().state, unknown, "behind the head, at {offset}");
+            file.write_all_at(&vec![0; length], offset).unwrap();
+        }
         file.write_all_at(b"XFSB", 0).unwrap();
         let content = "an XFS file system".to_owned();
         let foreign = DeviceState::Foreign { size_bytes: 64 << 20, content };

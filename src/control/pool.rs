@@ -12,6 +12,7 @@ use crate::flash::{
 };
 use crate::io::disk::DiskTarget;
 use crate::io::file::{Device, FileDisk, Preallocation};
+use crate::manifest::schema::is_name;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -101,6 +102,11 @@ impl OpenPool {
     /// Makes a pool; a file made for it is removed again if that fails.
     pub fn create(new: &NewPool) -> Result<Self> {
         let context = |error: Error| error.context(format!("making pool {}", new.name));
+        if !is_name(&new.name) {
+            // Neither a manifest nor a path of the API could name it.
+            let text = "names are small letters, digits and inner hyphens, 63 at most";
+            return Err(context(Error::new(ErrorKind::Invalid, text)));
+        }
         let path = Path::new(&new.device);
         let made_file = new.size_bytes.is_some() && !path.exists();
         let zeroed = match new.size_bytes {

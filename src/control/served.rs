@@ -281,7 +281,11 @@ impl Served {
         if let Some(export) = self.link.export() {
             // The thread that removes serves everybody's sockets: nothing may keep it waiting.
             self.rest(super::caching::REST_WAIT)?;
-            host.server.remove(export)?;
+            match host.server.remove(export) {
+                // One that ended Busy the last time has ended since.
+                Err(error) if error.kind() == ErrorKind::Gone => {}
+                removed => removed?,
+            }
             self.link.close();
             self.link.attached.store(false, Ordering::Relaxed);
             self.detach_from_pool();

@@ -11,7 +11,7 @@ use super::volume::{FlashVolume, FullPolicy, VolumeCounters, VolumeMessage};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::DiskGeometry;
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -65,6 +65,10 @@ enum Message {
     /// To be called when so many bytes are clean, or nothing is left to scrub.
     AfterScrub(u64, Call),
     Thin(Thin),
+    /// What waits for space for this allocation fails, now and from now on.
+    GiveUp(AllocationId),
+    /// It waits again.
+    TakeUp(AllocationId),
     Stop,
 }
 
@@ -115,6 +119,7 @@ impl Keeper {
             messages: receiver,
             later: Vec::new(),
             waiting: Vec::new(),
+            given_up: BTreeSet::new(),
             rest_until: None,
             scrub: scrub.clone(),
             waiting_count: waiting.clone(),
@@ -169,6 +174,8 @@ impl Keeper {
         let VolumeOptions { notify, full, geometry, counters } = options;
         let keeper =
             ThinSender { id, full, notify: notify.clone(), messages: self.messages.clone() };
+        // If the keeper has stopped, the call says so.
+        let _ = self.messages.send(Message::TakeUp(id));
         let volume = self.call(move |pool| {
             let allocation = pool.allocation(id).ok_or_else(|| {
                 Error::new(ErrorKind::Gone, format!("there is no allocation {}", id.0))
@@ -177,6 +184,13 @@ impl Keeper {
         })?;
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).insert(id, notify);
         Ok(volume)
+    }
+
+    /// The allocation is about to be removed: requests of its volume that wait for space, and those
+    /// that would, fail instead, so that nothing of it stays under way. Until it is served anew.
+    pub fn give_up(&self, id: AllocationId) {
+        // A keeper that has stopped lets nothing wait.
+        let _ = self.messages.send(Message::GiveUp(id));
     }
 
     /// The volume is no longer served.
@@ -248,6 +262,8 @@ struct Worker {
     later: Vec<(u64, Call)>,
     /// Requests that wait for space.
     waiting: Vec<Thin>,
+    /// Allocations about to be removed: nothing of them waits.
+    given_up: BTreeSet<AllocationId>,
     /// Scrubbing rests until then.
     rest_until: Option<Instant>,
     scrub: Arc<Mutex<ScrubStatus>>,
@@ -305,6 +321,12 @@ impl Worker {
             Message::Call(call) => call(&mut self.pool),
             Message::AfterScrub(bytes, call) => self.later.push((bytes, call)),
             Message::Thin(_) => unreachable!("batched by the caller"),
+            Message::GiveUp(id) => {
+                self.given_up.insert(id);
+                let waiting = std::mem::take(&mut self.waiting);
+                self.answer_once(waiting);
+            }
+            Message::TakeUp(id) => _ = self.given_up.remove(&id),
             Message::Stop => return true,
         }
         self.retry_waiting();
@@ -329,7 +351,8 @@ impl Worker {
         let replies = self.pool.thin_batch(&requests);
         for (thin, reply) in batch.into_iter().zip(replies) {
             let full = reply.as_ref().is_err_and(|error| error.kind() == ErrorKind::Full);
-            if full && thin.full == FullPolicy::Wait {
+            let waits = thin.full == FullPolicy::Wait && !self.given_up.contains(&thin.request.id);
+            if full && waits {
                 self.waiting.push(thin);
             } else {
                 tell(thin, reply);

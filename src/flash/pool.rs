@@ -120,7 +120,9 @@ impl Pool {
 
     pub fn space(&self) -> Space {
         let bytes = |set: &ExtentSet| set.total() * EXTENT_BYTES;
-        let total_bytes = self.store.blocking.geometry().size_bytes;
+        // A file that was cut short under us is still as large as the pool takes it to be.
+        let known_bytes = self.table.extents * EXTENT_BYTES;
+        let total_bytes = self.store.blocking.geometry().size_bytes.max(known_bytes);
         let free_bytes = bytes(&self.table.clean);
         let scrub_bytes = bytes(&self.table.unscrubbed);
         let metadata = bytes(&self.table.metadata);

@@ -4,6 +4,7 @@ use super::*;
 use crate::base::units::KIB;
 use crate::flash::{FormatOptions, ThinKind, ThinRequest};
 use crate::io::disk::Errno;
+use crate::io::file::{FileDisk, Preallocation};
 use crate::io::sim::{Content, Failure, Faults, SimDisk, sim_geometry};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -403,4 +404,16 @@ fn formatting_and_opening_survive_the_failure_of_each_of_their_operations() {
             }
         }
     }
+}
+
+#[test]
+fn the_space_of_a_pool_whose_file_was_cut_short_still_adds_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("pool");
+    let disk = FileDisk::create(&path, 64 * MIB, Preallocation::Reserved).expect("created");
+    let pool = Pool::format(Box::new(disk), "cut").expect("format");
+    let before = pool.space();
+    let file = std::fs::File::options().write(true).open(&path).expect("opened");
+    file.set_len(8 * MIB).expect("cut short");
+    assert_eq!(pool.space(), before);
 }

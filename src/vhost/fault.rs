@@ -9,6 +9,7 @@
 use crate::base::limits::{EXPORTS_MAX, MEMORY_REGIONS_MAX};
 use crate::base::{Error, ErrorKind, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use std::fs::File;
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -59,15 +60,27 @@ impl SharedMapping {
             );
             return Err(Error::new(ErrorKind::Invalid, text));
         }
-        let region = MmapRegion::from_file(FileOffset::new(file, offset), length as usize)
+        let length = whole_pages(&file, length)? as usize;
+        let region = MmapRegion::from_file(FileOffset::new(file, offset), length)
             .map_err(|error| Error::with(ErrorKind::Io, "cannot map a shared file", error))?;
         let base = NonNull::new(region.as_ptr()).expect("a mapping is not at address zero");
-        Ok(Self { guard: Guard::new(base, length as usize)?, region })
+        Ok(Self { guard: Guard::new(base, length)?, region })
     }
 
     /// The file was cut short; zero pages stand in for it.
     pub fn faulted(&self) -> bool {
         self.guard.faulted()
+    }
+}
+
+/// A file of huge pages is mapped in whole ones, and can only be unmapped, and replaced by zero
+/// pages, in whole ones. Such a file has no other length than that.
+fn whole_pages(file: &File, length: u64) -> Result<u64> {
+    let found =
+        fstatfs(file).map_err(|error| Error::io("cannot look at a shared file", error.into()))?;
+    match found.filesystem_type() {
+        HUGETLBFS_MAGIC => Ok(length.next_multiple_of(found.block_size() as u64)),
+        _ => Ok(length),
     }
 }
 

@@ -204,6 +204,7 @@ impl Memory for MemoryTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
     use std::os::unix::fs::FileExt;
 
     fn region(guest_address: u64, size: u64, file: &File) -> Result<Region> {
@@ -266,6 +267,20 @@ mod tests {
         file.set_len(0).unwrap();
         let mut bytes = [1; 4];
         table.translate(0x7000, 4).unwrap().copy_to(&mut bytes);
+        assert_eq!(bytes, [0; 4]);
+        assert!(table.faulted());
+    }
+    #[test]
+    fn a_region_that_ends_inside_a_huge_page_can_be_cut_short() {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        let file = File::from(memfd_create(c"huge", flags).unwrap());
+        file.set_len(4 << 20).unwrap();
+        let mut table = MemoryTable::default();
+        table.add(region(0, 3 << 20, &file).unwrap()).unwrap();
+        // On a host without huge pages to spare this does the same.
+        file.set_len(0).unwrap();
+        let mut bytes = [1; 4];
+        table.translate(0, 4).unwrap().copy_to(&mut bytes);
         assert_eq!(bytes, [0; 4]);
         assert!(table.faulted());
     }

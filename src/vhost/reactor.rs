@@ -58,9 +58,10 @@ pub struct ExportId {
 
 /// What control and the socket thread ask of a reactor. Messages arrive in order.
 pub enum Message {
-    /// Serve an export in a free slot. `files` are its disks.
+    /// Serve an export in a free slot.
     Add {
         slot: u16,
+        generation: u32,
         export: Box<AddExport>,
         reply: Sender<Result<()>>,
     },
@@ -97,12 +98,17 @@ pub enum Message {
         slot: u16,
         enabled: bool,
     },
+    /// From control, which may not know yet that the export is gone: the slot may be another's by
+    /// now, whose `generation` is not this one.
     SetLimits {
         slot: u16,
+        generation: u32,
         limits: Limits,
     },
+    /// As `SetLimits`.
     Volume {
         slot: u16,
+        generation: u32,
         message: Box<dyn Any + Send>,
     },
     /// A disk with threads of its own has completed something for an export of this slot.
@@ -133,6 +139,8 @@ pub enum Event {
 /// What a slot holds besides the export.
 struct Slot {
     served: Served,
+    /// Of [`ExportId`].
+    generation: u32,
     /// Rings are looked at in every turn.
     hot: bool,
     last_request: Nanos,
@@ -492,8 +500,8 @@ impl Reactor {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Add { slot, export, reply } => {
-                let _ = reply.send(self.add(slot, *export));
+            Message::Add { slot, generation, export, reply } => {
+                let _ = reply.send(self.add(slot, generation, *export));
             }
             Message::Remove { slot, reply } => {
                 self.heat(slot);
@@ -545,16 +553,24 @@ impl Reactor {
             Message::SetWriteCache { slot, enabled } => {
                 self.with(slot, |slot, lent| slot.served.set_write_cache(enabled, lent));
             }
-            Message::SetLimits { slot, limits } => {
+            Message::SetLimits { slot, generation, limits } if self.serves(slot, generation) => {
                 self.with(slot, |slot, _| slot.served.set_limits(limits, now));
                 self.heat(slot);
             }
-            Message::Volume { slot, message } => {
+            Message::Volume { slot, generation, message } if self.serves(slot, generation) => {
                 self.with(slot, |slot, lent| slot.served.message(message, lent));
                 self.heat(slot);
             }
+            Message::SetLimits { .. } | Message::Volume { .. } => {
+                log::debug!("a message to an export that is gone");
+            }
             _ => unreachable!("handled by `message`"),
         }
+    }
+
+    fn serves(&self, slot: u16, generation: u32) -> bool {
+        let slot = self.slots.get(usize::from(slot)).and_then(Option::as_ref);
+        slot.is_some_and(|slot| slot.generation == generation)
     }
 
     fn with_queue(&mut self, slot: u16, queue: u16, call: impl FnOnce(&mut Queue)) {
@@ -565,7 +581,7 @@ impl Reactor {
         });
     }
 
-    fn add(&mut self, index: u16, export: AddExport) -> Result<()> {
+    fn add(&mut self, index: u16, generation: u32, export: AddExport) -> Result<()> {
         let poll_sent = Arc::new(AtomicBool::new(false));
         let waker = self.waker(index, poll_sent.clone());
         let mut disks = Disks::default();
@@ -586,6 +602,7 @@ impl Reactor {
         );
         self.slots[usize::from(index)] = Some(Slot {
             served,
+            generation,
             hot: false,
             last_request: self.now,
             stopping: Vec::new(),

@@ -75,7 +75,6 @@ impl Io for Context<'_, '_> {
     }
 
     fn submit(&mut self, disk: DiskIndex, operation: Operation<'_>, token: u64) {
-        *self.operations += 1;
         match self.disks[usize::from(disk.0)] {
             DiskPort::File(file) => {
                 assert!(token >> TOKEN_BITS == 0, "a volume's token keeps to its bits");
@@ -88,6 +87,8 @@ impl Io for Context<'_, '_> {
                 self.lent.ready.push((self.lent.slot, Completion { token, result: Ok(()) }));
             }
         }
+        // Not before: an operation that a failed assertion kept back never completes.
+        *self.operations += 1;
     }
 
     fn complete(&mut self, request: RequestId, outcome: Outcome) {

@@ -144,12 +144,12 @@ impl Server {
 
     /// Changes the limits of a running export.
     pub fn set_limits(&self, id: ExportId, limits: Limits) -> Result<()> {
-        self.send(id, Message::SetLimits { slot: id.slot, limits })
+        self.send(id, Message::SetLimits { slot: id.slot, generation: id.generation, limits })
     }
 
-    /// Delivers `message` to the volume, on its reactor.
+    /// Delivers `message` to the volume, on its reactor; to nobody if the export is gone.
     pub fn message(&self, id: ExportId, message: Box<dyn Any + Send>) -> Result<()> {
-        self.send(id, Message::Volume { slot: id.slot, message })
+        self.send(id, Message::Volume { slot: id.slot, generation: id.generation, message })
     }
 
     fn send(&self, id: ExportId, message: Message) -> Result<()> {

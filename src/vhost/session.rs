@@ -2,7 +2,7 @@
 //!
 //! The session is the handler of crate `vhost`'s messages and runs on the socket thread. It never
 //! waits: a message that changes a running ring is only handled after the socket thread had that
-//! ring stopped (`server.rs`), so here every ring that is touched stands still.
+//! ring stopped (`sockets.rs`), so here every ring that is touched stands still.
 
 use super::dirty::DirtyLog;
 use super::inflight::{InflightArea, queue_bytes};
@@ -15,7 +15,9 @@ use crate::base::limits::{MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX};
 use crate::base::{Error, ErrorKind, Result};
 use crate::virtio::config::{CONFIG_SPACE_BYTES, Device, WRITEBACK_OFFSET};
 use crate::virtio::features;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::channel;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -70,6 +72,18 @@ pub struct Session {
 fn refuse(error: Error) -> Refusal {
     log::warn!("vhost-user: {error}");
     Refusal::ReqHandlerError(std::io::Error::other(error))
+}
+
+/// An eventfd that can be signalled without waiting. The front end may hand over anything, and an
+/// eventfd that is full and waits would hold up the reactor, with everybody on it.
+fn eventfd(file: File) -> Reply<File> {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    if name.map_err(Refusal::ReqHandlerError)?.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(Refusal::InvalidParam);
+    }
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))
+        .map_err(|errno| Refusal::ReqHandlerError(errno.into()))?;
+    Ok(file)
 }
 
 impl Session {
@@ -306,12 +320,13 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
             let text = format!("{}: queue {index}: a front end must kick", self.name);
             return Err(refuse(Error::new(ErrorKind::Unsupported, text)));
         }
-        self.vring(usize::from(index))?.kick = fd;
+        self.vring(usize::from(index))?.kick = fd.map(eventfd).transpose()?;
         Ok(())
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Reply<()> {
         let slot = self.slot;
+        let fd = fd.map(eventfd).transpose()?;
         let vring = self.vring(usize::from(index))?;
         let call =
             fd.as_ref().map(File::try_clone).transpose().map_err(Refusal::ReqHandlerError)?;
@@ -324,6 +339,7 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Reply<()> {
         let slot = self.slot;
+        let fd = fd.map(eventfd).transpose()?;
         let vring = self.vring(usize::from(index))?;
         let error =
             fd.as_ref().map(File::try_clone).transpose().map_err(Refusal::ReqHandlerError)?;

@@ -233,7 +233,9 @@ impl Sockets {
             limits: export.limits,
             metrics: export.metrics,
         });
-        self.reactors[usize::from(reactor)].send(Message::Add { slot: id.slot, export, reply });
+        let (slot, generation) = (id.slot, id.generation);
+        let add = Message::Add { slot, generation, export, reply };
+        self.reactors[usize::from(reactor)].send(add);
         added.recv().map_err(|_| Error::new(ErrorKind::Gone, "a reactor has ended"))??;
         socket.listen(&self.epoll)?;
         if free == slots.len() {

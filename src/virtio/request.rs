@@ -1,7 +1,8 @@
 //! A chain's segments as a checked virtio-blk request (5.2.6).
 //!
-//! What holds for every [`Request`] that is parsed: ranges lie within the capacity, data is a whole
-//! number of sectors, and the status byte is the last byte that the guest lets us write.
+//! What holds for every [`Request`] that is parsed: ranges lie within the capacity and none is
+//! empty, data is a whole number of sectors that one operation can carry, and the status byte is
+//! the last byte that the guest lets us write.
 
 use super::chain::Chain;
 use super::config::Device;
@@ -134,7 +135,9 @@ impl Request {
 
     fn transfer(&mut self, kind: RequestKind, start: u64, device: &Device) -> Action {
         let range = SectorRange { start, count: self.bytes / SECTOR_BYTES };
-        if !self.bytes.is_multiple_of(SECTOR_BYTES) || !within(range, device) {
+        let sized = (1..=limits::TRANSFER_BYTES_MAX).contains(&self.bytes)
+            && self.bytes.is_multiple_of(SECTOR_BYTES);
+        if !sized || !within(range, device) {
             return Action::Refuse(Outcome::Failed);
         }
         self.ranges.push(range);

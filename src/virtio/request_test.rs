@@ -73,6 +73,19 @@ fn reads_and_writes_stay_within_the_capacity() {
         assert_eq!(rig.send(kind, u64::MAX, 512, writable), FAILED);
         assert_eq!(rig.send(kind, u64::MAX / 512 + 1, 512, writable), FAILED);
         assert_eq!(rig.send(kind, 0, 511, writable), FAILED, "not whole sectors");
+        assert_eq!(rig.send(kind, 0, 0, writable), FAILED, "nothing to transfer");
+    }
+}
+
+#[test]
+fn no_transfer_is_larger_than_the_config_space_allows() {
+    let mut rig = Rig::new(Device::for_test(1 << 40));
+    let most = limits::SEGMENTS_MAX as u64 * u64::from(limits::SEGMENT_BYTES_MAX);
+    for (bytes, expected) in
+        [(most, Some(Action::Volume(RequestKind::Read))), (most + SECTOR_BYTES, FAILED)]
+    {
+        rig.request.bytes = bytes;
+        assert_eq!(Some(rig.request.transfer(RequestKind::Read, 0, &rig.device)), expected);
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Daemon {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) server: Server,
     pub(crate) keeper: Keeper,
-    target: DiskTarget,
+    pub(crate) target: DiskTarget,
 }
 
 pub(crate) struct Served {
