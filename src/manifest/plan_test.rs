@@ -396,7 +396,8 @@ fn settings_of_a_cache_change_live_and_what_it_was_made_with_stays() {
         "wanted.yaml:11:29: vm/d is a cached disk of /mnt/d.raw: write its `cache` and `backing`, \
          or detach it first with `vflash detach vm/d`"
     );
-    let gone = plan(&wanted(&with_disks("  []\n")), &actual).expect("planned");
+    let gone = plan(&wanted(&with_disks("  - {name: x, flash: {pool: p, size: 1MiB}}\n")), &actual)
+        .expect("planned");
     assert!(gone.to_string().contains("- volume vm/d: drain to /mnt/d.raw and detach"), "{gone}");
 }
 

@@ -17,7 +17,7 @@ impl Consent {
             result => return result,
         };
         if !self.yes {
-            ask(&failure)?;
+            ask(&failure, ", or --yes for all")?;
         }
         confirm.extend(failure.unconfirmed);
         attempt(confirm)
@@ -29,16 +29,21 @@ pub(crate) fn obtain_named<T>(
     confirm: &[String],
     attempt: impl Fn(Vec<String>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    Consent { yes: false, confirm: confirm.to_vec() }.obtain(attempt)
+    let failure = match attempt(confirm.to_vec()) {
+        Err(failure) if failure.code == ErrorCode::Unconfirmed => failure,
+        result => return result,
+    };
+    ask(&failure, "")?;
+    attempt([confirm, &failure.unconfirmed[..]].concat())
 }
 
-/// Has each name typed.
-fn ask(failure: &Failure) -> Result<(), Failure> {
+/// Has each name typed. `or`: what else could be said.
+fn ask(failure: &Failure, or: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         let mut failure = failure.clone();
         let named: Vec<_> =
             failure.unconfirmed.iter().map(|name| format!("--confirm {name}")).collect();
-        failure.message = format!("{}: add {}, or --yes for all", failure.message, named.join(" "));
+        failure.message = format!("{}: add {}{or}", failure.message, named.join(" "));
         return Err(failure);
     }
     eprintln!("{}", failure.message);

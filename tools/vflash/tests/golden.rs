@@ -77,7 +77,10 @@ fn help_is_as_written() {
 fn steady(text: &str) -> String {
     let mut lines = String::new();
     for line in text.lines() {
-        let line = match line.split_once("vflash-v").or_else(|| line.split_once("vflash-n")) {
+        let line = match ["vflash-v", "vflash-n", "vflash-c"]
+            .iter()
+            .find_map(|part| line.split_once(part))
+        {
             Some((before, _)) if line.trim_start().to_lowercase().starts_with("serial") => {
                 format!("{before}SERIAL")
             }
