@@ -1,9 +1,9 @@
-//! Checksums of everything on flash: CRC32C (Castagnoli) of what we write ourselves, XXH3 of guests'
-//! data.
+//! Checksums of everything on flash: CRC32C (Castagnoli) of what we write ourselves, XXH3 of what
+//! guests do.
 //!
-//! A CRC is linear: all blocks of one length that end in their own CRC32C, as file systems' metadata
-//! may, have the same CRC32C, whatever the seed. So it cannot tell one guest's block from another,
-//! nor a torn one from whole ones.
+//! A CRC is linear: all blocks of one length that end in their own CRC32C, as file systems'
+//! metadata may, have the same CRC32C, whatever the seed. So it cannot tell one guest's block from
+//! another, nor a torn one from whole ones.
 
 use twox_hash::XxHash3_64;
 

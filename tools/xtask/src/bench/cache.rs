@@ -307,8 +307,8 @@ impl Rig {
         let serving = begun.elapsed();
         self.drain()?;
         Ok(format!(
-            "\nKilled with {:.2} GiB dirty: {:.0} ms from the start of the new process to the end of \
-             the first read (goal: 1 s).\n",
+            "\nKilled with {:.2} GiB dirty: {:.0} ms from the start of the new process to the end \
+             of the first read (goal: 1 s).\n",
             dirty / f64::from(1 << 30),
             serving.as_secs_f64() * 1e3
         ))
@@ -351,7 +351,8 @@ fn manifest_for(data: &Path, backing: &Path) -> String {
     format!(
         "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: drive}}\nspec: {{device: {pool}}}\n\
          ---\napiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: {machine}}}\nspec:\n  \
-         volumes:\n  - name: {name}\n    cache: {{pool: drive, size: 4GiB, sidecar: {sidecar}}}\n    \
+         volumes:\n  - name: {name}\n    \
+         cache: {{pool: drive, size: 4GiB, sidecar: {sidecar}}}\n    \
          backing: nbd+unix:///?socket={}\n",
         text(backing)
     )
