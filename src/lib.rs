@@ -10,10 +10,12 @@
 //! - [`metrics`] (L1) counters, histograms, Prometheus text.
 //! - [`qos`] (L1) rate limits. Pure.
 //! - [`flash`] (L2) the pool: superblock, extent table, allocator, volumes, scrub, check.
+//! - [`cache`] (L3) the cached disk: journal, index, drain, recovery.
 //! - [`vhost`] (L3) vhost-user connections, rings, reactors; serves any `Volume`.
 //! - [`control`] (L4) the API, apply, lifecycle; composes everything above.
 
 pub mod base;
+pub mod cache;
 pub mod control;
 pub mod flash;
 pub mod io;

@@ -10,7 +10,7 @@ const LINE_LENGTH_MAX: usize = 100;
 const PARAMETERS_MAX: usize = 5;
 
 /// The modules of the library and their layers: imports point only downwards.
-pub(crate) const LAYERS: [(&str, u32); 9] = [
+pub(crate) const LAYERS: [(&str, u32); 10] = [
     ("base", 0),
     ("io", 1),
     ("virtio", 2),
@@ -18,6 +18,7 @@ pub(crate) const LAYERS: [(&str, u32); 9] = [
     ("metrics", 1),
     ("qos", 1),
     ("flash", 2),
+    ("cache", 3),
     ("vhost", 3),
     ("control", 4),
 ];
