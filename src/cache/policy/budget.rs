@@ -50,7 +50,7 @@ impl WearBudget {
 /// Thousandths of a fill that a miss earns, and that any read earns: trial blocks may be written as
 /// long as all fills stay below 45 % of the misses, or below 14.5 % of the reads. So fills write
 /// less than half of what inserting every miss would, unless so few reads miss that it is little.
-const MISS_EARNS: i64 = 450;
+const MISS_EARNS: i64 = 430;
 const READ_EARNS: i64 = 145;
 const FILL_COSTS: i64 = 1000;
 

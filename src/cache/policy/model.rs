@@ -22,6 +22,8 @@ pub(super) struct Model {
     pub ghost: Ghost,
     pub trial: Vec<u64>,
     pub main: Vec<u64>,
+    /// Came last, and enters its queue when the next one comes.
+    newest: Option<(u64, Place)>,
     /// Uses of every block on flash, and where it is.
     pub marks: HashMap<u64, (u8, Option<Place>)>,
     streams: Streams,
@@ -38,6 +40,7 @@ impl Model {
             ghost: Ghost::default(),
             trial: Vec::new(),
             main: Vec::new(),
+            newest: None,
             marks: HashMap::new(),
             streams: Streams::default(),
             wear: WearBudget::default(),
@@ -61,12 +64,12 @@ impl Model {
     }
 
     fn len(&self) -> u64 {
-        (self.trial.len() + self.main.len()) as u64
+        (self.trial.len() + self.main.len() + self.newest.iter().count()) as u64
     }
 
     pub(super) fn read(&mut self, block: u64) -> Verdict {
         self.thrift.read();
-        let before = self.streams.follow(block);
+        let followed = self.streams.follow(block);
         if let Some((uses, _)) = self.marks.get_mut(&block) {
             *uses = (*uses + 1).min(3);
             return Verdict::Hit;
@@ -88,15 +91,16 @@ impl Model {
             self.fill(true);
             return Verdict::Admit;
         }
-        if before >= self.settings.stream_blocks {
-            return Verdict::Bypass;
-        }
         let room = self.len() < self.settings.capacity_blocks;
         if affordable && room && self.slots[self.next].is_some() {
             self.fill(false);
             return Verdict::Admit;
         }
-        let waiting = Waiting { block, used: false, sequential: before > 0 };
+        if followed.before >= self.settings.stream_blocks {
+            self.ghost.insert(block);
+            return Verdict::Bypass;
+        }
+        let waiting = Waiting { block, used: false, sequential: followed.adjacent };
         let slot = self.next;
         let old = self.slots[slot].replace(waiting);
         self.next = (slot + 1) % count;
@@ -130,8 +134,14 @@ impl Model {
         let mark = self.marks.get_mut(&block).expect("on flash");
         if mark.1.is_none() {
             *mark = (0, Some(to));
-            if to == Place::Trial { self.trial.push(block) } else { self.main.push(block) }
+            if let Some(newest) = self.newest.replace((block, to)) {
+                self.push(newest);
+            }
         }
+    }
+
+    fn push(&mut self, (block, to): (u64, Place)) {
+        if to == Place::Trial { self.trial.push(block) } else { self.main.push(block) }
     }
 
     pub(super) fn written(&mut self, block: u64) {
@@ -145,10 +155,13 @@ impl Model {
     }
 
     pub(super) fn drained(&mut self, block: u64) {
-        if self.marks[&block].1.is_none() {
-            let proven = self.ghost.take(block) || self.marks[&block].0 > 0;
-            self.enter(block, if proven { Place::Main } else { Place::Trial });
+        let (uses, place) = self.marks[&block];
+        let kept = if place.is_some() { (uses + 1).min(3) } else { uses };
+        if place.is_none() {
+            self.ghost.take(block);
+            self.enter(block, Place::Main);
         }
+        self.marks.get_mut(&block).expect("on flash").0 = kept;
     }
 
     pub(super) fn forget(&mut self, block: u64) {
@@ -160,7 +173,11 @@ impl Model {
 
     pub(super) fn evict(&mut self, pinned: impl Fn(u64) -> bool) -> Option<u64> {
         while self.len() > self.settings.capacity_blocks {
-            let trial_most = self.settings.capacity_blocks * 6 / 100;
+            if self.trial.is_empty() && self.main.is_empty() {
+                let newest = self.newest.take().expect("something is there");
+                self.push(newest);
+            }
+            let trial_most = self.settings.capacity_blocks * 8 / 100;
             let trial = self.trial.len() as u64 > trial_most || self.main.is_empty();
             let (queue, place) = match trial {
                 true => (&mut self.trial, Place::Trial),

@@ -1,4 +1,5 @@
-//! Sequential streams: which block follows on one that was read just before.
+//! Sequential reads: a block that follows on the one read last, and how long a stream it goes on
+//! with, which may be one of several at a time.
 
 /// Streams that are followed at a time; guests read with a few threads.
 const STREAMS: usize = 16;
@@ -17,11 +18,27 @@ struct Stream {
 pub(super) struct Streams {
     streams: [Stream; STREAMS],
     clock: u64,
+    last: u64,
+}
+
+/// How a read stands to those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Followed {
+    /// The block before it is the last one that was read.
+    pub adjacent: bool,
+    /// Blocks of its stream that came before; 0 if it goes on with none.
+    pub before: u32,
 }
 
 impl Streams {
-    /// Notes a read; how many blocks of its stream came before, 0 if it follows on none.
-    pub(super) fn follow(&mut self, block: u64) -> u32 {
+    /// Notes a read.
+    pub(super) fn follow(&mut self, block: u64) -> Followed {
+        let adjacent = block == self.last.wrapping_add(1);
+        self.last = block;
+        Followed { adjacent, before: self.goes_on(block) }
+    }
+
+    fn goes_on(&mut self, block: u64) -> u32 {
         self.clock += 1;
         let goes_on = |stream: &&mut Stream| stream.length > 0 && stream.next == block;
         if let Some(stream) = self.streams.iter_mut().find(goes_on) {
@@ -53,12 +70,14 @@ mod tests {
         let mut streams = Streams::default();
         for step in 0..100 {
             for stream in 0..8_u64 {
-                assert_eq!(streams.follow(stream * 1_000_000 + step), step as u32);
-                assert_eq!(streams.follow(stream * 1_000_000 + step), step as u32, "again");
+                assert_eq!(streams.follow(stream * 1_000_000 + step).before, step as u32);
+                assert_eq!(streams.follow(stream * 1_000_000 + step).before, step as u32);
             }
         }
         let mut random = fastrand::Rng::with_seed(2);
-        let runs = (0..10_000).filter(|_| streams.follow(random.u64(..1 << 40)) > 0).count();
+        let runs = (0..10_000).filter(|_| streams.follow(random.u64(..1 << 40)).before > 0).count();
         assert_eq!(runs, 0);
+        let reads = [7, 8, 8, 10, 11].map(|block| streams.follow(block).adjacent);
+        assert_eq!(reads, [false, true, false, false, true]);
     }
 }
