@@ -2,7 +2,7 @@
 //! `tools/replay`.
 
 use super::*;
-use crate::cache::policy::Share;
+use crate::cache::policy::{Leaves, MarkMap, Place, Policy, Settings, Share, Verdict};
 
 /// A guest: a hot set, a loop and one-time reads.
 fn reads(seed: u64, count: usize) -> Vec<u64> {
@@ -67,6 +67,21 @@ fn a_sampled_curve_is_close_and_small() {
 }
 
 #[test]
+fn one_very_hot_block_does_not_mislead_a_small_sample() {
+    for hot in 0..8 {
+        let mut random = fastrand::Rng::with_seed(hot);
+        let (mut sampler, mut exact) = (Sampler::new(2048), Exact::default());
+        for _ in 0..300_000 {
+            let block = if random.u8(..10) < 4 { hot } else { 100 + random.u64(..40_000) };
+            sampler.read(block);
+            exact.read(block);
+        }
+        let error = sampler.curve().mean_error(&exact.curve(), 40_000);
+        assert!(error < 0.02, "hot block {hot}: mean error {error}");
+    }
+}
+
+#[test]
 fn a_curve_never_rises_and_an_aged_one_follows_the_guest() {
     let mut sampler = Sampler::new(512);
     (0..200_000_u64).for_each(|read| sampler.read(read % 50_000));
@@ -115,6 +130,80 @@ fn space_goes_to_where_it_brings_most_and_over_a_cliff() {
     let heavy = Demand { share: Share { weight: 3, ..share }, ..demand(&far) };
     let parts = partition(9300, &[demand(&scanner), demand(&near), heavy]);
     assert!(parts[2] >= 9000, "{parts:?}");
+}
+
+/// A disk of one space: its guest, its curve and its cache.
+struct Disk {
+    sampler: Sampler,
+    policy: Policy,
+    marks: MarkMap,
+    share: Share,
+}
+
+impl Disk {
+    fn read(&mut self, block: u64) -> bool {
+        self.sampler.read(block);
+        let fill = match self.policy.read(block, &mut self.marks) {
+            Verdict::Hit | Verdict::Probed { .. } => return true,
+            Verdict::Admit => Some((block, Place::Main)),
+            Verdict::Probation { leaves: Some(Leaves { block, to: Some(to) }), .. } => {
+                Some((block, to))
+            }
+            Verdict::Probation { .. } | Verdict::Bypass => None,
+        };
+        if let Some((block, to)) = fill {
+            self.marks.insert(block);
+            self.policy.filled(block, to, &mut self.marks);
+        }
+        self.make_room();
+        false
+    }
+
+    fn make_room(&mut self) {
+        while let Some(victim) = self.policy.evict(&mut self.marks) {
+            self.marks.remove(victim);
+        }
+    }
+}
+
+#[test]
+fn space_moves_from_a_scanner_to_a_guest_that_reads_again() {
+    let total = 8000;
+    let disk = |share| Disk {
+        sampler: Sampler::new(2048),
+        policy: Policy::new(Settings::new(total / 2)),
+        marks: MarkMap::default(),
+        share,
+    };
+    let scanner = disk(Share { min: 500, max: total, weight: 1 });
+    let mut disks = [scanner, disk(Share { min: 500, max: 7800, weight: 1 })];
+    let mut random = fastrand::Rng::with_seed(6);
+    let (mut at, mut hits) = (0, [0.0; 12]);
+    for period in &mut hits {
+        for _ in 0..40_000 {
+            at += 1;
+            disks[0].read(at % 1_000_000);
+            let block = (random.f64().powi(3) * 30_000.0) as u64;
+            *period += f64::from(u8::from(disks[1].read(block))) / 40_000.0;
+        }
+        let curves = disks.each_ref().map(|disk| disk.sampler.curve());
+        let demand = |(disk, curve): (&Disk, _)| Demand {
+            share: disk.share,
+            curve,
+            reads_per_second: 1000.0,
+        };
+        let demands: Vec<Demand> = disks.iter().zip(&curves).map(demand).collect();
+        let parts = partition(total, &demands);
+        for (disk, part) in disks.iter_mut().zip(parts) {
+            disk.policy.set_capacity(part);
+            disk.make_room();
+            disk.sampler.age();
+        }
+    }
+    let parts = disks.each_ref().map(|disk| disk.policy.capacity_blocks());
+    assert!(parts[0] >= 500 && parts[1] >= 7000, "{parts:?}");
+    assert_eq!(parts.iter().sum::<u64>(), total);
+    assert!(hits[11] > hits[0] + 0.08, "{hits:?}");
 }
 
 #[test]

@@ -128,6 +128,9 @@ mod tests {
         assert!(!budget.allows(4096));
         budget.tick(Nanos(3_700_000_000_000));
         assert!(budget.allows(4096));
+        // After a quiet day, as much as an hour has.
+        budget.tick(Nanos(90_000_000_000_000));
+        assert!(budget.allows(1 << 20) && !budget.allows((1 << 20) + 1));
         budget.set(None);
         assert!(budget.allows(u64::MAX));
     }

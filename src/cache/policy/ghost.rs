@@ -137,8 +137,10 @@ mod tests {
                     early += u64::from(!ghost.contains(young * 7));
                     asked += 1;
                 }
-                if let Some(old) = block.checked_sub(window * 5 / 4 + 2) {
-                    late += u64::from(ghost.contains(old * 7));
+                // After a window, and after all ages have come round.
+                for past in [window * 5 / 4 + 2, window * 17 / 8 + 2] {
+                    let old = block.checked_sub(past);
+                    late += u64::from(old.is_some_and(|old| ghost.contains(old * 7)));
                 }
             }
             assert!(early * 33 <= asked, "window {window}: {early} of {asked} forgotten early");

@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::*;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A cache of nothing but marks: does what the policy says at once.
@@ -69,6 +69,82 @@ fn pick(random: &mut fastrand::Rng, span: u64, last: u64) -> u64 {
     }
 }
 
+/// The policy and its model side by side; some blocks are dirty.
+struct Pair {
+    cache: Cache,
+    model: Model,
+    dirty: BTreeSet<u64>,
+    now: Nanos,
+}
+
+impl Pair {
+    fn read(&mut self, block: u64, fails: bool, place: &str) {
+        let Cache { policy, marks, .. } = &mut self.cache;
+        let verdict = policy.read(block, marks);
+        assert_eq!(verdict, self.model.read(block), "{place}");
+        let fill = match verdict {
+            Verdict::Admit => Some((block, Place::Main)),
+            Verdict::Probation { leaves: Some(leaves), .. } => {
+                leaves.to.map(|to| (leaves.block, to))
+            }
+            _ => None,
+        };
+        if let Some((block, to)) = fill.filter(|_| !fails) {
+            marks.insert(block);
+            policy.filled(block, to, marks);
+            self.model.marks.entry(block).or_default();
+            self.model.enter(block, to);
+        }
+    }
+
+    fn write(&mut self, block: u64) {
+        self.cache.policy.written(block);
+        self.cache.marks.insert(block);
+        self.cache.marks.pin(block, true);
+        self.model.written(block);
+        self.dirty.insert(block);
+    }
+
+    fn drain(&mut self) {
+        let Some(block) = self.dirty.pop_first() else { return };
+        self.cache.marks.pin(block, false);
+        self.cache.policy.drained(block, &mut self.cache.marks);
+        self.model.drained(block);
+    }
+
+    fn forget(&mut self, block: u64) {
+        if !self.dirty.contains(&block) {
+            self.cache.policy.forget(block);
+            self.cache.marks.remove(block);
+            self.model.forget(block);
+        }
+    }
+
+    fn set(&mut self, budget: Option<u64>, capacity: u64) {
+        self.cache.policy.set_write_budget(budget);
+        self.model.wear.set(budget);
+        self.cache.policy.set_capacity(capacity);
+        self.model.set_capacity(capacity);
+    }
+
+    fn tick(&mut self, millis: u64) {
+        self.now = self.now + Duration::from_millis(millis);
+        self.cache.policy.tick(self.now);
+        self.model.wear.tick(self.now);
+    }
+
+    fn make_room(&mut self, place: &str) {
+        loop {
+            let victim = self.cache.policy.evict(&mut self.cache.marks);
+            let expected = self.model.evict(|block| self.dirty.contains(&block));
+            assert_eq!(victim, expected, "{place}");
+            let Some(victim) = victim else { break };
+            assert!(!self.dirty.contains(&victim) && self.cache.marks.remove(victim), "P2");
+        }
+        assert!(self.cache.policy.len() <= self.cache.policy.capacity_blocks(), "P1: {place}");
+    }
+}
+
 #[test]
 fn it_does_what_its_slow_model_does() {
     for seed in 0..30 {
@@ -78,77 +154,26 @@ fn it_does_what_its_slow_model_does() {
             probation_blocks_min: 1 + seed % 40,
             ..Settings::new(random.u64(20..800))
         };
-        let mut cache = Cache::new(settings);
-        let mut model = Model::new(settings);
-        let (mut last, mut dirty, mut now) = (0, HashSet::new(), Nanos(0));
+        let (cache, model) = (Cache::new(settings), Model::new(settings));
+        let mut pair = Pair { cache, model, dirty: BTreeSet::new(), now: Nanos(0) };
+        let mut last = 0;
         for step in 0..20_000 {
-            let block = pick(&mut random, 2000, last);
-            last = block;
+            let place = format!("seed {seed} step {step}");
+            last = pick(&mut random, 2000, last);
             match random.u16(..1000) {
-                0..700 => {
-                    let verdict = cache.policy.read(block, &mut cache.marks);
-                    assert_eq!(verdict, model.read(block), "seed {seed} step {step}");
-                    let fill = match verdict {
-                        Verdict::Admit => Some((block, Place::Main)),
-                        Verdict::Probation { leaves: Some(leaves), .. } => {
-                            leaves.to.map(|to| (leaves.block, to))
-                        }
-                        _ => None,
-                    };
-                    // Some fills fail.
-                    if let Some((block, to)) = fill.filter(|_| random.u8(..20) > 0) {
-                        cache.marks.insert(block);
-                        cache.policy.filled(block, to, &mut cache.marks);
-                        model.marks.entry(block).or_default();
-                        model.enter(block, to);
-                    }
-                }
-                700..850 => {
-                    cache.policy.written(block);
-                    cache.marks.insert(block);
-                    cache.marks.pin(block, true);
-                    model.written(block);
-                    dirty.insert(block);
-                }
-                850..960 => {
-                    if let Some(block) = dirty.iter().min().copied() {
-                        dirty.remove(&block);
-                        cache.marks.pin(block, false);
-                        cache.policy.drained(block, &mut cache.marks);
-                        model.drained(block);
-                    }
-                }
-                960..990 if !dirty.contains(&block) => {
-                    cache.policy.forget(block);
-                    cache.marks.remove(block);
-                    model.forget(block);
-                }
-                990..992 => {
+                0..700 => pair.read(last, random.u8(..20) == 0, &place),
+                700..850 => pair.write(last),
+                850..960 => pair.drain(),
+                960..990 => pair.forget(last),
+                990..994 => {
                     let budget = random.bool().then(|| random.u64(..40_000_000_000));
-                    cache.policy.set_write_budget(budget);
-                    model.wear.set(budget);
+                    pair.set(budget, random.u64(20..800));
                 }
-                992..996 => {
-                    let capacity = random.u64(20..800);
-                    cache.policy.set_capacity(capacity);
-                    model.set_capacity(capacity);
-                }
-                _ => {
-                    now = now + Duration::from_millis(random.u64(..100));
-                    cache.policy.tick(now);
-                    model.wear.tick(now);
-                }
+                _ => pair.tick(random.u64(..100)),
             }
-            loop {
-                let victim = cache.policy.evict(&mut cache.marks);
-                let expected = model.evict(|block| dirty.contains(&block));
-                assert_eq!(victim, expected, "seed {seed} step {step}");
-                let Some(victim) = victim else { break };
-                assert!(!dirty.contains(&victim) && cache.marks.remove(victim), "P2");
-            }
-            assert!(cache.policy.len() <= cache.policy.capacity_blocks(), "P1");
+            pair.make_room(&place);
         }
-        assert_eq!(cache.marks.len(), model.marks.len());
+        assert_eq!(pair.cache.marks.len(), pair.model.marks.len());
     }
 }
 

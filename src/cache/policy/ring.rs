@@ -159,5 +159,7 @@ mod tests {
         pool.resize(100_000);
         (0..99_000).for_each(|block| queue.push(block, &mut pool));
         assert_eq!(queue.pop(&mut pool), Some(99_000));
+        while queue.pop(&mut pool).is_some() {}
+        assert!(queue.chunks.is_empty(), "an empty queue holds nothing");
     }
 }

@@ -57,6 +57,18 @@ fn a_minimum_that_was_lent_is_given_back() {
 }
 
 #[test]
+fn nobody_is_pushed_below_his_minimum_by_targets_that_are_too_high() {
+    let mut space = Space::new(1000);
+    let small = space.add(share(300, 1000, 1)).unwrap();
+    let large = space.add(share(0, 1000, 1)).unwrap();
+    space.set_target(small, Some(300));
+    space.set_target(large, Some(1000));
+    (0..300).for_each(|_| assert!(take(&mut space, small)));
+    (0..2000).for_each(|_| assert!(take(&mut space, large)));
+    assert_eq!((space.used(small), space.used(large)), (300, 700));
+}
+
+#[test]
 fn what_cannot_be_promised_is_refused_and_named() {
     let mut space = Space::new(100);
     let one = space.add(share(80, 100, 1)).unwrap();
@@ -90,11 +102,9 @@ fn random_owners_never_exceed_the_space_nor_fall_below_what_is_reserved() {
                     let (id, _) = owners.swap_remove(random.usize(..owners.len()));
                     space.remove(id);
                 }
-                2 => {
-                    if space.resize(random.u64(300..700)).is_ok() {
-                        while let Some(id) = space.surplus() {
-                            space.release(id);
-                        }
+                2 if space.resize(random.u64(300..700)).is_ok() => {
+                    while let Some(id) = space.surplus() {
+                        space.release(id);
                     }
                 }
                 _ if !owners.is_empty() => {
