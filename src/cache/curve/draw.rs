@@ -14,7 +14,7 @@ const HEIGHT: f64 = 360.0;
 const MARGIN: f64 = 48.0;
 
 /// A size with three digits, as it is read and not as it is parsed.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let units = [("TiB", TIB), ("GiB", GIB), ("MiB", MIB)];
     let unit = units.iter().find(|(_, unit)| bytes >= *unit).unwrap_or(&("KiB", KIB));
     let number = bytes as f64 / unit.1 as f64;

@@ -55,7 +55,8 @@ pub struct Report {
     pub write_mean_us: f64,
     /// Of the cache's counters, if it has them: hits / (hits + misses).
     pub hit_ratio: Option<f64>,
-    /// What the volume's counters grew by: what the backing was asked for is among them.
+    /// What the volume's counters grew by, if they did: what the backing was asked for is among
+    /// them.
     pub counters: BTreeMap<String, f64>,
 }
 
@@ -248,6 +249,7 @@ impl Report {
         if let (Some(hits), Some(misses)) = (hits, misses) {
             self.hit_ratio = (hits + misses > 0.0).then(|| hits / (hits + misses));
         }
+        self.counters.retain(|_, growth| *growth != 0.0);
     }
 }
 
@@ -280,7 +282,7 @@ fn fetch(socket: &std::path::Path) -> Result<String> {
 }
 
 /// Counters (`…_total`) of one volume from Prometheus text, by name and what other labels they
-/// have.
+/// have (the pool's name aside).
 pub fn parse_counters(text: &str, volume: &str) -> BTreeMap<String, f64> {
     let Some((machine, volume)) = volume.split_once('/') else { return BTreeMap::new() };
     let wanted = [("vm", machine), ("volume", volume)];
@@ -298,7 +300,7 @@ pub fn parse_counters(text: &str, volume: &str) -> BTreeMap<String, f64> {
         else {
             continue;
         };
-        let others = labels.iter().filter(|label| !wanted.contains(label));
+        let others = labels.iter().filter(|label| label.0 != "pool" && !wanted.contains(label));
         let others: Vec<&str> = others.map(|(_, value)| *value).collect();
         let key =
             if others.is_empty() { name.into() } else { format!("{name}:{}", others.join(",")) };

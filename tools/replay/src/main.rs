@@ -187,7 +187,7 @@ fn curve(arguments: &CurveArguments) -> Outcome {
     print!("{}", draw::table(&curves.sampled, now));
     let step = blocks_of(1 << 30);
     for advice in advise(&curves.sampled, blocks_of(now), step) {
-        let size = Bytes(advice.blocks * BLOCK_BYTES);
+        let size = draw::size(advice.blocks * BLOCK_BYTES);
         let (hits, change) = (advice.hit_ratio * 100.0, advice.change * 100.0);
         println!("{size}: {hits:.1} % hits ({change:+.1})");
     }

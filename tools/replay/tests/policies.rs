@@ -175,7 +175,7 @@ fn counters_of_one_volume_are_found_in_the_metrics() {
         vflash_cache_hits_total{vm=\"a\",volume=\"b\"} 7\n\
         vflash_cache_hits_total{vm=\"a\",volume=\"c\"} 9\n\
         vflash_cache_dirty_bytes{vm=\"a\",volume=\"b\"} 5\n\
-        vflash_volume_operations_total{operation=\"read\",vm=\"a\",volume=\"b\"} 3\n\
+        vflash_volume_operations_total{pool=\"p\",operation=\"read\",vm=\"a\",volume=\"b\"} 3\n\
         vflash_up_seconds 12\n";
     let counters = drive::parse_counters(text, "a/b");
     assert_eq!(counters["vflash_cache_hits_total"], 7.0);
