@@ -3,12 +3,14 @@
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
 //! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`,
-//! `roots`, [`drain`], `change`, [`disk`].
+//! `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is worth keeping on flash,
+//! and [`curve`], what more or less of it would bring: pure, for `tools/replay` until reads fill.
 
 mod around;
 mod change;
 mod core;
 mod cursor;
+pub mod curve;
 pub mod disk;
 pub mod drain;
 pub mod header;
@@ -23,6 +25,7 @@ pub mod message;
 pub mod model;
 pub mod order;
 pub mod place;
+pub mod policy;
 mod read;
 pub mod record;
 pub mod recover;
