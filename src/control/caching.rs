@@ -371,7 +371,8 @@ impl Engine {
             (Some(won), None) => Ok(Some(*won)),
             (None, Some(point)) => {
                 let points = served.ask(ANSWER_WAIT, |reply| CacheMessage::Points { reply })?;
-                let named = |at: &&order::Point| matches!(&at.kind, order::PointKind::Mark(mark) if mark == point);
+                let wanted = order::PointKind::Mark(point.clone());
+                let named = |at: &&order::Point| at.kind == wanted;
                 let found = points.iter().find(named).ok_or_else(|| {
                     let name = &served.name;
                     let text = format!(

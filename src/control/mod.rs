@@ -1,9 +1,11 @@
 //! L4: control. Composes pools and the vhost-user server, and lets people speak with both.
 //!
-//! Reading order: [`api`] (what is said), [`engine`] (the composition), [`served`] (a volume behind
-//! a socket), [`pool`], [`cached`], [`opening`] and [`caching`] (cached disks), [`changes`] (single
-//! changes), [`apply`] (many, all or nothing, with [`inspect`]), then [`routes`] and [`http`] (how it is said), [`events`], [`watch`], [`rundir`],
-//! [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in README.md.
+//! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
+//! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
+//! [`opening`] (all of them, again and again), [`caching`] (what they are asked), [`watch_cache`].
+//! [`changes`] (single changes), [`apply`] (many, all or nothing, with [`inspect`]), then [`routes`]
+//! and [`http`] (how it is said), [`events`], [`watch`], [`rundir`], [`openapi`], and [`daemon`],
+//! which runs it all. Threads and decisions are in README.md.
 
 #![forbid(unsafe_code)]
 
