@@ -26,10 +26,14 @@ fn flash_lost(seed: u64) -> u64 {
     let mut states = 0;
     for losses in LOSSES {
         let (recordings, losses) = (&recordings[1..], &losses[1..]);
-        states += explorer.explore_together(recordings, losses, |case, disks| {
-            let [backing, sidecar] = disks.try_into().unwrap_or_else(|_| panic!("two disks"));
-            let gone = vflash::io::sim::SimDisk::new(1 << 20);
-            rig.judge_without_flash(case, &World([gone, backing, sidecar]));
+        explorer.explore_together(recordings, losses, |case, disks| {
+            let world = World::without_flash(disks);
+            if case.index % 8 == 1 {
+                states += rig.judge_recovery(case, &world);
+            } else {
+                rig.judge_without_flash(case, &world);
+                states += 1;
+            }
         });
     }
     states
@@ -85,7 +89,10 @@ fn begin(rig: &Rig, outage: Outage, after: u64) {
         Outage::TornError => backing.set_faults(failing(Errno::EIO, true, true)),
         Outage::Full => backing.set_faults(full),
         Outage::Slow => backing.set_faults(slow),
-        Outage::Flapping | Outage::OneFlush => backing.set_faults(failing(Errno::EIO, true, false)),
+        Outage::Flapping => backing.set_faults(failing(Errno::EIO, true, false)),
+        Outage::OneFlush => {
+            backing.set_faults(Faults { flush_failures: 1, reorder: true, ..Faults::default() });
+        }
         Outage::SidecarError => sidecar.set_faults(failing(Errno::EIO, true, true)),
         Outage::SidecarSlow => sidecar.set_faults(slow),
         Outage::TimedOut => backing.set_faults(failing(timed_out, false, true)),
@@ -99,7 +106,8 @@ fn begin(rig: &Rig, outage: Outage, after: u64) {
 /// Guest I/O goes on through an outage while the log has room, then waits; afterwards all comes to
 /// the backing, and a crash in the middle of it loses nothing.
 fn outage(seed: u64) -> u64 {
-    let outage = OUTAGES[seed as usize % OUTAGES.len()];
+    // Each in both drain modes.
+    let outage = OUTAGES[(seed / 2) as usize % OUTAGES.len()];
     let mut rig = Rig::new(Setup { segments: 12, ..Setup::of(seed) });
     // Reads of what only the backing has cannot be served meanwhile; the guest writes and flushes.
     for _ in 0..20 {
@@ -125,14 +133,24 @@ fn outage(seed: u64) -> u64 {
     rig.finish();
     rig.reactor.advance(std::time::Duration::from_secs(2));
     (0..60).for_each(|_| rig.turn(false));
+    // What failed is tried again, and may succeed now.
+    rig.reactor.advance(std::time::Duration::from_secs(2));
+    (0..60).for_each(|_| rig.turn(false));
     let explorer =
         Explorer { samples: 3, exhaustive_max: 1, points_max: 40, ..Explorer::new(seed) };
     let states = rig::explore(&rig, &explorer, |case, world| rig.judge(case, &world, 0));
+    // The flash gone as well: what had been reported is there.
+    let recordings = rig.world.recordings();
+    let explorer = Explorer { samples: 2, exhaustive_max: 0, points_max: 150, ..explorer };
+    let losses = [vflash::io::crash::Loss::Unflushed; 2];
+    let lost = explorer.explore_together(&recordings[1..], &losses, |case, disks| {
+        rig.judge_without_flash(case, &World::without_flash(disks));
+    });
     heal(&rig);
     rig.drain(None);
     rig.check_backing(rig.model.head());
     assert!(!matches!(rig.state(), CacheState::Fenced(_)), "{outage:?}");
-    states + 1
+    states + lost + 1
 }
 
 fn heal(rig: &Rig) {

@@ -17,14 +17,16 @@ fn taken(bytes: usize) -> usize {
 
 // SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
-    // SAFETY: as the trait demands of the caller.
+    /// # Safety
+    /// As the trait demands.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(taken(layout.size()), Ordering::Relaxed);
         // SAFETY: the caller keeps the promises of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
-    // SAFETY: as the trait demands of the caller.
+    /// # Safety
+    /// As the trait demands.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         LIVE.fetch_sub(taken(layout.size()), Ordering::Relaxed);
         // SAFETY: the caller keeps the promises of `dealloc`.

@@ -1,5 +1,5 @@
-//! Planted bugs: the test of the tests. With the feature `planted` one of them is chosen at run time
-//! by `VFLASH_PLANTED=name`, and the suite that is to find it must fail; `cargo xtask crash
+//! Planted bugs: the test of the tests. With the feature `planted` one of them is chosen at run
+//! time by `VFLASH_PLANTED=name`, and the suite that is to find it must fail; `cargo xtask crash
 //! --planted` holds every suite to that. Without the feature there is nothing of them in the build.
 
 /// A mistake that somebody could make.

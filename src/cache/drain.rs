@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! Idle → Gather → Fill → Redo → RedoFlush → Apply → ApplyFlush → Root → Idle
-//!                        └── grouped only ┘    before an ordered group: Retire → RetireFlush
+//!                        └── grouped only ┘    Stamp → StampFlush: retires groups
 //! ```
 //!
 //! Whatever fails is done again from the beginning of its state, after a pause that doubles: a

@@ -102,6 +102,8 @@ pub struct Faults {
     /// Writes and zeros fail with `ENOSPC`.
     pub full: bool,
     pub fail: Option<Failure>,
+    /// So many flushes fail from now on; other operations do not.
+    pub flush_failures: u32,
 }
 
 /// Fails an operation that would have succeeded.
@@ -346,6 +348,10 @@ impl State {
         }
         if self.faults.full && (kind.writes() || kind == OperationKind::Zero) {
             return Some(always(Errno(libc::ENOSPC)));
+        }
+        if kind == OperationKind::Flush && self.faults.flush_failures > 0 {
+            self.faults.flush_failures -= 1;
+            return Some(always(Errno::EIO));
         }
         let failure = self.faults.fail.as_mut()?;
         if failure.after > 0 {

@@ -18,6 +18,7 @@ use vflash::cache::message::Reply;
 use vflash::cache::model::{self, Model};
 use vflash::cache::recover::{FormatOptions, OpenOptions, format, open};
 use vflash::cache::root::BackingIdentity;
+use vflash::cache::scan::scan;
 use vflash::cache::{
     CacheMessage, CacheOptions, CacheState, CacheStatus, CachedDisk, Medium, Mode, Place, Shape,
 };
@@ -83,6 +84,12 @@ impl World {
         let stamp = first_stamp(setup);
         write_stamp(&mut world.blocking(2), &stamp).expect("stamped");
         world
+    }
+
+    /// Backing and sidecar alone.
+    pub(crate) fn without_flash(disks: Vec<SimDisk>) -> Self {
+        let [backing, sidecar] = disks.try_into().unwrap_or_else(|_| panic!("two disks"));
+        Self([SimDisk::new(1 << 20), backing, sidecar])
     }
 
     pub(crate) fn medium(&self) -> Medium {
@@ -527,7 +534,9 @@ impl Rig {
         let moment = self.moment(point);
         let seed = self.setup.seed;
         let announce = format!("seed {seed}, point {point}, index {index}");
+        let seen = scan(&mut world.medium(), 256).expect("a log").next_won;
         let (disk, next_won) = world.open(&self.setup).expect("it opens");
+        assert!(next_won >= seen, "{announce}: number {next_won} is given again, below {seen}");
         let mut rig = Self::on(self.setup, world, disk, self.model.clone());
         let head = rig.head();
         let Moment { kept, submitted, .. } = moment;
@@ -613,6 +622,24 @@ impl Rig {
         if let Err(difference) = self.model.check_point(point, &mut self.world.reader()) {
             panic!("the backing is not at point {point}: {difference}");
         }
+    }
+
+    /// As [`Self::judge_without_flash`], and again after every end of that recovery itself.
+    pub(crate) fn judge_recovery(&self, case: CrashCase, world: &World) -> u64 {
+        world.record();
+        self.judge_without_flash(case, world);
+        let recordings = world.recordings();
+        let explorer = Explorer {
+            only: None,
+            samples: 2,
+            exhaustive_max: 1,
+            points_max: 8,
+            ..Explorer::new(case.seed ^ case.point)
+        };
+        let losses = [Loss::Unflushed; 2];
+        1 + explorer.explore_together(&recordings[1..], &losses, |_, disks| {
+            self.judge_without_flash(case, &World::without_flash(disks));
+        })
     }
 
     /// Judges a state in which the flash is gone: what the shared storage gives by itself.

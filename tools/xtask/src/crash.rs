@@ -84,7 +84,6 @@ pub(crate) fn cache(scale: u64) -> Result<((), String)> {
 fn finder(bug: Bug) -> (&'static str, &'static str) {
     const BOUNDED: &str = "every_crash_state_of_one_and_two_operations_is_a_point";
     const LONG: &str = "every_crash_state_of_long_random_runs_is_a_point";
-    const NESTED: &str = "a_crash_inside_recovery_changes_nothing";
     const GENERATIONS: &str = "crash_after_crash_nothing_is_lost";
     const FLASH_LOST: &str = "flash_lost_at_any_write_of_a_drain_leaves_a_past_point";
     const OUTAGES: &str = "an_outage_of_the_shared_storage_costs_time_and_nothing_else";
@@ -98,9 +97,10 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         | Bug::DiscardForgotten
         | Bug::TailBeforeBackingFlush => ("cache_crash", BOUNDED),
         Bug::PreviousLapAccepted => ("cache_crash", LONG),
-        Bug::RecoveryNotRestartable => ("cache_crash", NESTED),
         Bug::NumberReused => ("cache_crash", GENERATIONS),
-        Bug::OverlapSwapped | Bug::GroupNotCommitted => ("cache_drain", FLASH_LOST),
+        Bug::OverlapSwapped | Bug::GroupNotCommitted | Bug::RecoveryNotRestartable => {
+            ("cache_drain", FLASH_LOST)
+        }
         Bug::FailedFlushRetried => ("cache_drain", OUTAGES),
         Bug::CorruptionIsTail => ("cache_media", DAMAGE),
         Bug::WrongHalf => ("cache_media", MODEL),
