@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
 //! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
-//! [`opening`] (all of them, again and again), [`caching`] (what they are asked), [`watch_cache`].
+//! [`opening`] (all of them, again and again), [`caching`] (what they are asked),
+//! [`detaching`] (the ways out), [`watch_cache`].
 //! [`changes`] (single changes), [`apply`] (many, all or nothing, with [`inspect`]), then [`routes`]
 //! and [`http`] (how it is said), [`events`], [`watch`], [`rundir`], [`openapi`], and [`daemon`],
 //! which runs it all. Threads and decisions are in README.md.
@@ -16,6 +17,7 @@ pub mod cached;
 pub mod caching;
 pub mod changes;
 pub mod daemon;
+pub mod detaching;
 pub mod engine;
 pub mod events;
 pub mod exposition;
