@@ -1,19 +1,16 @@
-//! What can be asked of a cached disk while it is served, and how it is taken down.
+//! What can be asked of a cached disk while it is served; [`super::detaching`] has the ways out.
 
 use super::api::{self, ErrorCode, EventKind, Failure};
 use super::api_cached::{
-    Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Detach, Drain, DrainKind, Draining,
-    Durability, Mark, Point, PointKind, Points, SetMode,
+    Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Drain, DrainKind, Draining, Durability,
+    Mark, Point, PointKind, Points, SetMode,
 };
-use super::cached::{self, Cached, cache_mode, drain_mode};
+use super::cached::{Cached, cache_mode, drain_mode};
 use super::engine::Engine;
 use super::pool::AllocationFacts;
 use super::served::Served;
-use crate::backing::recover::{Damage, RecoverOptions};
 use crate::backing::spec::Spec;
 use crate::backing::stamp::DrainMode;
-use crate::base::clock::unix_ms;
-use crate::base::units::Bytes;
 use crate::base::{Error, ErrorKind};
 use crate::cache::drain::DrainError;
 use crate::cache::message::Reply;
@@ -34,22 +31,16 @@ pub const REST_WAIT: Duration = Duration::from_secs(10);
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
 /// How long a disk may take to answer at all.
-const ANSWER_WAIT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
 /// As [`ANSWER_WAIT`], of somebody who only looks.
 const LOOK_WAIT: Duration = Duration::from_millis(200);
 
-/// How long one call waits for a drain; who wants to see the end asks again.
-const DRAIN_WAIT: Duration = Duration::from_secs(5);
-
 /// Retiring the last group and stamping.
-const CLOSE_WAIT: Duration = Duration::from_secs(60);
+pub(super) const CLOSE_WAIT: Duration = Duration::from_secs(60);
 
 /// How long one call waits for another mode to be in force.
 const MODE_WAIT: Duration = Duration::from_secs(2);
-
-/// How long a backing that is given up may take to answer.
-const LOST_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -> &AtomicU64);
 
@@ -99,7 +90,7 @@ impl Served {
         answered
     }
 
-    fn ask<R: Send + 'static>(
+    pub(super) fn ask<R: Send + 'static>(
         &self,
         wait: Duration,
         message: impl FnOnce(Reply<R>) -> CacheMessage,
@@ -121,7 +112,7 @@ impl Served {
     }
 
     /// Gauges as of now.
-    fn gauges(&self, cached: &Cached) -> crate::base::Result<CacheGauges> {
+    pub(super) fn gauges(&self, cached: &Cached) -> crate::base::Result<CacheGauges> {
         self.ask(ANSWER_WAIT, |reply| CacheMessage::Status { reply })?;
         Ok(cached.status.gauges())
     }
@@ -306,7 +297,7 @@ fn mode(mode: Mode) -> CacheMode {
 }
 
 /// A drain that cannot be.
-fn undrainable(name: &str, error: DrainError) -> Failure {
+pub(super) fn undrainable(name: &str, error: DrainError) -> Failure {
     let (code, text) = match error {
         DrainError::Refused(refusal) => (ErrorCode::Invalid, refusal.to_string()),
         DrainError::Corrupt { last_good } => (
@@ -323,7 +314,7 @@ fn undrainable(name: &str, error: DrainError) -> Failure {
 /// The verbs.
 impl Engine {
     /// The disk, if it is a cached one that is served.
-    fn cached(&self, name: &str) -> Result<(Served, std::sync::Arc<Cached>)> {
+    pub(super) fn cached(&self, name: &str) -> Result<(Served, std::sync::Arc<Cached>)> {
         let served = self.served(name)?;
         if !served.is_cached() {
             let text = format!("{name} is a flash volume: only cached disks have a backing");
@@ -371,7 +362,8 @@ impl Engine {
             (Some(won), None) => Ok(Some(*won)),
             (None, Some(point)) => {
                 let points = served.ask(ANSWER_WAIT, |reply| CacheMessage::Points { reply })?;
-                let named = |at: &&order::Point| matches!(&at.kind, order::PointKind::Mark(mark) if mark == point);
+                let wanted = order::PointKind::Mark(point.clone());
+                let named = |at: &&order::Point| at.kind == wanted;
                 let found = points.iter().find(named).ok_or_else(|| {
                     let name = &served.name;
                     let text = format!(
@@ -549,185 +541,6 @@ impl Engine {
             Err(_) => Ok(()),
         }
     }
-}
-
-/// The ways out.
-impl Engine {
-    pub fn detach(&self, name: &str, request: &Detach) -> Result<api::Plan> {
-        let _changes = self.lock_changes();
-        let served = self.served(name)?;
-        let Some(cache) = served.settings.cache.clone() else {
-            let text = format!(
-                "{name} is a flash volume, and its content is nowhere else: take it away from a VM \
-                 with --qmp or --ch-api, or destroy it with `vflash reclaim {name}`"
-            );
-            return Err(Failure::new(ErrorCode::Invalid, text));
-        };
-        self.refuse_attached(&[name.to_owned()], false)?;
-        let detail = match request.lost {
-            false => {
-                self.detach_clean(&served)?;
-                format!("all is in {}; its space on {} is free", cache.backing, served.pool.name)
-            }
-            true => self.detach_lost(&served, &cache, &request.confirm)?,
-        };
-        let step = api::Step {
-            action: api::Action::Delete,
-            object: served.object(),
-            detail,
-            destroys: request.lost,
-        };
-        let destroys = if request.lost { vec![name.to_owned()] } else { Vec::new() };
-        Ok(api::Plan { steps: vec![step], destroys, done: true })
-    }
-
-    /// Drains all, leaves the backing clean and nobody's, frees the flash.
-    pub(super) fn detach_clean(&self, served: &Served) -> Result<()> {
-        let name = &served.name;
-        let formatted = Attributes::decode(&served.facts()?.attributes)?.log;
-        if formatted.is_some_and(|log| !log.formatted) && served.cached.is_none() {
-            // It was never served.
-            return self.without(served, || self.free(served, "it was never opened"));
-        }
-        if let Some(reason) = &served.failure {
-            let text = format!(
-                "cached disk {name} is not served, and what only the flash holds cannot be \
-                 drained: {reason}. Bring its backing back, or give up what it lacks with `vflash \
-                 detach {name} --lost`"
-            );
-            return Err(Failure::new(ErrorCode::Busy, text));
-        }
-        let (served, cached) = self.cached(name)?;
-        if served.gauges(&cached)?.state != cache::CacheState::Closed {
-            self.drain_for_good(&served, &cached)?;
-            served.ask(CLOSE_WAIT, |reply| CacheMessage::Close { reply })??;
-        }
-        self.without(&served, || {
-            served.stop(&self.host)?;
-            self.free(&served, "detached: all is in the backing")
-        })
-    }
-
-    fn drain_for_good(&self, served: &Served, cached: &Cached) -> Result<()> {
-        let name = &served.name;
-        served.link.send(Box::new(CacheMessage::LetGo));
-        cached.held.store(0, Ordering::Relaxed);
-        let drain = |reply| CacheMessage::Drain { to: None, hold: false, reply };
-        match served.ask(DRAIN_WAIT, drain) {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(undrainable(name, error)),
-            Err(_) => {
-                let left = served.gauges(cached)?.dirty_bytes;
-                let text = format!(
-                    "cached disk {name} is being drained, {} left: `vflash drain {name} --wait` \
-                     waits for it",
-                    Bytes(left)
-                );
-                Err(Failure::new(ErrorCode::Busy, text))
-            }
-        }
-    }
-
-    /// Gives the allocation back to the pool.
-    fn free(&self, served: &Served, why: &str) -> Result<()> {
-        let id = served.id;
-        served.pool.change(move |pool| pool.remove(id))?;
-        self.host.run_dir.forget(&served.name);
-        {
-            let mut state = self.state();
-            state.volumes.remove(&served.name);
-            state.caches.remove(&served.name);
-        }
-        self.events().add(EventKind::Deleted, served.object(), why);
-        Ok(())
-    }
-
-    /// Ends serving a cached disk; it stays in the list as one that is not open.
-    pub(super) fn take_down(&self, served: &Served) -> Result<()> {
-        self.without(served, || Ok(served.stop(&self.host)?))?;
-        if let Some(there) = self.state().volumes.get_mut(&served.name) {
-            (there.cached, there.failure) = (None, None);
-        }
-        Ok(())
-    }
-
-    /// Gives up what only the flash holds; says what that is before it does anything.
-    fn detach_lost(
-        &self,
-        served: &Served,
-        cache: &CacheSettings,
-        confirm: &[String],
-    ) -> Result<String> {
-        let name = &served.name;
-        let mut lost = match &served.cached {
-            Some(cached) => Some(loss(served, cached, cache)),
-            None => None,
-        };
-        if lost.is_none() {
-            lost = Some(self.without(served, || Ok(loss_of_backing(served, cache)))?);
-        }
-        let lost = lost.unwrap_or_default();
-        if !confirm.contains(name) {
-            let text = format!("{lost}; nothing was done");
-            let unconfirmed = vec![name.clone()];
-            return Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, text) });
-        }
-        self.without(served, || {
-            served.stop(&self.host)?;
-            let left = give_up(served, cache);
-            self.free(served, &lost)?;
-            match left {
-                Ok(()) => Ok(lost),
-                Err(error) => Ok(format!("{lost}; its owner stamp stays: {error}")),
-            }
-        })
-    }
-}
-
-/// What is lost with the flash of a disk that is served.
-fn loss(served: &Served, cached: &Cached, cache: &CacheSettings) -> String {
-    let gauges = served.gauges(cached).unwrap_or_else(|_| cached.status.gauges());
-    let (name, backing) = (&served.name, &cache.backing);
-    let CacheGauges { dirty_bytes, oldest_dirty, drained_won, head_won, .. } = gauges;
-    if dirty_bytes == 0 {
-        return format!("nothing of {name} is lost: {backing} is at point {drained_won}");
-    }
-    format!(
-        "of {name}, {} of acknowledged writes (points {} to {head_won}), the oldest {}s old, are \
-         on the flash alone and are lost; {backing} is at point {drained_won}",
-        Bytes(dirty_bytes),
-        drained_won + 1,
-        oldest_dirty.as_secs()
-    )
-}
-
-/// As [`loss`], of a disk that could not be opened, by what its backing says.
-fn loss_of_backing(served: &Served, cache: &CacheSettings) -> String {
-    let lost = cached::open_backing(cache, Some(LOST_PATIENCE))
-        .and_then(|mut backing| backing.lost(Damage::Skip));
-    match lost {
-        Ok(Some(lost)) => lost.text,
-        Ok(None) => format!("{} is clean: by its stamp nothing is lost", cache.backing),
-        Err(error) => format!(
-            "all that the flash holds of {} and {} lacks is lost, and how much that is cannot be \
-             told: {error}",
-            served.name, cache.backing
-        ),
-    }
-}
-
-/// Makes the backing clean and nobody's, if it is this allocation's.
-fn give_up(served: &Served, cache: &CacheSettings) -> crate::base::Result<()> {
-    let mut backing = cached::open_backing(cache, Some(LOST_PATIENCE))?;
-    let Some(standing) = backing.standing(Damage::Skip)? else { return Ok(()) };
-    let log = Attributes::decode(&served.facts()?.attributes)?.log.unwrap_or_default();
-    let owner = &standing.stamp.owner;
-    if owner.allocation != *log.uuid.as_bytes() {
-        return Ok(());
-    }
-    let confirm = owner.volume.clone();
-    let options = RecoverOptions { damage: Damage::Skip, now_ms: unix_ms() };
-    backing.take_over_lost(&confirm, options, &mut |_| {}).map(drop)
 }
 
 /// The end of the daemon.

@@ -447,8 +447,8 @@ impl Engine {
             return Ok(());
         }
         let text = format!(
-            "{} in use by a virtual machine: take it away from that first (`vflash detach --qmp` or \
-             `--ch-api`), or use --force",
+            "{} in use by a virtual machine: take it away from that first (`vflash detach --qmp` \
+             or `--ch-api`), or use --force",
             names.join(", ")
         );
         Err(Failure::new(ErrorCode::Busy, text))

@@ -37,7 +37,7 @@ impl EventLog {
             EventKind::Error | EventKind::PoolFailed => log::error!("{object}: {message}"),
             EventKind::Fenced => log::error!("{object}: {message}"),
             EventKind::Watermark | EventKind::LogFull | EventKind::BackingAway => {
-                log::warn!("{object}: {message}")
+                log::warn!("{object}: {message}");
             }
             EventKind::ScrubProgress => log::debug!("{object}: {message}"),
             _ => log::info!("{object}: {message}"),

@@ -1,9 +1,12 @@
 //! L4: control. Composes pools and the vhost-user server, and lets people speak with both.
 //!
-//! Reading order: [`api`] (what is said), [`engine`] (the composition), [`served`] (a volume behind
-//! a socket), [`pool`], [`cached`], [`opening`] and [`caching`] (cached disks), [`changes`] (single
-//! changes), [`apply`] (many, all or nothing, with [`inspect`]), then [`routes`] and [`http`] (how it is said), [`events`], [`watch`], [`rundir`],
-//! [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in README.md.
+//! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
+//! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
+//! [`opening`] (all of them, again and again), [`caching`] (what they are asked), [`detaching`]
+//! (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`] (many, all or
+//! nothing, with [`inspect`]), [`routes`] and [`http`] (how it is said), [`events`], [`watch`],
+//! [`rundir`], [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in
+//! README.md.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +17,7 @@ pub mod cached;
 pub mod caching;
 pub mod changes;
 pub mod daemon;
+pub mod detaching;
 pub mod engine;
 pub mod events;
 pub mod exposition;

@@ -226,24 +226,13 @@ fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
     });
     let (mode, sidecar, backing) = (mode?.unwrap_or_default(), sidecar?, backing?);
     let drain = drain?;
-    if sidecar.is_none() && has_no_neighbour(&backing.value) {
-        let beside = &backing.value;
-        if mode == CacheMode::WriteBack {
-            let text = format!(
-                "write-back needs a place for its stamp, and beside {beside} is none: add \
-                 `sidecar: PATH` on the shared storage, or `mode: write-through`"
-            );
-            decoder.mistake(at, text);
-            return None;
-        }
-        if drain == Some(Drain::Grouped) {
-            let text = format!(
-                "a grouped drain needs a place for its groups, and beside {beside} is none: add \
-                 `sidecar: PATH` on the shared storage, or `drain: ordered`"
-            );
-            decoder.mistake(fields.key_at("drain"), text);
-            return None;
-        }
+    if sidecar.is_none()
+        && has_no_neighbour(&backing.value)
+        && let Some((key, text)) = lacks_sidecar(mode, drain, &backing.value)
+    {
+        let at = if key == "cache" { at } else { fields.key_at(key) };
+        decoder.mistake(at, text);
+        return None;
     }
     Some(Cached {
         place: decoder.mistakes.place(at),
@@ -256,6 +245,28 @@ fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
         durability: durability?.unwrap_or_default(),
         sidecar,
         backing,
+    })
+}
+
+/// Which key wants a sidecar that cannot be beside the backing, and what to write.
+fn lacks_sidecar(
+    mode: CacheMode,
+    drain: Option<Drain>,
+    backing: &Backing,
+) -> Option<(&'static str, String)> {
+    if mode == CacheMode::WriteBack {
+        let text = format!(
+            "write-back needs a place for its stamp, and beside {backing} is none: add `sidecar: \
+             PATH` on the shared storage, or `mode: write-through`"
+        );
+        return Some(("cache", text));
+    }
+    (drain == Some(Drain::Grouped)).then(|| {
+        let text = format!(
+            "a grouped drain needs a place for its groups, and beside {backing} is none: add \
+             `sidecar: PATH` on the shared storage, or `drain: ordered`"
+        );
+        ("drain", text)
     })
 }
 

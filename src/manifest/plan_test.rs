@@ -350,8 +350,8 @@ fn a_cached_disk_survives_the_pool_and_older_builds_refuse_it() {
 fn with_disks(volumes: &str) -> String {
     format!(
         "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: p}}\nspec: {{device: /srv/p, size: \
-         1GiB}}\n---\napiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: vm}}\nspec:\n  \
-         volumes:\n{volumes}"
+         1GiB}}\n---\napiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: vm}}\n\
+         spec:\n  volumes:\n{volumes}"
     )
 }
 

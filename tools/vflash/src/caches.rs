@@ -78,7 +78,7 @@ fn cache_of(client: &Client, name: &str) -> Result<Cache> {
 
 pub(crate) fn points(client: &Client, format: Format, name: &str) -> Result<()> {
     let points: Points = client.get(&format!("{}/points", volume_path(name)?))?;
-    print(format, &points, |points| points_table(points))
+    print(format, &points, points_table)
 }
 
 fn points_table(Points { points }: &Points) -> String {
