@@ -4,7 +4,6 @@
 #[allow(dead_code, reason = "each program has its own manners")]
 mod fake;
 
-#[allow(dead_code, reason = "no pool is needed here")]
 mod common;
 
 use common::{connect, export, operate, workload};

@@ -174,7 +174,7 @@ fn fail_the_nth(seed: u64) -> u64 {
             let setup = Setup { segments: 6, reorder: false, ..Setup::of(seed) };
             let mut rig = Rig::new(setup);
             (0..6).for_each(|_| rig.write_somewhere());
-            let fail = Failure { after, forever, errno: Errno::EIO, torn: seed % 2 == 0 };
+            let fail = Failure { after, forever, errno: Errno::EIO, torn: seed.is_multiple_of(2) };
             let faults = Faults { fail: Some(fail), ..Faults::default() };
             rig.world.0[disk].set_faults(faults);
             for _ in 0..4 {

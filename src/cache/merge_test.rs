@@ -79,7 +79,8 @@ fn a_group_agrees_with_an_array_of_sectors() {
                 }
                 merged.pack(&mut packed);
                 assert!(look(&packed) == model, "seed {seed}, step {step}, filled");
-                let whole = |run: &Span| run.start % block == 0 && run.count % block == 0;
+                let whole =
+                    |run: &Span| run.start.is_multiple_of(block) && run.count.is_multiple_of(block);
                 assert!(packed.runs().iter().all(whole), "whole blocks");
                 let limits = merged.limits;
                 assert!(packed.data_bytes() <= limits.data_bytes, "{}", packed.data_bytes());

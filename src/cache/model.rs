@@ -305,8 +305,8 @@ mod tests {
         let model = four_writes();
         let states = [[0, 0, 0], [1, 1, 0], [1, 2, 2], [1, 2, 0], [4, 2, 0]];
         for (point, state) in states.iter().enumerate() {
-            for asked in 0..5 {
-                let same = states[asked] == *state;
+            for (asked, other) in states.iter().enumerate() {
+                let same = other == state;
                 let found = model.check_point(asked as u64, &mut disk(state));
                 assert_eq!(found.is_ok(), same, "point {point} taken for {asked}: {found:?}");
             }

@@ -181,9 +181,9 @@ impl Points {
         let asked = won;
         let mut nearest = vec![asked.clamp(least, self.head)];
         // A named one beside it, on the side where points are.
-        let edges = self.edges.iter().map(|edge| edge.won).filter(|edge| *edge > least);
+        let mut edges = self.edges.iter().map(|edge| edge.won).filter(|edge| *edge > least);
         let named = match reason {
-            Reason::Ahead => edges.filter(|edge| *edge < self.head).next_back(),
+            Reason::Ahead => edges.rfind(|edge| *edge < self.head),
             _ => edges.min(),
         };
         nearest.extend(named);
