@@ -4,7 +4,7 @@
 //! The backing is an NBD export whose every read and write takes 5 ms longer. Before each
 //! measurement of ours the cache is drained, so that each begins alike.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -21,6 +21,9 @@ use crate::scratch::Scratch;
 const VOLUME: &str = "bench/disk";
 const DISK_BYTES: u64 = 2 << 30;
 const DELAY: &str = "5ms";
+
+/// Bytes that one measurement writes at most: the log holds them, whatever the backing does.
+const LOAD_BYTES_MAX: u64 = 2 << 30;
 
 /// Random blocks of 4 KiB that make a gigabyte of dirty data.
 const DIRTY_BLOCKS: u64 = (1 << 30) / 4096;
@@ -76,13 +79,12 @@ struct Sample {
 
 /// The servers, and where they are.
 struct Rig {
-    _scratch: Scratch,
+    scratch: Scratch,
     pages: Pages,
-    flash: std::path::PathBuf,
-    run: std::path::PathBuf,
-    manifest: std::path::PathBuf,
-    filter_socket: std::path::PathBuf,
-    plain_socket: std::path::PathBuf,
+    flash: PathBuf,
+    run: PathBuf,
+    manifest: PathBuf,
+    plain_socket: PathBuf,
     /// Serves our backing.
     backing: Server,
     vflashd: Option<Server>,
@@ -121,28 +123,9 @@ impl Rig {
         let flash = data.join("flash.img");
         eprintln!("writing the flash file");
         fio(&flash, "write", Pages::Small, &["--bs=1M", "--iodepth=8", "--size=2G"])?;
-        let export = |name: &str, filters: &[&str], more: &[&str]| -> Result<_> {
-            let (image, socket) = (data.join(format!("{name}.raw")), run.join(name));
-            std::fs::File::create(&image)?.set_len(DISK_BYTES)?;
-            let mut command = Command::new("nbdkit");
-            command.args(["--foreground", "--unix"]).arg(&socket);
-            command.args(filters.iter().map(|filter| format!("--filter={filter}")));
-            command.arg("file").arg(&image).args(more);
-            command.args([format!("rdelay={DELAY}"), format!("wdelay={DELAY}")]);
-            let mut server = spawn(&mut command)?;
-            wait_for(&socket, &mut server)?;
-            Ok((server, socket))
-        };
-        let (backing, backing_socket) = export("backing", &["delay"], &[])?;
-        let (filtered, cached) = export("filter", &["cache", "delay"], &["cache=writeback"])?;
-        let (delayed, plain) = export("plain", &["delay"], &[])?;
-        let served = |name: &str, nbd: &Path| {
-            let disk = format!("driver=nbd,server.type=unix,server.path={}", text(nbd));
-            let socket = run.join(name);
-            start_storage_daemon(&socket, &disk).map(|server| (server, socket))
-        };
-        let (filter_server, filter_socket) = served("filter-qsd", &cached)?;
-        let (plain_server, plain_socket) = served("plain-qsd", &plain)?;
+        let (backing, backing_socket) = export(&scratch, "backing", &["delay"], &[])?;
+        let (delayed, plain) = export(&scratch, "plain", &["delay"], &[])?;
+        let (plain_server, plain_socket) = served(&scratch, "plain-qsd", &plain)?;
         let manifest = data.join("bench.yaml");
         std::fs::write(&manifest, manifest_for(&data, &backing_socket))?;
         let pool = text(&data.join("pool.img"));
@@ -151,16 +134,15 @@ impl Rig {
             &["pool", "create", "drive", &pool, "--size", "4352MiB", "--preallocate", "written"],
         )?;
         let mut rig = Self {
-            _scratch: scratch,
+            scratch,
             pages,
             flash,
             run,
             manifest,
-            filter_socket,
             plain_socket,
             backing,
             vflashd: None,
-            _others: vec![filtered, delayed, filter_server, plain_server],
+            _others: vec![delayed, plain_server],
         };
         rig.start_vflashd()?;
         Ok(rig)
@@ -176,7 +158,7 @@ impl Rig {
         Ok(())
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    fn socket(&self) -> PathBuf {
         self.run.join("vflash").join(format!("{VOLUME}.sock"))
     }
 
@@ -184,7 +166,14 @@ impl Rig {
         match peer {
             Peer::RawDurable => self.measure_raw(cell, seconds, true),
             Peer::Raw => self.measure_raw(cell, seconds, false),
-            Peer::Filter => self.load(&self.filter_socket, cell, seconds),
+            // A fresh one each time: its flush writes block by block all that it holds.
+            Peer::Filter => {
+                let filters = ["cache", "delay"];
+                let (_nbdkit, nbd) =
+                    export(&self.scratch, "filter", &filters, &["cache=writeback"])?;
+                let (_daemon, socket) = served(&self.scratch, "filter-qsd", &nbd)?;
+                self.load(&socket, cell, seconds)
+            }
             Peer::Vflash => {
                 self.drain()?;
                 self.load(&self.socket(), cell, seconds)
@@ -195,8 +184,10 @@ impl Rig {
     fn load(&self, socket: &Path, cell: &Cell, seconds: f64) -> Result<Sample> {
         let (depth, block) = (cell.depth.to_string(), format!("{}KiB", cell.block_kib));
         let (socket, seconds) = (text(socket), seconds.to_string());
+        let operations = (LOAD_BYTES_MAX / (u64::from(cell.block_kib) << 10)).to_string();
         let commit = cell.commit.map(|writes| writes.to_string());
         let mut arguments = vec!["load", "--socket", &socket, "--rw", cell.pattern];
+        arguments.extend(["--ramp", "0.2", "--ops", &operations]);
         arguments.extend(["--depth", &depth, "--block-size", &block, "--runtime", &seconds]);
         if let Some(writes) = &commit {
             arguments.extend(["--commit", writes]);
@@ -326,6 +317,37 @@ impl Rig {
         let process = Pid::from_raw(self.backing.0.id() as i32);
         kill(process, signal).context("stop or continue the backing's server")
     }
+}
+
+/// nbdkit with an image of its own behind these filters: the server and its socket.
+fn export(
+    scratch: &Scratch,
+    name: &str,
+    filters: &[&str],
+    more: &[&str],
+) -> Result<(Server, PathBuf)> {
+    let (image, socket) =
+        (scratch.data.path().join(format!("{name}.raw")), scratch.run.path().join(name));
+    std::fs::File::create(&image)?.set_len(DISK_BYTES)?;
+    // Left by one of the same name that was killed.
+    std::fs::remove_file(&socket).ok();
+    let mut command = Command::new("nbdkit");
+    command.args(["--foreground", "--unix"]).arg(&socket);
+    command.args(filters.iter().map(|filter| format!("--filter={filter}")));
+    command.arg("file").arg(&image).args(more);
+    command.args([format!("rdelay={DELAY}"), format!("wdelay={DELAY}")]);
+    let mut server = spawn(&mut command)?;
+    wait_for(&socket, &mut server)?;
+    Ok((server, socket))
+}
+
+/// qemu-storage-daemon in front of an NBD export: the server and its vhost-user socket.
+fn served(scratch: &Scratch, name: &str, nbd: &Path) -> Result<(Server, PathBuf)> {
+    let disk = format!("driver=nbd,server.type=unix,server.path={}", text(nbd));
+    let socket = scratch.run.path().join(name);
+    std::fs::remove_file(&socket).ok();
+    let server = start_storage_daemon(&socket, &disk)?;
+    Ok((server, socket))
 }
 
 /// The first number that is called so.
