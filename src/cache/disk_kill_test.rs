@@ -184,6 +184,8 @@ fn a_piece_that_rots_is_found_and_never_served() {
     assert!(why.contains("sectors 200 to 200 are damaged"), "{why}");
 }
 
+/// The buffer must stay until the request has ended: a dropped one is somebody else's at once.
+#[must_use]
 fn submit_from(rig: &mut Rig, origin: Origin, start: u64, value: u8) -> PinnedBuffer {
     let buffer = PinnedBuffer::new(4096);
     buffer.segment().copy_from(&[value; 4096]);
@@ -200,18 +202,18 @@ fn a_replayed_request_that_the_log_has_is_not_done_again() {
     let mut rig = Rig::new(shape(5, 64 * KIB), options());
     let origin = |counter, replayed| Origin { queue: 3, counter, replayed };
     for (counter, value) in [(1000, 1), (1001, 2)] {
-        submit_from(&mut rig, origin(counter, false), 8, value);
+        let _data = submit_from(&mut rig, origin(counter, false), 8, value);
         while rig.reactor.ended().is_empty() {
             rig.reactor.turn(true);
         }
     }
     rig.truth[8 * 512..16 * 512].fill(2);
     let mut rig = rig.killed(options());
-    submit_from(&mut rig, origin(1000, true), 8, 1);
+    let _first = submit_from(&mut rig, origin(1000, true), 8, 1);
     rig.reactor.turn(false);
     assert_eq!(rig.reactor.ended().len(), 1, "answered at once");
     rig.check();
-    submit_from(&mut rig, origin(1002, true), 8, 3);
+    let _third = submit_from(&mut rig, origin(1002, true), 8, 3);
     while rig.reactor.ended().is_empty() {
         rig.reactor.turn(true);
     }
