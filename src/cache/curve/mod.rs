@@ -2,8 +2,8 @@
 //!
 //! [`Sampler`] watches a disk in less than 1 MiB (SHARDS: reuse distances among a sample of its
 //! blocks, chosen by hash); [`Exact`] does the same with every block, for comparison. Both make a
-//! [`MissCurve`], which [`advise`] and [`partition`] read and [`draw`] shows. The curves are those
-//! of LRU: what the policy reaches is a little better, and moves with them.
+//! [`MissCurve`], which [`advise()`] and [`partition`] read and [`draw`] shows. The curves are
+//! those of LRU: what the policy reaches is a little better, and moves with them.
 
 pub mod advise;
 pub mod draw;
