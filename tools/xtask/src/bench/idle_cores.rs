@@ -2,7 +2,7 @@
 //!
 //! An idle core of a virtual machine halts, and waking it takes its hypervisor tens of
 //! microseconds; on a hypervisor host, which vflash is made for, it takes about two. Where Linux
-//! lets us, idle cores look for work for 200 µs before they halt while a benchmark runs.
+//! lets us, idle cores look for work for up to 1 ms before they halt while a benchmark runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use nix::sys::eventfd::EventFd;
 use nix::unistd::Pid;
 
 const POLL: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
-const POLL_NS: u64 = 200_000;
+const POLL_NS: u64 = 1_000_000;
 
 /// Round trips that are measured.
 const ROUNDS: usize = 2000;
@@ -37,7 +37,7 @@ impl IdleCores {
     pub(crate) fn describe(&self) -> Result<String> {
         let micros = round_trip()?.as_secs_f64() * 1e6;
         let how = match self.before {
-            Some(_) => "Idle cores poll for 200 µs before they halt",
+            Some(_) => "Idle cores poll for up to 1 ms before they halt",
             None => "Idle cores as the machine has them",
         };
         Ok(format!("{how}: waking the other core and being woken takes {micros:.0} µs"))
