@@ -473,7 +473,7 @@ fn garbage_is_answered_with_what_is_wrong() {
         (b"GET /v1/volumes/../../etc HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "404"),
         (b"GET /v1/volumes/%2e%2e/a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "404"),
         (b"GET /v1/pools/%ff HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "400"),
-        (b"GET /v1/events?%ff=%zz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "400"),
+        (b"GET /v1/events?after=%ff HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "400"),
         (b"POST /v1/apply HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999999\r\n\r\n", "413"),
         (b"POST /v1/apply HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]",
             "400"),

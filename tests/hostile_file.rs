@@ -21,6 +21,8 @@ use vmm_sys_util::eventfd::EventFd;
 fn a_file_that_nobody_can_close_in_time_holds_nobody_up() {
     let daemon = Daemon::start(1);
     let path = daemon.folder.path().join("slow");
+    // Closed after the drive has let go of closers: this process would wait as well.
+    let held_call;
     let Some(drive) = Drive::mount(&path, 1 << 20) else {
         return left_out("fuse", "/dev/fuse and the right to mount");
     };
@@ -29,10 +31,8 @@ fn a_file_that_nobody_can_close_in_time_holds_nobody_up() {
     let hostile = daemon.serve("hostile", 16 * MIB, false);
     let mut device = connect(&hostile.socket, 1, 8);
     // SAFETY: a descriptor of our own that nobody else holds.
-    let call = unsafe { EventFd::from_raw_fd(file.into_raw_fd()) };
-    assert!(device.frontend().unwrap().set_vring_call(0, &call).is_err());
-    // We would wait as well.
-    std::mem::forget(call);
+    held_call = unsafe { EventFd::from_raw_fd(file.into_raw_fd()) };
+    assert!(device.frontend().unwrap().set_vring_call(0, &held_call).is_err());
     let mut events = std::iter::from_fn(|| hostile.events.recv_timeout(SOON).ok());
     let refused = events.find_map(|event| match event {
         ExportEvent::Refused { reason } => Some(reason),

@@ -151,7 +151,8 @@ impl Keeper {
     /// If it panics the keeper ends: what the pool has in memory is not to be trusted any more.
     ///
     /// # Errors
-    /// [`ErrorKind::Fenced`]: the keeper has ended by a defect. [`ErrorKind::Gone`]: it was stopped.
+    /// [`ErrorKind::Fenced`]: the keeper has ended by a defect. [`ErrorKind::Gone`]: it was
+    /// stopped.
     pub fn call<R: Send + 'static>(
         &self,
         call: impl FnOnce(&mut Pool) -> R + Send + 'static,

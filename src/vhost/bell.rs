@@ -2,9 +2,9 @@
 //!
 //! An eventfd is shared with whoever handed it over, flags and all: a hostile front end may turn
 //! waiting on again (`F_SETFL`), fill the counter, and so hold up whoever writes to it for as long
-//! as it likes, and with a reactor all the guests that it serves. No flag of a write helps: eventfds
-//! refuse `RWF_NOWAIT`, and io_uring looks at the file's flags, which change behind its back, before
-//! it makes the same call.
+//! as it likes, and with a reactor all the guests that it serves. No flag of a write helps:
+//! eventfds refuse `RWF_NOWAIT`, and io_uring looks at the file's flags, which change behind its
+//! back, before it makes the same call.
 //!
 //! The kernel's own signals do not wait: a counter that is full stays full, which its reader cannot
 //! tell from one signal more. Asynchronous I/O (`io_submit`) gives such a signal when an operation

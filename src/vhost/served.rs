@@ -26,8 +26,8 @@ pub const REQUESTS_MAX: u32 = 1024;
 /// Requests taken from one queue in one turn, so that no queue starves the others.
 const BATCH_MAX: usize = 128;
 
-/// Operations handed to the kernel together: the first alone, so that the drive begins with it while
-/// the rest are still being read from the ring, then twice as many each time up to this.
+/// Operations handed to the kernel together: the first alone, so that the drive begins with it
+/// while the rest are still being read from the ring, then twice as many each time up to this.
 const SUBMIT_MAX: usize = 8;
 
 /// Where an operation goes.
