@@ -26,5 +26,8 @@ pub const RANGES_MAX: usize = 16;
 /// hold a drive for long. The ranges of a request are done one after the other.
 pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
 
+/// Doors of one volume: virtual machines that share it. A journal's records have room for more.
+pub const DOORS_MAX: usize = 64;
+
 /// Devices (sockets) of one daemon.
 pub const EXPORTS_MAX: usize = 1024;

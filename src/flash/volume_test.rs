@@ -395,7 +395,7 @@ fn the_fast_path_is_short() {
     let mut volume = bench.reactor.volume;
     let buffer = PinnedBuffer::new(4096);
     let segments = [buffer.segment()];
-    let origin = crate::io::volume::Origin { queue: 0, counter: 0, replayed: false };
+    let origin = crate::io::volume::Origin { door: 0, queue: 0, counter: 0, replayed: false };
     let mut io = NoIo(0);
     let rounds = 1_000_000u64;
     let begun = std::time::Instant::now();
