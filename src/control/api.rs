@@ -213,12 +213,16 @@ wire! {
         Served,
         /// Not served; see the message.
         Failed,
+        /// Its machine has left its disk, which stays for others.
+        Left,
     }
 
     pub struct Volume {
         /// `VM/VOLUME`
         pub name: String,
         pub pool: String,
+        /// The volume whose disk it shares; none: its own.
+        pub disk_of: Option<String>,
         pub size_bytes: u64,
         /// Bytes of the device that it holds.
         pub mapped_bytes: u64,

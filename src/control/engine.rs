@@ -145,7 +145,8 @@ impl Engine {
         self.host.events.add(kind, format!("pool {}", pool.name), text);
         for (name, facts) in pool.facts().allocations {
             let served = Served::start(&self.host, &pool, &name, &facts);
-            self.state().volumes.insert(name, served);
+            self.state().volumes.insert(name, served.clone());
+            self.list_doors(&served);
         }
         self.open_caches(&pool);
         Ok(pool)
@@ -220,6 +221,10 @@ impl Engine {
     pub fn attachment(&self, name: &str) -> std::result::Result<Attachment, Failure> {
         let served = self.served(name)?;
         served.export_id()?;
+        if served.left {
+            let text = format!("{name} has left its disk to others: apply a manifest with it");
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
         Ok(Attachment {
             name: served.name.clone(),
             socket: served.socket.display().to_string(),
@@ -251,7 +256,9 @@ impl Engine {
             .into_iter()
             .filter_map(|pool| pool.message.map(|text| format!("pool {}: {text}", pool.name)));
         let volumes = state.volumes.values().filter_map(|volume| {
-            let problem = volume.failure.clone().or_else(|| volume.cache_problem());
+            let shown = volume.home.is_none();
+            let problem = || volume.cache_problem().filter(|_| shown);
+            let problem = volume.failure.clone().or_else(problem);
             problem.map(|reason| format!("{}: {reason}", volume.object()))
         });
         failed.chain(pools).chain(volumes).chain(state.manifest_failure.clone()).collect()
@@ -259,7 +266,8 @@ impl Engine {
 
     pub fn status(&self) -> Status {
         let served: Vec<Served> = self.state().volumes.values().cloned().collect();
-        let caches = served.iter().filter_map(Served::cached_disk).collect();
+        let homes = served.iter().filter(|served| served.home.is_none());
+        let caches = homes.filter_map(Served::cached_disk).collect();
         Status { caches, ..self.summary() }
     }
 
