@@ -8,6 +8,7 @@
 //! asleep, halved when nothing did. With many operations under way it does not spin: completions
 //! and requests pile up while it sleeps, and one waking takes care of them all.
 
+use super::bell::Bell;
 use super::door::{AddDoor, QueueId};
 use super::mailbox::{Inbox, Mailbox, mailbox};
 use super::queue::{Queue, QueueSetup};
@@ -22,6 +23,7 @@ use std::any::Any;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
@@ -94,6 +96,11 @@ pub enum Message {
         slot: u16,
         queue: QueueId,
     },
+    /// The front end of a queue that is being stopped has gone: what only waits is forgotten.
+    LetGo {
+        slot: u16,
+        queue: QueueId,
+    },
     SetCall {
         slot: u16,
         queue: QueueId,
@@ -148,6 +155,8 @@ pub struct AddExport {
 pub enum Event {
     /// A queue has no request under way any more; it goes on at `base`.
     QueueStopped { reactor: u16, slot: u16, queue: QueueId, base: u16 },
+    /// The volume has failed by a defect and is not called any more.
+    Fenced { reactor: u16, slot: u16, reason: String },
     /// The front end behind that door cut guest memory short; its connection must go.
     Faulted { reactor: u16, slot: u16, door: u16 },
 }
@@ -173,6 +182,7 @@ struct Slot {
 pub struct Reactor {
     index: u16,
     ring: Ring,
+    bell: Rc<Bell>,
     inbox: Inbox<Message>,
     /// Into this inbox.
     own: Mailbox<Message>,
@@ -235,6 +245,7 @@ impl Reactor {
         Ok(Self {
             index,
             ring,
+            bell: Rc::new(Bell::new()?),
             inbox,
             own,
             events,
@@ -459,9 +470,15 @@ impl Reactor {
             at += 1;
             self.with(index, |slot, lent| {
                 slot.served.timers(lent);
+                if !slot.stopping.is_empty() {
+                    slot.served.let_go(lent);
+                }
                 slot.served.publish();
             });
             let Some(slot) = self.slots[usize::from(index)].as_mut() else { continue };
+            if let Some(reason) = slot.served.fence_news() {
+                self.events.send(Event::Fenced { reactor: self.index, slot: index, reason });
+            }
             if !slot.stopping.is_empty() {
                 self.finish_stops(index);
             } else if slot.removing.is_some() {
@@ -547,6 +564,10 @@ impl Reactor {
                     entry.stopping.push(queue);
                 }
             }
+            Message::LetGo { slot, queue } => {
+                self.with_queue(slot, queue, Queue::let_go);
+                self.heat(slot);
+            }
             Message::Poll { slot } => {
                 self.with(slot, |slot, lent| {
                     // Before looking: what completes from now on sends again.
@@ -582,6 +603,7 @@ impl Reactor {
             }
             Message::SetWriteCache { slot, door, enabled } => {
                 self.with(slot, |slot, lent| slot.served.set_write_cache(door, enabled, lent));
+                self.heat(slot);
             }
             Message::SetLimits { slot, generation, door, limits }
                 if self.serves(slot, generation) =>
@@ -657,7 +679,7 @@ impl Reactor {
         let Some(door) = slot.served.door_mut(at.door) else {
             return Err(Error::new(ErrorKind::Gone, "the door is gone"));
         };
-        let queue = Queue::new(setup)
+        let queue = Queue::new(setup, self.bell.clone())
             .map_err(|error| error.context(format_args!("{}: queue {number}", door.name)))?;
         if queue.survivors() > 0 {
             let (name, count) = (&door.name, queue.survivors());

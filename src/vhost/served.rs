@@ -6,6 +6,8 @@
 use super::door::{AddDoor, Door, QueueId, Shares};
 use super::queue::{Candidate, Queue};
 use crate::base::clock::Nanos;
+use crate::base::error::panic_text;
+use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{Segment, scatter};
 use crate::io::disk::{Completion, Disk, Errno, Operation};
 use crate::io::uring::{FileIndex, Ring};
@@ -128,7 +130,8 @@ pub struct Served {
     /// When the volume wants [`Volume::timer`].
     wake: Option<Nanos>,
     /// Why the volume is no longer called.
-    fenced: bool,
+    fenced: Option<String>,
+    fence_told: bool,
     chain: Chain,
     parsed: Parsed,
 }
@@ -150,7 +153,8 @@ impl Served {
             done: Vec::with_capacity(REQUESTS_MAX as usize),
             operations: 0,
             wake: None,
-            fenced: false,
+            fenced: None,
+            fence_told: false,
             chain: Chain::new(),
             parsed: Parsed::new(),
         }
@@ -212,6 +216,13 @@ impl Served {
         REQUESTS_MAX - self.free.len() as u32
     }
 
+    /// Why the volume is fenced, once.
+    pub fn fence_news(&mut self) -> Option<String> {
+        let news = self.fenced.clone().filter(|_| !self.fence_told);
+        self.fence_told |= news.is_some();
+        news
+    }
+
     /// The next moment at which [`Served::timers`] has work.
     pub fn next_timer(&self) -> Option<Nanos> {
         let throttled = self.doors.iter().flatten().filter_map(|door| door.throttled_until);
@@ -229,18 +240,19 @@ impl Served {
             wake: &mut self.wake,
             operations: &mut self.operations,
         };
-        if catch_unwind(AssertUnwindSafe(|| call(volume, &mut context))).is_err() {
-            self.fence();
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(volume, &mut context))) {
+            self.fence(panic_text(&*panic));
         }
     }
 
-    fn fence(&mut self) {
-        if !std::mem::replace(&mut self.fenced, true) {
-            log::error!(
-                "{}: the volume is fenced after an internal error (see the panic above); its \
-                 requests fail until vflashd is restarted; other volumes go on",
-                self.name
+    fn fence(&mut self, why: &str) {
+        if self.fenced.is_none() {
+            let text = format!(
+                "fenced after an internal error ({why}): its requests fail until vflashd is \
+                 restarted; other volumes go on"
             );
+            log::error!("{}: {text}", self.name);
+            self.fenced = Some(text);
             self.wake = None;
         }
     }
@@ -253,7 +265,7 @@ impl Served {
             taken += self.serve_door((self.first + at) % count, lent);
         }
         self.first = (self.first + 1) % count.max(1);
-        if taken > 0 && !self.fenced {
+        if taken > 0 && self.fenced.is_none() {
             self.call(lent, |volume, io| volume.gathered(io));
         }
         taken
@@ -342,7 +354,7 @@ impl Served {
                 queue.start(candidate);
                 self.answer(at, candidate.head, outcome, 0);
             }
-            Some(Action::Volume(_)) if self.fenced => {
+            Some(Action::Volume(_)) if self.fenced.is_some() => {
                 queue.start(candidate);
                 self.answer(at, candidate.head, Outcome::Failed, 0);
             }
@@ -371,11 +383,11 @@ impl Served {
         let class = class_of(kind);
         let bytes = match kind {
             RequestKind::Read | RequestKind::Write => self.parsed.bytes,
-            _ => 0,
+            _ => self.parsed.ranges.iter().map(|range| range.count * SECTOR_BYTES).sum(),
         };
         let Some(Some(door)) = self.doors.get_mut(usize::from(at.door)) else { return false };
         if kind != RequestKind::Flush
-            && let Err(until) = door.limiter.admit(bytes, lent.now)
+            && let Err(until) = door.limiter.admit(cost(kind, bytes), lent.now)
         {
             door.throttled_until = Some(until);
             door.metrics.throttled();
@@ -418,7 +430,7 @@ impl Served {
     pub fn completed(&mut self, token: u64, result: Result<(), Errno>, lent: &mut Lent<'_>) {
         assert!(self.operations > 0, "an operation completes once");
         self.operations -= 1;
-        if !self.fenced {
+        if self.fenced.is_none() {
             self.call(lent, |volume, io| volume.completed(token, result, io));
         }
         self.settle(lent);
@@ -438,7 +450,7 @@ impl Served {
 
     /// Runs the timers that are due.
     pub fn timers(&mut self, lent: &mut Lent<'_>) {
-        if self.wake.is_some_and(|at| at <= lent.now) && !self.fenced {
+        if self.wake.is_some_and(|at| at <= lent.now) && self.fenced.is_none() {
             self.wake = None;
             self.call(lent, |volume, io| volume.timer(io));
             self.settle(lent);
@@ -446,7 +458,7 @@ impl Served {
     }
 
     pub fn message(&mut self, message: Box<dyn Any + Send>, lent: &mut Lent<'_>) {
-        if !self.fenced {
+        if self.fenced.is_none() {
             self.call(lent, |volume, io| volume.message(message, io));
             self.settle(lent);
         }
@@ -472,13 +484,37 @@ impl Served {
         doors.for_each(|door| door.device.capacity_sectors = sectors);
     }
 
+    /// Forgets the requests of front ends that have gone, as far as they only wait.
+    pub fn let_go(&mut self, lent: &mut Lent<'_>) {
+        for id in 0..REQUESTS_MAX {
+            let Some(pending) = &self.pending[id as usize] else { continue };
+            let at = pending.queue;
+            let gone = self.queue_mut(at).is_some_and(|queue| queue.is_gone());
+            if self.fenced.is_some() || !gone {
+                continue;
+            }
+            let mut forgotten = false;
+            self.call(lent, |volume, io| forgotten = volume.let_go(RequestId(id), io));
+            if let (true, Some(door)) = (forgotten, &mut self.doors[usize::from(at.door)])
+                && let Some(queue) = &mut door.queues[usize::from(at.queue)]
+            {
+                queue.abandon();
+                door.in_flight -= 1;
+                self.shares.end(door.in_flight);
+                self.pending[id as usize] = None;
+                self.free.push(id);
+            }
+        }
+        self.settle(lent);
+    }
+
     /// Ends the requests that the volume has completed; all of them once a fenced volume has no
     /// operation left that could still touch guest memory.
     fn settle(&mut self, lent: &Lent<'_>) {
         while let Some((id, outcome)) = self.done.pop() {
             self.end(id, outcome, lent.now);
         }
-        if self.fenced && self.operations == 0 {
+        if self.fenced.is_some() && self.operations == 0 {
             for id in 0..REQUESTS_MAX {
                 if self.pending[id as usize].is_some() {
                     self.end(RequestId(id), Outcome::Failed, lent.now);
@@ -489,8 +525,7 @@ impl Served {
 
     fn end(&mut self, id: RequestId, outcome: Outcome, now: Nanos) {
         let Some(pending) = self.pending.get_mut(id.0 as usize).and_then(Option::take) else {
-            log::error!("{}: the volume ended request {} twice", self.name, id.0);
-            return self.fence();
+            return self.fence(&format!("request {} was ended twice", id.0));
         };
         self.free.push(id.0);
         pending.status.copy_from(&[status_byte(outcome)]);
@@ -549,6 +584,16 @@ impl Served {
 fn queue_of(doors: &mut [Option<Door>], at: QueueId) -> Option<&mut Queue> {
     let door = doors.get_mut(usize::from(at.door))?.as_mut()?;
     door.queues.get_mut(usize::from(at.queue))?.as_mut()
+}
+
+/// Bytes that a request takes of its volume's bandwidth, as the kernel's own limits (blk-throttle)
+/// count them: zeros in full, since a drive may have to write them; of a discard a sector, since it
+/// carries no data, and else a file system of which much is discarded would be cut off for minutes.
+fn cost(kind: RequestKind, bytes: u64) -> u64 {
+    match kind {
+        RequestKind::Discard => SECTOR_BYTES,
+        _ => bytes,
+    }
 }
 
 fn class_of(kind: RequestKind) -> OperationClass {
