@@ -28,6 +28,7 @@ pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
 
 /// Doors of one volume: virtual machines that share it. A journal's records have room for more.
 pub const DOORS_MAX: usize = 64;
+
 /// Bytes that groups being drained take, of all cached disks together, beside 4 MiB of each.
 pub const DRAIN_BYTES_SHARED: u64 = 256 << 20;
 
