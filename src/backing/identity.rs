@@ -111,8 +111,8 @@ impl Identity {
     }
 }
 
-/// What a file's content is known by for as long as nobody meddles with its times: another one after
-/// every write to it.
+/// What a file's content is known by for as long as nobody meddles with its times: another one
+/// after every write to it.
 pub(super) fn generation_of_file(file: &File) -> std::io::Result<Option<[u64; 2]>> {
     let metadata = file.metadata()?;
     if metadata.file_type().is_block_device() {
