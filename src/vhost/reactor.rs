@@ -141,9 +141,9 @@ pub enum Event {
     /// A queue has no request under way any more; it goes on at `base`.
     QueueStopped { reactor: u16, slot: u16, queue: u16, base: u16 },
     /// The volume has failed by a defect and is not called any more.
-    Fenced { reactor: u16, slot: u16, reason: String },
+    Fenced { export: ExportId, reason: String },
     /// The front end cut guest memory short; its connection must go.
-    Faulted { reactor: u16, slot: u16 },
+    Faulted { export: ExportId },
 }
 
 /// What a slot holds besides the export.
@@ -162,6 +162,12 @@ struct Slot {
     fault_reported: bool,
     /// A [`Message::Poll`] is on its way.
     poll_sent: Arc<AtomicBool>,
+}
+
+impl Slot {
+    fn id(&self, reactor: u16, slot: u16) -> ExportId {
+        ExportId { reactor, slot, generation: self.generation }
+    }
 }
 
 pub struct Reactor {
@@ -461,7 +467,8 @@ impl Reactor {
             });
             let Some(slot) = self.slots[usize::from(index)].as_mut() else { continue };
             if let Some(reason) = slot.served.fence_news() {
-                self.events.send(Event::Fenced { reactor: self.index, slot: index, reason });
+                let export = slot.id(self.index, index);
+                self.events.send(Event::Fenced { export, reason });
             }
             if !slot.stopping.is_empty() {
                 self.finish_stops(index);
@@ -469,7 +476,8 @@ impl Reactor {
                 self.finish_removal(index);
             } else if !slot.fault_reported && slot.served.faulted() {
                 slot.fault_reported = true;
-                self.events.send(Event::Faulted { reactor: self.index, slot: index });
+                let export = slot.id(self.index, index);
+                self.events.send(Event::Faulted { export });
             }
         }
     }

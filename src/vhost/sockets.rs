@@ -281,13 +281,17 @@ impl Sockets {
                     }
                     self.progress(reactor, slot);
                 }
-                Event::Fenced { reactor, slot, reason } => {
-                    if let Some(socket) = self.slot(reactor, slot) {
+                // By now the slot may be another's.
+                Event::Fenced { export, reason } => {
+                    if let Ok(socket) = self.find(export) {
                         (socket.events)(ExportEvent::Fenced { reason });
                     }
                 }
-                Event::Faulted { reactor, slot } => {
-                    self.close(reactor, slot, "the front end cut guest memory short");
+                Event::Faulted { export } => {
+                    if self.find(export).is_ok() {
+                        let reason = "the front end cut guest memory short";
+                        self.close(export.reactor, export.slot, reason);
+                    }
                 }
             }
         }
