@@ -10,6 +10,7 @@ use super::drain::{
     DrainHost, DrainOptions, DrainReply, DrainState, Drainer, LogCursor, LogStretch, SidecarState,
 };
 use super::journal::{Journal, Pending};
+use super::memory::DrainMemory;
 use super::message::{CacheMessage, Reply};
 use super::read::Reads;
 use super::recover::Opened;
@@ -37,6 +38,8 @@ pub struct CacheOptions {
     /// While the backing answers, no write is older than this before it is drained.
     pub staleness_max: Duration,
     pub fence: FencePolicy,
+    /// What all cached disks of a daemon share while they drain.
+    pub memory: Arc<DrainMemory>,
     /// Milliseconds of the Unix epoch.
     pub wall_ms: fn() -> u64,
     /// The clock that the disk's reactor goes by, at the moment of opening.
@@ -52,6 +55,7 @@ impl CacheOptions {
             drain: DrainMode::Ordered,
             staleness_max: Duration::from_secs(10),
             fence: FencePolicy::Fail,
+            memory: DrainMemory::of_daemon(),
             wall_ms,
             now: Nanos::now,
         }
@@ -148,6 +152,7 @@ impl CachedDisk {
             drained_epoch: opened.drained_epoch,
             head: head.durable_through,
             dirty_bytes: opened.dirty_bytes,
+            memory: options.memory.clone(),
         };
         let mut drainer = Drainer::new(drain, (options.now)());
         for (won, epoch) in opened.edges {
@@ -223,6 +228,7 @@ impl CachedDisk {
         self.core.make_room(io);
         self.core.pump(io);
         self.tell_drainer(io);
+        self.drainer.set_fill(self.core.segments.counts().dirty_permille());
         let urgent = self.core.is_short() || self.core.mode == Mode::WriteThrough;
         if urgent != self.urgent {
             self.urgent = urgent;
@@ -533,6 +539,10 @@ impl CachedDisk {
 #[cfg(test)]
 #[path = "disk_test.rs"]
 pub(in crate::cache) mod tests;
+
+#[cfg(test)]
+#[path = "disk_room_test.rs"]
+mod room_tests;
 
 #[cfg(test)]
 #[path = "disk_many_test.rs"]
