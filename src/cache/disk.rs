@@ -332,7 +332,7 @@ impl CachedDisk {
             drain_eta: drain.eta,
             index_bytes: core.index.memory_bytes() as u64,
             index_pieces: core.index.len() as u64,
-            parked: core.journal.parked(),
+            parked: core.parked(),
             mode: core.mode,
         });
     }
