@@ -118,6 +118,10 @@ pub(super) struct Core {
     pub mode: Mode,
     /// A mode change is under way: nothing new that writes is begun.
     pub switching: bool,
+    /// The log is about to have fewer segments: a write that has a part in it is finished first.
+    pub settling: bool,
+    /// A root of a new incarnation is being written: nothing is appended meanwhile.
+    pub frozen: bool,
     pub policy: FencePolicy,
     /// Why nothing is served.
     pub fenced: Option<String>,
@@ -235,7 +239,7 @@ impl Core {
     /// Gives up clean segments when free ones or the index's memory run short, a step at a time.
     pub(super) fn make_room(&mut self, io: &mut dyn Io) {
         let counts = self.segments.counts();
-        let short = counts.free + counts.retiring < self.reserve() || self.index.is_full();
+        let short = counts.free + self.segments.coming() < self.reserve() || self.index.is_full();
         if short && (counts.retiring == 0 || !self.index.is_full()) {
             self.segments.retire();
         }
@@ -260,7 +264,7 @@ impl Core {
     /// Writes wait for space that only draining can give.
     pub(super) fn is_short(&self) -> bool {
         let counts = self.segments.counts();
-        let full = counts.free + counts.retiring + counts.clean == 0;
+        let full = counts.free + self.segments.coming() + counts.clean == 0;
         !self.journal.is_idle() && (full || self.index.is_full())
     }
 }

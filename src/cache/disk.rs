@@ -13,6 +13,7 @@ use super::journal::{Journal, Pending};
 use super::message::{CacheMessage, Reply};
 use super::read::Reads;
 use super::recover::Opened;
+use super::resize::Resizing;
 use super::root::Mode;
 use super::roots::{RootWish, Roots};
 use super::status::{CacheGauges, CacheState, CacheStatus, count};
@@ -68,11 +69,13 @@ const GAUGES_EVERY: Duration = Duration::from_millis(5);
 
 /// See the module.
 pub struct CachedDisk {
-    core: Core,
+    pub(super) core: Core,
     drainer: Drainer,
     options: CacheOptions,
     /// A mode change or detach under way.
     changing: Option<Changing>,
+    /// Another size is on its way.
+    pub(super) resizing: Option<Resizing>,
     /// Wait until their mark is durable.
     marks: Vec<(String, u64, Reply<Result<u64>>)>,
     named: Vec<(String, Reply<Result<u64>>)>,
@@ -173,6 +176,8 @@ impl CachedDisk {
             roots: Roots::new(root),
             status: Arc::new(CacheStatus::default()),
             switching: false,
+            settling: false,
+            frozen: false,
             policy: options.fence,
             fenced: opened.fence,
             held: Vec::new(),
@@ -187,6 +192,7 @@ impl CachedDisk {
             drainer,
             options,
             changing: None,
+            resizing: None,
             marks: Vec::new(),
             named: Vec::new(),
             checkpoints: Vec::new(),
@@ -217,10 +223,12 @@ impl CachedDisk {
             self.core.answer(io);
         }
         self.change(io);
+        self.resize(io);
         if self.core.is_fenced() {
             self.let_down();
         }
         self.core.make_room(io);
+        self.resize(io);
         self.core.pump(io);
         self.tell_drainer(io);
         let urgent = self.core.is_short() || self.core.mode == Mode::WriteThrough;
@@ -328,6 +336,8 @@ impl CachedDisk {
             index_pieces: core.index.len() as u64,
             parked: core.journal.parked(),
             mode: core.mode,
+            size_bytes: core.roots.root.shape.allocation_bytes,
+            resizing_to: self.resizing.as_ref().map(Resizing::to_bytes),
         });
     }
 
@@ -378,6 +388,9 @@ impl CachedDisk {
                 let (drainer, mut host) = self.split(io);
                 drainer.set_staleness(staleness_max, &mut host);
             }
+            CacheMessage::Grow { place, reply } => self.begin_grow(place, reply),
+            CacheMessage::Shrink { size_bytes, reply } => self.begin_shrink(size_bytes, reply),
+            CacheMessage::Shrunk => self.resizing = None,
             CacheMessage::Close { reply } => self.begin_close(reply),
             CacheMessage::Status { reply } => {
                 self.gauge(io.now(), true);
@@ -420,6 +433,7 @@ impl CachedDisk {
                 drainer.completed(token, Ok(()), &mut host);
             }
             RootWish::Change => self.change_rooted(io),
+            RootWish::Resize => self.resize_rooted(io),
             RootWish::Checkpoint => {
                 self.checkpoints.drain(..).for_each(|reply| reply(Ok(())));
             }
@@ -505,6 +519,15 @@ impl Volume for CachedDisk {
 impl CachedDisk {
     pub(super) fn parts(&mut self) -> (&mut Core, &mut Option<Changing>, &mut bool) {
         (&mut self.core, &mut self.changing, &mut self.closed)
+    }
+
+    /// A mode change or the detach is under way, or was carried out.
+    pub(super) fn is_changing(&self) -> bool {
+        self.changing.is_some() || self.closed
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// A mark was dropped, since the disk keeps no points any more.

@@ -2,6 +2,7 @@
 
 use super::drain::DrainReply;
 use super::order::Point;
+use super::place::Place;
 use super::root::Mode;
 use crate::backing::stamp::DrainMode;
 use crate::base::Result;
@@ -48,6 +49,21 @@ pub enum CacheMessage {
     SetStaleness {
         staleness_max: Duration,
     },
+    /// The allocation has grown to `place`, which begins with what it was. Answered when that is
+    /// durable in the root and usable.
+    Grow {
+        place: Place,
+        reply: Reply<Result<()>>,
+    },
+    /// Brings the disk to fewer bytes of its allocation, with all that is not drained: answered
+    /// when the rest is not used any more. From then on nothing is resized before
+    /// [`CacheMessage::Shrunk`].
+    Shrink {
+        size_bytes: u64,
+        reply: Reply<Result<()>>,
+    },
+    /// The allocation has the size that was answered, or stays as it was.
+    Shrunk,
     /// Clean detach: drains all, retires the redo group, stamps the backing clean. Nothing is
     /// served any more.
     Close {

@@ -3,7 +3,7 @@
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
 //! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`,
-//! `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is worth keeping on flash,
+//! `roots`, [`drain`], `change`, `resize`, [`disk`]. Beside them [`policy`], what is worth keeping on flash,
 //! and [`curve`], what more or less of it would bring: pure, for `tools/replay` until reads fill.
 
 mod around;
@@ -30,6 +30,7 @@ mod read;
 pub mod record;
 pub mod recover;
 pub mod root;
+mod resize;
 mod roots;
 pub mod scan;
 pub mod segment;

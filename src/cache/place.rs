@@ -54,6 +54,14 @@ impl Place {
         Self { runs, size_bytes }
     }
 
+    /// The same up to `size_bytes`.
+    #[must_use]
+    pub fn truncated(&self, size_bytes: u64) -> Self {
+        assert!(size_bytes <= self.size_bytes, "what is cut off was there");
+        let inside = |run: &&Stretch| run.logical < size_bytes;
+        Self { runs: self.runs.iter().filter(inside).copied().collect(), size_bytes }
+    }
+
     fn push(&mut self, stretch: Stretch) {
         let end = self.runs.last().map_or(0, |last| last.logical + last.bytes);
         assert_eq!(stretch.logical, end, "a thick allocation has no gap");
@@ -108,6 +116,9 @@ mod tests {
         assert_eq!(split, expected);
         assert_eq!(parts(6 * MIB, 4096)[0].offset, 6 * MIB);
         assert_eq!(parts(MIB, 0), []);
+        let shorter = place.truncated(4 * MIB);
+        assert_eq!(shorter.parts(3 * MIB - 4096, 8192).collect::<Vec<_>>(), expected);
+        assert_eq!(shorter.size_bytes(), 4 * MIB);
     }
 
     #[test]

@@ -39,12 +39,16 @@ pub struct CacheGauges {
     /// Requests that wait for space.
     pub parked: u64,
     pub mode: super::root::Mode,
+    /// Bytes of the allocation that the disk uses.
+    pub size_bytes: u64,
+    /// The size that it is being brought to.
+    pub resizing_to: Option<u64>,
 }
 
 impl CacheGauges {
     /// Thousandths of the log that hold records that are not drained.
     pub fn log_fill_permille(&self) -> u64 {
-        let SegmentCounts { free, dirty, clean, retiring } = self.segments;
+        let SegmentCounts { free, dirty, clean, retiring, leaving: _ } = self.segments;
         (dirty * 1000).checked_div(free + dirty + clean + retiring).unwrap_or(0)
     }
 }

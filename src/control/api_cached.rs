@@ -27,6 +27,10 @@ wire! {
         pub sidecar: Option<String>,
         /// Of the pool.
         pub size_bytes: u64,
+        /// The size that it is being brought to.
+        pub resizing_to_bytes: Option<u64>,
+        /// Bytes behind that end that are still in use: to be drained and forgotten.
+        pub leaving_bytes: u64,
         /// In force.
         pub mode: CacheMode,
         /// What was asked for last.

@@ -79,7 +79,7 @@ pub(super) const CACHE_COUNTERS: [CounterField; 12] = [
 /// Asking the disk.
 impl Served {
     /// Sends what `message` makes of a reply; the answer comes through the receiver.
-    fn asked<R: Send + 'static>(
+    pub(super) fn asked<R: Send + 'static>(
         &self,
         message: impl FnOnce(Reply<R>) -> CacheMessage,
     ) -> Receiver<R> {
@@ -234,6 +234,8 @@ impl Served {
             },
             sidecar,
             size_bytes: facts.size_bytes,
+            resizing_to_bytes: gauges.resizing_to,
+            leaving_bytes: gauges.segments.leaving * gauges.segment_bytes,
             mode,
             mode_wanted: settings.mode,
             staleness_ms: settings.staleness_ms(),

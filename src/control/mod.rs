@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
 //! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
-//! [`opening`] (all of them, again and again), [`caching`] (what they are asked), [`detaching`]
-//! (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`] (many, all or
+//! [`opening`] (all of them, again and again), [`caching`] (what they are asked), [`resizing`],
+//! [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`] (many, all or
 //! nothing, with [`inspect`]), [`routes`] and [`http`] (how it is said), [`events`], [`watch`],
 //! [`rundir`], [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in
 //! README.md.
@@ -26,6 +26,7 @@ pub mod inspect;
 pub mod openapi;
 pub mod opening;
 pub mod pool;
+pub mod resizing;
 pub mod routes;
 pub mod rundir;
 pub mod served;

@@ -69,6 +69,11 @@ fn carry_out(actual: &mut Actual, step: &Step) {
             pool_of(actual, &pool).free_bytes += from_bytes - to_bytes;
             volume_of(actual, &name).size_bytes = to_bytes;
         }
+        Action::ResizeCache { name, pool, from_bytes, to_bytes } => {
+            pool_of(actual, &pool).free_bytes += from_bytes;
+            take(actual, &pool, to_bytes);
+            volume_of(actual, &name).size_bytes = to_bytes;
+        }
         Action::UpdateVolume { name, from, to, .. } => {
             let volume = volume_of(actual, &name);
             assert_eq!(volume.settings, from, "the step tells what is");
@@ -378,14 +383,20 @@ fn settings_of_a_cache_change_live_and_what_it_was_made_with_stays() {
          maxStaleness 10s -> 60s, durability strong -> flush\n0 to create, 1 to change, 0 to \
          delete.\n"
     );
+    for (size, step) in [("32MiB", "16MiB -> 32MiB"), ("8MiB", "16MiB -> 8MiB")] {
+        let text = disk("", "/mnt/d.raw").replace("16MiB", size);
+        let resized = plan(&wanted(&text), &actual).expect("planned");
+        let told = format!("~ volume vm/d: cache {step}\n0 to create, 1 to change, 0 to delete.\n");
+        assert_eq!(resized.to_string(), told);
+        assert_eq!(resized.destroys().count(), 0, "it loses nothing");
+    }
     let refused = |text: &str| {
         let mistakes = plan(&wanted(text), &actual).expect_err("fixed");
         mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     };
     assert_eq!(
-        refused(&disk(", sidecar: /mnt/other", "/mnt/e.raw").replace("16MiB", "32MiB")),
-        "wanted.yaml:12:28: vm/d has `size: 16MiB`, fixed when it was made: write that, or detach \
-         it first with `vflash detach vm/d`\nwanted.yaml:13:14: vm/d has `backing: /mnt/d.raw`, \
+        refused(&disk(", sidecar: /mnt/other", "/mnt/e.raw")),
+        "wanted.yaml:13:14: vm/d has `backing: /mnt/d.raw`, \
          fixed when it was made: write that, or detach it first with `vflash detach vm/d`\n\
          wanted.yaml:12:44: vm/d has `sidecar: beside it`, fixed when it was made: write that, or \
          detach it first with `vflash detach vm/d`"

@@ -313,8 +313,14 @@ impl<'a> Planner<'a> {
         }
         let (from_bytes, to_bytes) = (actual.size_bytes, space.size.value);
         let (name, place) = (name.clone(), space.size.place.clone());
+        let action = Action::ResizeCache { name: name.clone(), pool: pool.clone(), from_bytes, to_bytes };
         match to_bytes.checked_sub(from_bytes) {
             Some(0) => {}
+            Some(more) if space.cached => {
+                self.take(space, more);
+                self.growths.push(Step { place, action });
+            }
+            None if space.cached => self.updates.push(Step { place, action }),
             Some(more) => {
                 if !actual.thin {
                     self.take(space, more);

@@ -5,7 +5,6 @@ use super::mistake::Place;
 use super::plan::ActualVolume;
 use super::planner::Planner;
 use super::schema::{Cached, VolumeName};
-use crate::base::units::Bytes;
 
 /// What makes a sidecar of a backing's own path.
 const SIDECAR_END: &str = ".vflash";
@@ -71,10 +70,8 @@ impl Planner<'_> {
         let wanted = cached.settings();
         let sidecar = |path: &Option<String>| path.clone().unwrap_or_else(|| "beside it".into());
         let sidecar_place = cached.sidecar.as_ref().map_or(&cached.place, |path| &path.place);
-        let size = (Bytes(actual.size_bytes).to_string(), Bytes(cached.size.value).to_string());
         let fixed = [
             (&cached.pool.place, "pool", (actual.pool.clone(), cached.pool.value.clone())),
-            (&cached.size.place, "size", size),
             (&cached.backing.place, "backing", (cache.backing.clone(), wanted.backing.clone())),
             (sidecar_place, "sidecar", (sidecar(&cache.sidecar), sidecar(&wanted.sidecar))),
         ];

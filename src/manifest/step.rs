@@ -46,6 +46,9 @@ pub enum Action {
     CreateVolume(NewVolume),
     /// Undo: shrink back; the guest cannot have written behind the old end before it was told.
     GrowVolume { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
+    /// The cache of a cached disk, which loses nothing: one that shrinks drains first. Undo: the
+    /// same back.
+    ResizeCache { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
     /// Undo: set back.
     UpdateVolume { name: VolumeName, pool: String, from: VolumeSettings, to: VolumeSettings },
     /// Destroys what lies behind the new end.
@@ -115,6 +118,7 @@ impl Action {
             | Self::GrowPool { name, .. } => format!("pool {name}"),
             Self::CreateVolume(NewVolume { name, .. })
             | Self::GrowVolume { name, .. }
+            | Self::ResizeCache { name, .. }
             | Self::UpdateVolume { name, .. }
             | Self::ShrinkVolume { name, .. }
             | Self::DeleteVolume { name, .. } => format!("volume {name}"),
@@ -127,6 +131,7 @@ impl Action {
             Self::CreatePool { .. } | Self::OpenPool { .. } | Self::CreateVolume(_) => '+',
             Self::GrowPool { .. }
             | Self::GrowVolume { .. }
+            | Self::ResizeCache { .. }
             | Self::UpdateVolume { .. }
             | Self::ShrinkVolume { .. } => '~',
             Self::DeleteVolume { .. } => '-',
@@ -150,6 +155,9 @@ impl Action {
             Self::OpenPool { device, .. } => format!("open on {}", device.display()),
             Self::GrowPool { from_bytes, to_bytes, .. }
             | Self::GrowVolume { from_bytes, to_bytes, .. } => sizes(*from_bytes, *to_bytes),
+            Self::ResizeCache { from_bytes, to_bytes, .. } => {
+                format!("cache {} -> {}", Bytes(*from_bytes), Bytes(*to_bytes))
+            }
             Self::CreateVolume(volume) => created(volume),
             Self::UpdateVolume { from, to, .. } => changes(from, to),
             Self::ShrinkVolume { from_bytes, to_bytes, .. } => {

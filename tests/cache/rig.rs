@@ -44,13 +44,29 @@ pub(crate) struct Setup {
     pub(crate) strong: bool,
     pub(crate) segments: u64,
     pub(crate) reorder: bool,
+    /// Of the allocation when it is opened; 0: all of the flash.
+    pub(crate) allocation_bytes: u64,
 }
 
 impl Setup {
     /// Both drain modes, both durabilities, several log lengths.
     pub(crate) fn of(seed: u64) -> Self {
         let (grouped, strong) = (seed % 2 == 1, seed % 4 < 3);
-        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true }
+        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true, allocation_bytes: 0 }
+    }
+
+    /// The same on a flash with room for more, so that the allocation can be resized.
+    pub(crate) fn resizable(self) -> Self {
+        Self { allocation_bytes: allocation_bytes(self.segments), ..self }
+    }
+
+    /// As an opening finds it: it uses all of the allocation.
+    fn at(self, moment: Moment) -> Self {
+        let segments = match moment.allocation_bytes {
+            0 => self.segments,
+            bytes => (bytes - MIB) / (64 * KIB),
+        };
+        Self { segments, allocation_bytes: moment.allocation_bytes, ..self }
     }
 
     fn options(&self) -> CacheOptions {
@@ -61,15 +77,23 @@ impl Setup {
     }
 }
 
+fn allocation_bytes(segments: u64) -> u64 {
+    MIB + segments * 64 * KIB
+}
+
+/// Segments that a resizable disk has at most.
+pub(crate) const SEGMENTS_MAX: u64 = 12;
+
 /// Flash, backing, sidecar.
 #[derive(Clone)]
 pub(crate) struct World(pub(crate) [SimDisk; 3]);
 
 impl World {
     pub(crate) fn new(setup: &Setup) -> Self {
-        let shape = Shape::with(MIB + setup.segments * 64 * KIB, 64 * KIB).expect("a shape");
+        let shape = Shape::with(allocation_bytes(setup.segments), 64 * KIB).expect("a shape");
         let layout = Layout::new(GROUP_MAX);
-        let sizes = [shape.allocation_bytes, DISK_BYTES, layout.sidecar_bytes()];
+        let most = if setup.allocation_bytes > 0 { SEGMENTS_MAX } else { setup.segments };
+        let sizes = [allocation_bytes(most), DISK_BYTES, layout.sidecar_bytes()];
         let world = Self(sizes.map(SimDisk::new));
         let options = FormatOptions {
             shape,
@@ -93,7 +117,10 @@ impl World {
     }
 
     pub(crate) fn medium(&self) -> Medium {
-        let bytes = self.0[0].geometry().size_bytes;
+        self.medium_of(self.0[0].geometry().size_bytes)
+    }
+
+    fn medium_of(&self, bytes: u64) -> Medium {
         Medium::new(Box::new(self.0[0].clone()), Place::whole(bytes))
     }
 
@@ -146,7 +173,11 @@ impl World {
         let standing = self.recover()?;
         let mut how = OpenOptions::new(identity(), 64 * MIB);
         how.drained_through = standing.point.won;
-        let opened = open(&mut self.medium(), &how)?;
+        let mut medium = match setup.allocation_bytes {
+            0 => self.medium(),
+            bytes => self.medium_of(bytes),
+        };
+        let opened = open(&mut medium, &how)?;
         let mut stamp = standing.stamp;
         if stamp.is_clean() {
             stamp = stamp.next(1);
@@ -197,6 +228,8 @@ pub(crate) struct Moment {
     pub(crate) submitted: u64,
     /// The drain position as the disk reports it.
     pub(crate) drained: u64,
+    /// Of the allocation in its pool; 0: all of the flash.
+    pub(crate) allocation_bytes: u64,
 }
 
 enum UnderWay {
@@ -242,7 +275,8 @@ impl Rig {
         let reactor = SimReactor::new(disk, disks.collect(), receiver, REQUESTS_MAX);
         let random = fastrand::Rng::with_seed(setup.seed);
         let kept = model.head();
-        let now = Moment { at: 0, kept, submitted: kept, drained: 0 };
+        let allocation_bytes = setup.allocation_bytes;
+        let now = Moment { at: 0, kept, submitted: kept, drained: 0, allocation_bytes };
         Self {
             setup,
             world,
@@ -437,6 +471,29 @@ impl Rig {
         self.note();
     }
 
+    /// Brings the allocation to so many segments, as pool and control do; extents that are given
+    /// back are zeroed.
+    pub(crate) fn resize(&mut self, segments: u64) {
+        let size_bytes = allocation_bytes(segments);
+        self.finish();
+        let before = std::mem::replace(&mut self.setup.segments, segments);
+        if segments > before {
+            self.now.allocation_bytes = size_bytes;
+            self.note();
+            let place = Place::whole(size_bytes);
+            self.ask(|reply| CacheMessage::Grow { place, reply }).expect("grown");
+        } else {
+            self.ask(|reply| CacheMessage::Shrink { size_bytes, reply }).expect("shrunk");
+            self.now.allocation_bytes = size_bytes;
+            self.note();
+            let mut flash = self.world.blocking(0);
+            let given_back = allocation_bytes(before) - size_bytes;
+            flash.zero(size_bytes, given_back).and_then(|()| flash.flush()).expect("zeroed");
+            self.tell(CacheMessage::Shrunk);
+        }
+        self.setup.allocation_bytes = size_bytes;
+    }
+
     pub(crate) fn close(&mut self) {
         self.finish();
         self.ask(|reply| CacheMessage::Close { reply }).expect("closed");
@@ -535,9 +592,10 @@ impl Rig {
         let seed = self.setup.seed;
         let announce = format!("seed {seed}, point {point}, index {index}");
         let seen = scan(&mut world.medium(), 256).expect("a log").next_won;
-        let (disk, next_won) = world.open(&self.setup).expect("it opens");
+        let setup = self.setup.at(moment);
+        let (disk, next_won) = world.open(&setup).expect("it opens");
         assert!(next_won >= seen, "{announce}: number {next_won} is given again, below {seen}");
-        let mut rig = Self::on(self.setup, world, disk, self.model.clone());
+        let mut rig = Self::on(setup, world, disk, self.model.clone());
         let head = rig.head();
         let Moment { kept, submitted, .. } = moment;
         assert!((kept..=submitted).contains(&head), "{announce}: {head} not in {moment:?}");
@@ -559,7 +617,7 @@ impl Rig {
     /// Judges what a killed daemon left: everything that completed is there.
     pub(crate) fn judge_killed(&self, world: &World, kept: u64) {
         let submitted = self.model.head();
-        self.judge_once(Moment { at: 0, kept, submitted, drained: 0 }, world);
+        self.judge_once(Moment { at: 0, kept, submitted, ..Moment::default() }, world);
     }
 
     /// Judges one state that the end of the host may leave: opens it and looks. `depth`: at so
@@ -594,7 +652,7 @@ impl Rig {
     }
 
     fn judge_once(&self, moment: Moment, world: &World) -> Rig {
-        let setup = Setup { reorder: false, ..self.setup };
+        let setup = Setup { reorder: false, ..self.setup.at(moment) };
         let opened = world.open(&setup);
         let (disk, _) = opened.unwrap_or_else(|error| panic!("it does not open: {error}"));
         let mut rig = Rig::on(setup, world.clone(), disk, self.model.clone());

@@ -56,7 +56,7 @@ pub(crate) enum Verb {
     Export,
     /// Show how the daemon is
     Status,
-    /// Grow or shrink a volume, attached or not
+    /// Grow or shrink a volume, or the cache of a cached disk, attached or not
     Resize(ResizeArguments),
     /// Destroy a volume and give its space back to the pool
     Reclaim(ReclaimArguments),

@@ -128,7 +128,12 @@ pub(crate) fn volume(volume: &Volume) -> String {
 fn cache(cache: &Cache, table: &mut Table) {
     table.pair("Backing", &cache.backing);
     table.pair("Sidecar", cache.sidecar.as_deref().unwrap_or("-"));
-    table.pair("Cache", size(cache.size_bytes));
+    let mut cache_size = size(cache.size_bytes);
+    if let Some(to) = cache.resizing_to_bytes {
+        let left = size(cache.leaving_bytes);
+        cache_size.push_str(&format!(", being brought to {}: {left} in use there", size(to)));
+    }
+    table.pair("Cache", cache_size);
     let mut mode = cache.mode.name().to_owned();
     if cache.mode_wanted != cache.mode {
         mode.push_str(&format!(", {} wanted", cache.mode_wanted.name()));
