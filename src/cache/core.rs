@@ -4,12 +4,13 @@
 //! `around.rs` writes past the log, `roots.rs` writes roots. [`super::disk`] puts it together with
 //! the drainer and hands out what completes.
 
+use super::curve::Sampler;
 use super::index::Index;
 use super::journal::Journal;
 use super::layout::Shape;
 use super::place::Place;
 use super::read::Reads;
-use super::record::RecordOrigin;
+use super::record::{BLOCK_SECTORS, RecordOrigin};
 use super::root::Mode;
 use super::roots::Roots;
 use super::segment::Segments;
@@ -83,6 +84,10 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    fn is_write(&self) -> bool {
+        self.kind == Some(RequestKind::Write)
+    }
+
     pub(super) fn range(&self) -> SectorRange {
         *self.ranges.first().expect("reads and writes have one range")
     }
@@ -136,6 +141,8 @@ pub(super) struct Core {
     /// The earliest time that anybody asked for.
     pub wake: Option<Nanos>,
     pub drained: u64,
+    /// Watches what the guest reads and writes.
+    pub sampler: Sampler,
 }
 
 /// Entries of the index that one step of a sweep looks at.
@@ -165,6 +172,20 @@ impl Core {
         slot.origin = RecordOrigin { queue, counter };
         (slot.done, slot.under_way, slot.failed) = (0, 0, false);
         request.id.0
+    }
+
+    /// Shows the guest's request to the curve, by blocks of 4 KiB.
+    pub(super) fn watch(&mut self, id: u32) {
+        let slot = &self.slots[id as usize];
+        let reads = slot.kind == Some(RequestKind::Read);
+        let Some(range) = slot.ranges.first().filter(|_| reads || slot.is_write()) else { return };
+        let last = (range.start + range.count - 1) / BLOCK_SECTORS;
+        for block in range.start / BLOCK_SECTORS..=last {
+            match reads {
+                true => self.sampler.read(block),
+                false => self.sampler.write(block),
+            }
+        }
     }
 
     /// Ends a request.

@@ -6,6 +6,7 @@
 
 use super::change::Changing;
 use super::core::{Core, FencePolicy, Token};
+use super::curve::{Sampler, blocks_of};
 use super::drain::{
     DrainHost, DrainOptions, DrainReply, DrainState, Drainer, LogCursor, LogStretch, SidecarState,
 };
@@ -67,6 +68,12 @@ fn wall_ms() -> u64 {
 /// How often gauges are brought up to date, at most.
 const GAUGES_EVERY: Duration = Duration::from_millis(5);
 
+/// How often the gauges read the curve anew.
+const CURVE_EVERY: Duration = Duration::from_secs(1);
+
+/// After so long what the curve has seen counts half, so that it follows the guest.
+const CURVE_HALVES: Duration = Duration::from_secs(1800);
+
 /// See the module.
 pub struct CachedDisk {
     pub(super) core: Core,
@@ -85,6 +92,9 @@ pub struct CachedDisk {
     urgent: bool,
     closed: bool,
     gauges_at: Option<Nanos>,
+    curve_at: Nanos,
+    curve_halved: Nanos,
+    curve_hits: [u64; 2],
 }
 
 /// The disk as its drainer sees it.
@@ -186,7 +196,9 @@ impl CachedDisk {
             sweep: None,
             wake: None,
             drained: opened.drained,
+            sampler: Sampler::default(),
         };
+        let now = (options.now)();
         Self {
             core,
             drainer,
@@ -200,6 +212,9 @@ impl CachedDisk {
             urgent: false,
             closed: false,
             gauges_at: None,
+            curve_at: now,
+            curve_halved: now,
+            curve_hits: [0; 2],
         }
     }
 
@@ -308,6 +323,7 @@ impl CachedDisk {
             return;
         }
         self.gauges_at = Some(now);
+        self.gauge_curve(now);
         let core = &self.core;
         let drain = self.drainer.status(now);
         let state = match (&core.fenced, drain.state, self.closed) {
@@ -337,8 +353,24 @@ impl CachedDisk {
             parked: core.journal.parked(),
             mode: core.mode,
             size_bytes: core.roots.root.shape.allocation_bytes,
+            curve_hits: self.curve_hits,
             resizing_to: self.resizing.as_ref().map(Resizing::to_bytes),
         });
+    }
+
+    fn gauge_curve(&mut self, now: Nanos) {
+        if now.since(self.curve_halved) >= CURVE_HALVES {
+            self.curve_halved = now;
+            self.core.sampler.age();
+        }
+        if now.since(self.curve_at) < CURVE_EVERY {
+            return;
+        }
+        self.curve_at = now;
+        let curve = self.core.sampler.curve();
+        let blocks = blocks_of(self.core.roots.root.shape.allocation_bytes);
+        let hits = |blocks| ((1.0 - curve.miss_ratio(blocks)) * 1e6) as u64;
+        self.curve_hits = [blocks, blocks * 2].map(hits);
     }
 
     fn write(&mut self, id: u32, replayed: bool, io: &mut dyn Io) {
@@ -392,6 +424,7 @@ impl CachedDisk {
             CacheMessage::Shrink { size_bytes, reply } => self.begin_shrink(size_bytes, reply),
             CacheMessage::Shrunk => self.resizing = None,
             CacheMessage::Close { reply } => self.begin_close(reply),
+            CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
                 self.gauge(io.now(), true);
                 reply(());
@@ -451,6 +484,7 @@ impl Volume for CachedDisk {
         if self.core.is_fenced() || self.closed {
             return self.core.refuse(id, io);
         }
+        self.core.watch(id);
         match request.kind {
             RequestKind::Read if request.ranges.iter().all(|range| range.count == 0) => {
                 self.core.end(id, Outcome::Done, io);

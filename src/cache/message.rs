@@ -1,6 +1,7 @@
 //! What a cached disk is told by its own side in other threads, through `Volume::message`.
 
 use super::drain::DrainReply;
+use super::curve::MissCurve;
 use super::order::Point;
 use super::place::Place;
 use super::root::Mode;
@@ -68,6 +69,10 @@ pub enum CacheMessage {
     /// served any more.
     Close {
         reply: Reply<Result<()>>,
+    },
+    /// What share of the guest's reads would miss at any size of the cache.
+    Curve {
+        reply: Reply<MissCurve>,
     },
     /// Brings the gauges up to date.
     Status {

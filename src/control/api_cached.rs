@@ -124,6 +124,55 @@ wire! {
         pub points: Vec<Point>,
     }
 
+    /// `GET …/curve`
+    pub struct Curve {
+        /// `VM/VOLUME`
+        pub name: String,
+        /// Of its cache at present.
+        pub size_bytes: u64,
+        /// Blocks of 4 KiB that were read; older reads count less and less.
+        pub reads: u64,
+        /// From no cache to where more brings nothing.
+        pub points: Vec<CurvePoint>,
+    }
+
+    pub struct CurvePoint {
+        /// Of a cache.
+        pub size_bytes: u64,
+        /// Of a million reads, so many would hit.
+        pub hits_per_million: u64,
+    }
+
+    /// `GET /v1/advice`
+    pub struct Advice {
+        pub step_bytes: u64,
+        pub disks: Vec<DiskAdvice>,
+        /// The move of a step that brings most hits, if any does.
+        pub best: Option<AdviceMove>,
+    }
+
+    /// What a step less or more would do to a cached disk.
+    pub struct DiskAdvice {
+        /// `VM/VOLUME`
+        pub name: String,
+        pub pool: String,
+        /// Of its cache at present.
+        pub size_bytes: u64,
+        pub reads: u64,
+        pub less_hits_per_million: u64,
+        pub hits_per_million: u64,
+        pub more_hits_per_million: u64,
+    }
+
+    pub struct AdviceMove {
+        /// `VM/VOLUME`; none: from what nobody has.
+        pub from: Option<String>,
+        pub to: String,
+        pub bytes: u64,
+        /// Of a million reads of all disks, so many more would hit.
+        pub gain_per_million: u64,
+    }
+
     /// `POST …/mark`
     #[serde(deny_unknown_fields)]
     pub struct Mark {

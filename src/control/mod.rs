@@ -3,13 +3,14 @@
 //! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
 //! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
 //! [`opening`] (all of them, again and again), [`caching`] (what they are asked), [`resizing`],
-//! [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`] (many, all or
+//! [`advising`], [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`] (many, all or
 //! nothing, with [`inspect`]), [`routes`] and [`http`] (how it is said), [`events`], [`watch`],
 //! [`rundir`], [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in
 //! README.md.
 
 #![forbid(unsafe_code)]
 
+pub mod advising;
 pub mod api;
 pub mod api_cached;
 pub mod apply;
