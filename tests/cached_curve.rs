@@ -3,11 +3,11 @@
 mod cached_disk;
 mod vflashd;
 
-use cached_disk::{MIB, ask, connect, image, manifest, started};
+use cached_disk::{MIB, ask, cache, connect, image, manifest, started};
 use serde_json::{Value, json};
 use vflash_bench::device::Device;
 use vflash_bench::queue::Kind;
-use vflashd::Vflashd;
+use vflashd::{Vflashd, change, eventually};
 
 /// Reads so many bytes from the beginning, in 32 KiB.
 fn pass(device: &mut Device, bytes: u64) {
@@ -43,6 +43,43 @@ fn a_curve_has_its_step_where_the_guest_begins_again() {
     let page = page.as_str().unwrap();
     let line = "vflash_cache_size_bytes{pool=\"p0\",vm=\"vm\",volume=\"disk\"} 16777216";
     assert!(page.contains(line), "{page}");
+}
+
+/// One guest reads each block once, the other a few of them again and again.
+#[test]
+fn space_follows_use_between_minimum_and_maximum() {
+    let daemon = Vflashd::start_with(&["--balance-every", "1"]);
+    let paths = ["a.raw", "b.raw"].map(|name| daemon.path(name));
+    paths.iter().for_each(|path| image(path));
+    let [first, second] = paths.each_ref().map(|path| path.to_str().unwrap());
+    let words = ", minimum: 8MiB, maximum: 24MiB";
+    let manifest = manifest(&daemon, &[("scan", words, first), ("zipf", words, second)]);
+    let manifest = manifest.replace("size: 256MiB", "size: 40MiB").replace("16MiB", "14MiB");
+    daemon.apply(&manifest);
+    let mut scanning = connect(&daemon, "vm/scan", 1, 8);
+    let mut zipf = connect(&daemon, "vm/zipf", 1, 8);
+    let mut random = fastrand::Rng::with_seed(4);
+    pass(&mut scanning, 24 * MIB);
+    let mut block = [0; 4096];
+    for _ in 0..20_000 {
+        let at = (random.f64().powi(2) * 6000.0) as u64 * 8;
+        assert_eq!(ask(&mut zipf, Kind::Read, at, &mut block), 0);
+    }
+    let size = |volume: &str| cache(&daemon, volume)["sizeBytes"].as_u64().unwrap() / MIB;
+    eventually("space moves to the one that reads again", || size("vm/zipf") >= 19);
+    assert!((8..=9).contains(&size("vm/scan")), "{}", size("vm/scan"));
+    let told = daemon.events("balanced");
+    assert!(told.iter().any(|text| text.contains("vm/zipf")), "{told:?}");
+    let share = cache(&daemon, "vm/zipf")["share"].clone();
+    assert_eq!(share["maximumBytes"], 24 * MIB);
+    assert!(share["goalBytes"].as_u64() >= Some(18 * MIB), "{share}");
+    let again = daemon.apply(&manifest);
+    assert_eq!(again["steps"], json!([]), "sizes between are nobody's mistake");
+    let large = manifest.replace("minimum: 8MiB", "minimum: 14MiB");
+    let (status, body) = daemon.ask("POST", "/v1/apply", &change(&large));
+    assert_ne!(status, 200, "the pool has no 5MiB for the scanner: {body}");
+    let minimum = cache(&daemon, "vm/scan")["share"]["minimumBytes"].clone();
+    assert_eq!(minimum, 8 * MIB, "nothing was done");
 }
 
 #[test]

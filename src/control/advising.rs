@@ -9,6 +9,7 @@ use crate::base::units::GIB;
 use crate::cache::CacheMessage;
 use crate::cache::curve::{MissCurve, Standing, best_move, blocks_of};
 use crate::cache::policy::BLOCK_BYTES;
+use crate::manifest::CacheSettings;
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -55,10 +56,13 @@ impl Engine {
         })
     }
 
-    /// All cached disks that are served, with their curves; those that do not answer are left out.
-    pub(super) fn curves(&self) -> Vec<Curved> {
+    /// Cached disks that are served, with their curves; those that do not answer are left out.
+    pub(super) fn curves_of(&self, wanted: impl Fn(&CacheSettings) -> bool) -> Vec<Curved> {
         let served: Vec<Served> = self.state().volumes.values().cloned().collect();
-        let open = served.into_iter().filter(|served| served.cached.is_some());
+        let wanted = |served: &Served| {
+            served.cached.is_some() && served.settings.cache.as_ref().is_some_and(&wanted)
+        };
+        let open = served.into_iter().filter(wanted);
         open.filter_map(|served| Curved::of(served).ok()).collect()
     }
 
@@ -69,7 +73,7 @@ impl Engine {
             let text = format!("`stepBytes={step_bytes}`: write {BLOCK_BYTES} or more");
             return Err(Failure::new(ErrorCode::Invalid, text));
         }
-        let curved = self.curves();
+        let curved = self.curves_of(|_| true);
         let pools = self.open_pools();
         let free: Vec<u64> =
             pools.iter().map(|pool| blocks_of(pool.facts().space.free_bytes)).collect();
@@ -91,10 +95,11 @@ impl Engine {
 }
 
 fn standing(disk: &Curved, pool: impl Fn(&str) -> Option<usize>) -> Standing<'_> {
+    let share = disk.served.settings.cache.as_ref().and_then(|cache| cache.share);
     Standing {
         curve: &disk.curve,
         blocks: blocks_of(disk.size_bytes),
-        min: 0,
+        min: share.map_or(0, |share| blocks_of(share.minimum_bytes)),
         space: pool(&disk.served.pool.name).unwrap_or(usize::MAX),
     }
 }

@@ -31,6 +31,8 @@ wire! {
         pub resizing_to_bytes: Option<u64>,
         /// Bytes behind that end that are still in use: to be drained and forgotten.
         pub leaving_bytes: u64,
+        /// If its size follows its use.
+        pub share: Option<Share>,
         /// In force.
         pub mode: CacheMode,
         /// What was asked for last.
@@ -61,6 +63,16 @@ wire! {
         pub index_bytes: u64,
         pub index_pieces: u64,
         pub counters: Vec<CacheCounter>,
+    }
+
+    /// Between what sizes a cache follows its use.
+    pub struct Share {
+        pub minimum_bytes: u64,
+        pub maximum_bytes: u64,
+        /// How much its hits count beside those of others.
+        pub weight: u32,
+        /// The size that its curve gives it; it comes there by steps that are worth it.
+        pub goal_bytes: Option<u64>,
     }
 
     /// In `GET /v1/status`.

@@ -3,7 +3,7 @@
 //! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
 //! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
 //! [`opening`] (all of them, again and again), [`caching`] (what they are asked), [`resizing`],
-//! [`advising`], [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`] (many, all or
+//! [`advising`], [`balance`], [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`] (many, all or
 //! nothing, with [`inspect`]), [`routes`] and [`http`] (how it is said), [`events`], [`watch`],
 //! [`rundir`], [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in
 //! README.md.
@@ -14,6 +14,7 @@ pub mod advising;
 pub mod api;
 pub mod api_cached;
 pub mod apply;
+pub mod balance;
 pub mod cached;
 pub mod caching;
 pub mod changes;

@@ -187,6 +187,12 @@ fn sample_cache() -> cached::Cache {
         size_bytes: 1,
         resizing_to_bytes: Some(1),
         leaving_bytes: 1,
+        share: Some(cached::Share {
+            minimum_bytes: 1,
+            maximum_bytes: 1,
+            weight: 1,
+            goal_bytes: Some(1),
+        }),
         mode: cached::CacheMode::WriteBack,
         mode_wanted: cached::CacheMode::ReadOnly,
         drain: cached::DrainKind::Grouped,

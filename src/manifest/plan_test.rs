@@ -319,6 +319,7 @@ fn cached() -> Attributes {
         durability: Durability::Flush,
         backing: "/mnt/a.raw".to_owned(),
         sidecar: Some("/mnt/a.redo".to_owned()),
+        share: None,
     };
     let log = LogIdentity {
         uuid: uuid::Uuid::from_u128(7),
@@ -410,6 +411,48 @@ fn settings_of_a_cache_change_live_and_what_it_was_made_with_stays() {
     let gone = plan(&wanted(&with_disks("  - {name: x, flash: {pool: p, size: 1MiB}}\n")), &actual)
         .expect("planned");
     assert!(gone.to_string().contains("- volume vm/d: drain to /mnt/d.raw and detach"), "{gone}");
+}
+
+#[test]
+fn a_cache_with_minimum_and_maximum_has_the_size_that_it_comes_to() {
+    let disk = |words: &str| {
+        with_disks(&format!(
+            "  - name: d\n    cache: {{pool: p, size: 512MiB{words}}}\n    backing: /mnt/d.raw\n"
+        ))
+    };
+    let words = ", minimum: 256MiB, maximum: 768MiB, weight: 2";
+    let mut actual = Actual::default();
+    let made = plan(&wanted(&disk(words)), &actual).expect("planned");
+    made.steps.iter().for_each(|step| carry_out(&mut actual, step));
+    let told = |words: &str, actual: &Actual| {
+        let plan = plan(&wanted(&disk(words)), actual).expect("planned");
+        let step = |step: &Step| format!("{}: {}", step.action.object(), step.action.detail());
+        plan.steps.iter().map(step).collect::<Vec<_>>().join("; ")
+    };
+    for bytes in [256 * MIB, 400 * MIB, 768 * MIB] {
+        actual.volumes[0].size_bytes = bytes;
+        assert_eq!(told(words, &actual), "", "{bytes} bytes are between");
+    }
+    assert_eq!(
+        told(", minimum: 256MiB, maximum: 600MiB", &actual),
+        "volume vm/d: cache 768MiB -> 600MiB; volume vm/d: maximum 768MiB -> 600MiB, weight 2 -> 1"
+    );
+    actual.volumes[0].size_bytes = 300 * MIB;
+    let raised = told(", minimum: 500MiB", &actual);
+    assert!(raised.starts_with("volume vm/d: cache 300MiB -> 500MiB; "), "{raised}");
+    let fixed = told("", &actual);
+    assert!(fixed.contains("cache 300MiB -> 512MiB") && fixed.contains("-> size"), "{fixed}");
+
+    // A pool with less than the size, more than the minimum.
+    actual.volumes.clear();
+    actual.pools[0].free_bytes = 300 * MIB + 5000;
+    assert!(told(words, &actual).contains("cached in 300MiB on p"), "{}", told(words, &actual));
+    actual.pools[0].free_bytes = 200 * MIB;
+    let refused = plan(&wanted(&disk(words)), &actual).expect_err("less than the minimum");
+    let text = refused[0].to_string();
+    assert!(text.contains("has 200MiB left for this, and 256MiB are needed"), "{text}");
+    let exported = super::export::to_yaml(&actual);
+    assert!(!exported.contains("minimum"), "{exported}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 use super::mistake::{Mistake, Place};
 use super::schema::{CacheMode, Class, Device, Drain, Durability, VolumeName};
-use super::settings::{CacheSettings, Limits, Principal, VolumeSettings};
+use super::settings::{CacheSettings, CacheShare, Limits, Principal, VolumeSettings};
 use crate::base::units::Bytes;
 use std::fmt;
 use std::path::PathBuf;
@@ -244,14 +244,26 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
     ];
     if let Some(cache) = cache {
         // Backing and sidecar never change.
-        let CacheSettings { mode, drain, staleness_ms: _, durability, backing: _, sidecar: _ } =
-            cache;
+        let CacheSettings {
+            mode,
+            drain,
+            staleness_ms: _,
+            durability,
+            backing: _,
+            sidecar: _,
+            share,
+        } = cache;
+        let part = |part: fn(&CacheShare) -> u64| share.as_ref().map(part);
+        let bytes = |bytes: Option<u64>| or(bytes.map(|bytes| Bytes(bytes).to_string()), "size");
         let staleness = Duration::from_millis(cache.staleness_ms());
         described.extend([
             ("cache mode", mode.name().to_owned()),
             ("drain", drain.map_or("by sidecar", Drain::name).to_owned()),
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
+            ("minimum", bytes(part(|share| share.minimum_bytes))),
+            ("maximum", bytes(part(|share| share.maximum_bytes))),
+            ("weight", or(part(|share| share.weight.into()).map(|w| w.to_string()), "1")),
         ]);
     }
     described
@@ -265,5 +277,6 @@ fn default_cache() -> CacheSettings {
         durability: Durability::default(),
         backing: String::new(),
         sidecar: None,
+        share: None,
     }
 }
