@@ -65,12 +65,8 @@ fn bounded(seed: u64, steps: &[Step]) -> u64 {
     rig.finish();
     steps.iter().for_each(|step| carry_out(&mut rig, *step));
     rig.finish();
-    let explorer = Explorer {
-        samples: 8,
-        exhaustive_max: 2,
-        points_max: 120,
-        ..Explorer::new(seed)
-    };
+    let explorer =
+        Explorer { samples: 8, exhaustive_max: 2, points_max: 120, ..Explorer::new(seed) };
     explore(&rig, &explorer, |case, world| {
         rig.judge(case, &world, u32::from(case.index == 1 && case.point % 16 == 0))
     })

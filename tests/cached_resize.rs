@@ -71,7 +71,8 @@ fn a_kill_in_the_middle_of_a_resize_leaves_one_size_or_the_other() {
         let body = json!({"sizeBytes": wanted * MIB});
         std::thread::scope(|scope| {
             let daemon = &daemon;
-            let asked = scope.spawn(move || daemon.try_ask("POST", &format!("{DISK}/resize"), &body));
+            let asked =
+                scope.spawn(move || daemon.try_ask("POST", &format!("{DISK}/resize"), &body));
             operate(&mut runner, 5 * round);
             if round % 3 == 0 {
                 asked.join().unwrap();

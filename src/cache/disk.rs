@@ -92,9 +92,15 @@ pub struct CachedDisk {
     urgent: bool,
     closed: bool,
     gauges_at: Option<Nanos>,
-    curve_at: Nanos,
-    curve_halved: Nanos,
-    curve_hits: [u64; 2],
+    curve: CurveGauge,
+}
+
+/// What the gauges say of the curve.
+struct CurveGauge {
+    /// When it was read, and when it was halved.
+    at: Nanos,
+    halved: Nanos,
+    hits: [u64; 2],
 }
 
 /// The disk as its drainer sees it.
@@ -151,7 +157,7 @@ impl CachedDisk {
         sidecar: Option<SidecarState>,
     ) -> Self {
         let Opened { root, place, flash, segments, index, head, .. } = opened;
-        let has_sidecar = sidecar.is_some();
+        let (now, has_sidecar) = ((options.now)(), sidecar.is_some());
         let drain = DrainOptions {
             mode: options.drain,
             staleness_max: options.staleness_max,
@@ -162,7 +168,7 @@ impl CachedDisk {
             head: head.durable_through,
             dirty_bytes: opened.dirty_bytes,
         };
-        let mut drainer = Drainer::new(drain, (options.now)());
+        let mut drainer = Drainer::new(drain, now);
         for (won, epoch) in opened.edges {
             drainer.points_mut().edge(won, epoch);
         }
@@ -198,7 +204,6 @@ impl CachedDisk {
             drained: opened.drained,
             sampler: Sampler::default(),
         };
-        let now = (options.now)();
         Self {
             core,
             drainer,
@@ -212,9 +217,7 @@ impl CachedDisk {
             urgent: false,
             closed: false,
             gauges_at: None,
-            curve_at: now,
-            curve_halved: now,
-            curve_hits: [0; 2],
+            curve: CurveGauge { at: now, halved: now, hits: [0; 2] },
         }
     }
 
@@ -353,24 +356,24 @@ impl CachedDisk {
             parked: core.journal.parked(),
             mode: core.mode,
             size_bytes: core.roots.root.shape.allocation_bytes,
-            curve_hits: self.curve_hits,
+            curve_hits: self.curve.hits,
             resizing_to: self.resizing.as_ref().map(Resizing::to_bytes),
         });
     }
 
     fn gauge_curve(&mut self, now: Nanos) {
-        if now.since(self.curve_halved) >= CURVE_HALVES {
-            self.curve_halved = now;
+        if now.since(self.curve.halved) >= CURVE_HALVES {
+            self.curve.halved = now;
             self.core.sampler.age();
         }
-        if now.since(self.curve_at) < CURVE_EVERY {
+        if now.since(self.curve.at) < CURVE_EVERY {
             return;
         }
-        self.curve_at = now;
+        self.curve.at = now;
         let curve = self.core.sampler.curve();
         let blocks = blocks_of(self.core.roots.root.shape.allocation_bytes);
         let hits = |blocks| ((1.0 - curve.miss_ratio(blocks)) * 1e6) as u64;
-        self.curve_hits = [blocks, blocks * 2].map(hits);
+        self.curve.hits = [blocks, blocks * 2].map(hits);
     }
 
     fn write(&mut self, id: u32, replayed: bool, io: &mut dyn Io) {

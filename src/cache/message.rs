@@ -1,7 +1,7 @@
 //! What a cached disk is told by its own side in other threads, through `Volume::message`.
 
-use super::drain::DrainReply;
 use super::curve::MissCurve;
+use super::drain::DrainReply;
 use super::order::Point;
 use super::place::Place;
 use super::root::Mode;

@@ -197,8 +197,8 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     })
 }
 
-/// A resize that was cut off leaves an allocation that is larger than its root says: before the root
-/// was written when it grew, after that when it shrank. Either way all of it is the cache's.
+/// A resize that was cut off leaves an allocation that is larger than its root says: before the
+/// root was written when it grew, after that when it shrank. Either way all of it is the cache's.
 fn whole(shape: Shape, allocation_bytes: u64) -> Result<Shape> {
     Shape::with(allocation_bytes.max(shape.allocation_bytes), shape.segment_bytes)
 }

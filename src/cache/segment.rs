@@ -9,8 +9,8 @@
 //! not drained. *Clean*: all are; reads still use it. *Retiring*: reads do not look there any more;
 //! free when the index has forgotten it and the last read has ended.
 //!
-//! When the allocation shrinks, segments behind the new end *leave* ([`Segments::limit`]): a free one
-//! is not given out any more, a clean one retires at once, a dirty one as soon as it is drained.
+//! When the allocation shrinks, segments behind the new end *leave* ([`Segments::limit`]): a free
+//! one is not given out any more, a clean one retires at once, a dirty one when it is drained.
 
 use super::drain::{LogCursor, LogStretch};
 use super::layout::{BLOCK_BYTES, Shape};

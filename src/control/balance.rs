@@ -2,9 +2,9 @@
 //! steps, to the sizes with which most reads hit.
 //!
 //! Once a period each pool is looked at ([`next`], pure): the curves say how its space is divided
-//! best (`cache::curve::partition`), and the cache that gains most takes a step, of what is free or of
-//! the cache that has most above its part. Nothing moves for a gain below [`GAIN_MIN`], nor while a
-//! resize is under way, so sizes do not swing; and a sixteenth of the pool is left for new volumes.
+//! best (`cache::curve::partition`), and the cache that gains most takes a step, of what is free or
+//! of the cache that has most above its part. Nothing moves for a gain below [`GAIN_MIN`], nor while
+//! a resize is under way, so sizes do not swing; and a sixteenth of the pool is left for new volumes.
 
 use super::advising::Curved;
 use super::api::EventKind;
@@ -45,18 +45,16 @@ pub struct Step {
 /// The sizes with which most reads would hit, if `free_bytes` more could be given out.
 pub fn goals(parts: &[Part], free_bytes: u64) -> Vec<u64> {
     let total = blocks_of(parts.iter().map(|part| part.bytes).sum::<u64>() + free_bytes);
-    let demand = |part: &Part| {
-        let CacheShare { minimum_bytes, maximum_bytes, weight } = part.share;
-        let (min, max) = (blocks_of(minimum_bytes), blocks_of(maximum_bytes));
-        Demand {
-            share: Share { min, max, weight },
-            curve: part.curve,
-            reads_per_second: part.curve.reads(),
-        }
-    };
     let demands: Vec<Demand> = parts.iter().map(demand).collect();
     let whole = |blocks: u64| blocks * BLOCK_BYTES / EXTENT_BYTES * EXTENT_BYTES;
     partition(total, &demands).into_iter().map(whole).collect()
+}
+
+fn demand<'a>(part: &Part<'a>) -> Demand<'a> {
+    let CacheShare { minimum_bytes, maximum_bytes, weight } = part.share;
+    let (min, max) = (blocks_of(minimum_bytes), blocks_of(maximum_bytes));
+    let reads_per_second = part.curve.reads();
+    Demand { share: Share { min, max, weight }, curve: part.curve, reads_per_second }
 }
 
 /// The next step, if one is worth it.
@@ -116,11 +114,8 @@ impl Engine {
         let space = pool.facts().space;
         let reserve = space.total_bytes / FREE_PART;
         let free = (space.free_bytes + space.scrub_bytes).saturating_sub(reserve);
-        let part = |disk: &&Curved| {
-            let share = disk.served.settings.cache.as_ref()?.share?;
-            Some(Part { curve: &disk.curve, bytes: disk.size_bytes, share })
-        };
-        let Some(parts) = disks.iter().map(part).collect::<Option<Vec<Part>>>() else { return };
+        let parts = disks.iter().map(|disk| part(disk)).collect::<Option<Vec<Part>>>();
+        let Some(parts) = parts else { return };
         for (disk, goal) in disks.iter().zip(goals(&parts, free)) {
             if let Some(cached) = &disk.served.cached {
                 cached.goal_bytes.store(goal, Ordering::Relaxed);
@@ -143,6 +138,11 @@ impl Engine {
             Err(failure) => log::warn!("{}: {text}: {failure}", disk.served.object()),
         }
     }
+}
+
+fn part(disk: &Curved) -> Option<Part<'_>> {
+    let share = disk.served.settings.cache.as_ref()?.share?;
+    Some(Part { curve: &disk.curve, bytes: disk.size_bytes, share })
 }
 
 #[cfg(test)]

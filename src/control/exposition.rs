@@ -193,11 +193,7 @@ const CACHE_GAUGES: [CacheGauge; 15] = [
     ("vflash_cache_index_bytes", "Memory of the index.", |g| g.index_bytes),
     ("vflash_cache_index_pieces", "Pieces in the index.", |g| g.index_pieces),
     ("vflash_cache_waiting_requests", "Requests that wait for space in the log.", |g| g.parked),
-    (
-        "vflash_cache_size_bytes",
-        "Of the pool, journal and clean data.",
-        |g| g.size_bytes,
-    ),
+    ("vflash_cache_size_bytes", "Of the pool, journal and clean data.", |g| g.size_bytes),
     (
         "vflash_cache_curve_hits_per_million",
         "Of a million reads, the hits that the curve has for the present size.",

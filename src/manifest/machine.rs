@@ -263,9 +263,8 @@ fn share(
     size: Option<&Located<u64>>,
     decoder: &mut Decoder<'_>,
 ) -> Option<Option<CacheShare>> {
-    let bytes = |decoder: &mut Decoder<'_>, node: &Node| {
-        decoder.scalar(node, |text, _| value::size(text))
-    };
+    let bytes =
+        |decoder: &mut Decoder<'_>, node: &Node| decoder.scalar(node, |text, _| value::size(text));
     let minimum = decoder.optional(fields, "minimum", bytes);
     let maximum = decoder.optional(fields, "maximum", bytes);
     let weight = decoder.optional(fields, "weight", |decoder, node| {

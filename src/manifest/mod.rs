@@ -40,6 +40,7 @@ pub use mistake::{Located, Mistake, Place};
 pub use plan::{Actual, ActualPool, ActualVolume, DeviceState, plan, plan_deletion};
 pub use schema::{CacheMode, Class, Device, Drain, Durability, VolumeName, Wanted};
 pub use settings::{
-    Access, Attributes, CacheSettings, CacheShare, Limits, LogIdentity, Principal, VolumeSettings, WhenFull,
+    Access, Attributes, CacheSettings, CacheShare, Limits, LogIdentity, Principal, VolumeSettings,
+    WhenFull,
 };
 pub use step::{Action, Plan, Step};

@@ -7,9 +7,9 @@ use super::plan::{Actual, ActualPool, ActualVolume, DeviceState, full_name};
 use super::schema::{
     Class, Device, Flash, POOL_BYTES_MIN, Pool, Storage, VirtualMachine, Volume, VolumeName,
 };
+use super::settings::CacheShare;
 use super::step::{Action, NewVolume, Plan, Step};
 use crate::base::limits::EXPORTS_MAX;
-use super::settings::CacheShare;
 use crate::base::units::{Bytes, EXTENT_BYTES};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -331,7 +331,8 @@ impl<'a> Planner<'a> {
             from_bytes.clamp(share.minimum_bytes, share.maximum_bytes)
         });
         let (name, place) = (name.clone(), space.size.place.clone());
-        let action = Action::ResizeCache { name: name.clone(), pool: pool.clone(), from_bytes, to_bytes };
+        let action =
+            Action::ResizeCache { name: name.clone(), pool: pool.clone(), from_bytes, to_bytes };
         match to_bytes.checked_sub(from_bytes) {
             Some(0) => {}
             Some(more) if space.cached => {

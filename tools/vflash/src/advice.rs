@@ -3,9 +3,9 @@
 use crate::arguments::{AdviseArguments, CurveArguments, Format};
 use crate::client::{Client, volume_path};
 use crate::output::{Table, print};
+use vflash::cache::curve::{MissCurve, blocks_of, draw};
 use vflash::control::api::{ErrorCode, Failure};
 use vflash::control::api_cached::{Advice, AdviceMove, Curve, DiskAdvice};
-use vflash::cache::curve::{MissCurve, blocks_of, draw};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -104,7 +104,8 @@ mod tests {
             bytes: 1 << 30,
             gain_per_million: 43_000,
         };
-        let disks = vec![disk("a/db", 500_000, 610_000, 700_000), disk("a/scan", 9, 10_000, 10_000)];
+        let disks =
+            vec![disk("a/db", 500_000, 610_000, 700_000), disk("a/scan", 9, 10_000, 10_000)];
         let mut advice = Advice { step_bytes: 1 << 30, disks, best: Some(best) };
         let text = "CACHED DISK  POOL  CACHE     READS  HITS    1.00 GiB LESS  1.00 GiB MORE\n\
                     a/db         p0    4.00 GiB  1000   61.0 %  -11.0          +9.0\n\

@@ -141,8 +141,7 @@ pub(crate) fn resized(
     while let Some(cache) = volume.cache.as_ref().filter(|cache| cache.size_bytes != size_bytes) {
         if cache.resizing_to_bytes != Some(size_bytes) && cache.leaving_bytes == 0 {
             let (name, has) = (&volume.name, size(cache.size_bytes));
-            let text =
-                format!("{name} keeps its cache of {has}: `vflash events` tells why");
+            let text = format!("{name} keeps its cache of {has}: `vflash events` tells why");
             return Err(Failure::new(ErrorCode::Busy, text));
         }
         let left = size(cache.leaving_bytes);
@@ -151,9 +150,7 @@ pub(crate) fn resized(
         volume = client.get(&volume_path(&volume.name)?)?;
     }
     drop(progress);
-    print(format, &volume, |volume| {
-        format!("{} is cached in {}\n", volume.name, size(size_bytes))
-    })
+    print(format, &volume, |volume| format!("{} is cached in {}\n", volume.name, size(size_bytes)))
 }
 
 /// Drains a cached disk and takes it off its backing.

@@ -1,8 +1,8 @@
 //! vflash, the command line.
 //!
 //! Reading order: [`arguments`] (what can be said), [`verbs`], [`pools`], [`backings`], [`advice`],
-//! [`attach`] (what is done), [`client`] and [`http`] (how the daemon is asked), [`consent`], [`output`],
-//! [`manual`].
+//! [`attach`] (what is done), [`client`] and [`http`] (how the daemon is asked), [`consent`],
+//! [`output`], [`manual`].
 
 #![forbid(unsafe_code)]
 

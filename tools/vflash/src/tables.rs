@@ -136,7 +136,8 @@ fn cache(cache: &Cache, table: &mut Table) {
     table.pair("Cache", cache_size);
     if let Some(share) = &cache.share {
         let (least, most) = (size(share.minimum_bytes), size(share.maximum_bytes));
-        let goal = share.goal_bytes.map_or(String::new(), |goal| format!(", now to {}", size(goal)));
+        let goal =
+            share.goal_bytes.map_or(String::new(), |goal| format!(", now to {}", size(goal)));
         table.pair("Follows its use", format!("{least} to {most}, weight {}{goal}", share.weight));
     }
     let mut mode = cache.mode.name().to_owned();
