@@ -66,8 +66,9 @@ fn space_follows_use_between_minimum_and_maximum() {
         assert_eq!(ask(&mut zipf, Kind::Read, at, &mut block), 0);
     }
     let size = |volume: &str| cache(&daemon, volume)["sizeBytes"].as_u64().unwrap() / MIB;
-    eventually("space moves to the one that reads again", || size("vm/zipf") >= 19);
-    assert!((8..=9).contains(&size("vm/scan")), "{}", size("vm/scan"));
+    // The pool had 5 MiB to give at the most: the rest comes from the other.
+    eventually("space moves to the one that reads again", || size("vm/zipf") >= 20);
+    assert!((8..=13).contains(&size("vm/scan")), "{}", size("vm/scan"));
     let told = daemon.events("balanced");
     assert!(told.iter().any(|text| text.contains("vm/zipf")), "{told:?}");
     let share = cache(&daemon, "vm/zipf")["share"].clone();
@@ -75,9 +76,9 @@ fn space_follows_use_between_minimum_and_maximum() {
     assert!(share["goalBytes"].as_u64() >= Some(18 * MIB), "{share}");
     let again = daemon.apply(&manifest);
     assert_eq!(again["steps"], json!([]), "sizes between are nobody's mistake");
-    let large = manifest.replace("minimum: 8MiB", "minimum: 14MiB");
+    let large = manifest.replace("size: 14MiB, minimum: 8MiB", "size: 20MiB, minimum: 20MiB");
     let (status, body) = daemon.ask("POST", "/v1/apply", &change(&large));
-    assert_ne!(status, 200, "the pool has no 5MiB for the scanner: {body}");
+    assert_ne!(status, 200, "the pool has no 7MiB for the scanner: {body}");
     let minimum = cache(&daemon, "vm/scan")["share"]["minimumBytes"].clone();
     assert_eq!(minimum, 8 * MIB, "nothing was done");
 }

@@ -57,6 +57,7 @@ fn a_shrink_keeps_what_is_dirty_and_gives_back_what_it_says() {
     for at in 0..12 {
         rig.write(at * 40, 40);
     }
+    rig.ask(|reply| CacheMessage::Status { reply });
     assert!(rig.status.gauges().dirty_bytes > 0);
     shrink(&mut rig, 5).expect("shrunk");
     assert_eq!(size(&mut rig), (bytes(5), None));
@@ -92,7 +93,7 @@ fn growth_is_usable_at_once() {
         ended += rig.reactor.ended().len();
     }
     assert!((10..40).contains(&ended), "the log is full: {ended} of 60 writes have a place");
-    grow(&mut rig, 12).expect("grown");
+    grow(&mut rig, 20).expect("grown");
     for _ in 0..100 {
         rig.reactor.turn(false);
         ended += rig.reactor.ended().iter().filter(|ended| ended.1 == Outcome::Done).count();
@@ -156,6 +157,7 @@ fn numbers_go_on_when_all_segments_are_gone() {
         rig.write(at * 30, 30);
     }
     rig.drain();
+    rig.ask(|reply| CacheMessage::Status { reply });
     let before = rig.status.gauges().head_won;
     shrink(&mut rig, 4).expect("shrunk");
     let mut rig = rig.killed(options());
@@ -200,7 +202,8 @@ fn a_shrink_that_waits_for_the_backing_makes_way_for_a_growth() {
     let mut rig = Rig::new(shape(8, SEGMENT), options());
     let fail = Failure { after: 0, forever: true, errno: Errno::EIO, torn: false };
     rig.backing.set_faults(Faults { fail: Some(fail), ..Faults::default() });
-    for at in 0..10 {
+    // About a segment each.
+    for at in 0..6 {
         rig.write(at * 60, 60);
     }
     let answer: Arc<Mutex<Option<Result<()>>>> = Arc::default();

@@ -435,7 +435,7 @@ fn a_cache_with_minimum_and_maximum_has_the_size_that_it_comes_to() {
     }
     assert_eq!(
         told(", minimum: 256MiB, maximum: 600MiB", &actual),
-        "volume vm/d: cache 768MiB -> 600MiB; volume vm/d: maximum 768MiB -> 600MiB, weight 2 -> 1"
+        "volume vm/d: maximum 768MiB -> 600MiB, weight 2 -> 1; volume vm/d: cache 768MiB -> 600MiB"
     );
     actual.volumes[0].size_bytes = 300 * MIB;
     let raised = told(", minimum: 500MiB", &actual);
