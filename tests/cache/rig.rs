@@ -488,7 +488,9 @@ impl Rig {
             self.note();
             let mut flash = self.world.blocking(0);
             let given_back = allocation_bytes(before) - size_bytes;
-            flash.zero(size_bytes, given_back).and_then(|()| flash.flush()).expect("zeroed");
+            if given_back > 0 {
+                flash.zero(size_bytes, given_back).and_then(|()| flash.flush()).expect("zeroed");
+            }
             self.tell(CacheMessage::Shrunk);
         }
         self.setup.allocation_bytes = size_bytes;
