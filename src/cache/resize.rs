@@ -206,8 +206,14 @@ impl CachedDisk {
         let changing = self.is_changing();
         let Some(resizing) = &mut self.resizing else { return };
         let core = &mut self.core;
-        let empty = resizing.place.is_none() && core.segments.counts().dirty == 0;
+        let shrinks = resizing.place.is_none();
+        let empty = shrinks && core.segments.counts().dirty == 0;
         if resizing.roots > 0 || changing || (empty && !core.journal.order.is_empty()) {
+            return;
+        }
+        if shrinks && !empty && !core.segments.is_told() {
+            // What was begun comes to be durable.
+            core.journal.flush_wanted |= !core.journal.is_durable();
             return;
         }
         let root = &mut core.roots.root;

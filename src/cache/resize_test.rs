@@ -10,6 +10,7 @@ use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Disk, Errno};
 use crate::io::sim::{Failure, Faults};
 use crate::io::volume::{Outcome, RequestKind, SectorRange};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 const SEGMENT: u64 = 64 * KIB;
@@ -103,6 +104,12 @@ fn growth_is_usable_at_once() {
     rig.truth[..60 * 8192].fill(7);
     rig.check();
     rig.drain();
+    let misses = |rig: &Rig| rig.status.counters.misses.load(Ordering::Relaxed);
+    let before = misses(&rig);
+    shrink(&mut rig, 17).expect("shrunk");
+    grow(&mut rig, 30).expect("grown");
+    rig.check_range(0, 60 * 16);
+    assert_eq!(misses(&rig), before, "all of it is cached as before");
     rig.killed(options()).check();
 }
 

@@ -159,6 +159,12 @@ impl Segments {
         self.leaving > 0 && self.chain.iter().any(|index| *index >= self.limit)
     }
 
+    /// Some of the chain has a durable batch, and so a header that says how far the numbers have
+    /// come.
+    pub fn is_told(&self) -> bool {
+        self.chain.iter().any(|index| self.get(*index).durable_end > 0)
+    }
+
     /// Whether the segment is one of those that leave.
     pub fn leaves(&self, index: u32) -> bool {
         index >= self.limit
@@ -440,6 +446,7 @@ mod tests {
         let index = segments.open(won).expect("free");
         segments.appending(index);
         segments.grew(index, 8192, won);
+        assert!(!segments.is_told(), "not durable");
         segments.close(index);
         index
     }
