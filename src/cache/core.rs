@@ -6,7 +6,7 @@
 
 use super::curve::Sampler;
 use super::index::Index;
-use super::journal::Journal;
+use super::journal::{Journal, Pending};
 use super::layout::Shape;
 use super::place::Place;
 use super::read::Reads;
@@ -216,6 +216,23 @@ impl Core {
             FencePolicy::Fail => self.end(id, Outcome::Failed, io),
             FencePolicy::Hold => self.held.push(id),
         }
+    }
+
+    /// Forgets a request that waits behind a fence, or for its first place in the log.
+    pub(super) fn forget(&mut self, id: u32) -> bool {
+        let slot = &mut self.slots[id as usize];
+        let begun = slot.done > 0 || slot.under_way > 0;
+        let held = self.held.iter().position(|held| *held == id);
+        let is_it = |pending: &Pending| matches!(pending, Pending::Request(other) if *other == id);
+        let pending = self.journal.pending.iter().position(is_it).filter(|_| !begun);
+        match (held, pending) {
+            (Some(at), _) => _ = self.held.swap_remove(at),
+            (None, Some(at)) => _ = self.journal.pending.remove(at),
+            (None, None) => return false,
+        }
+        slot.kind = None;
+        slot.bounces.clear();
+        true
     }
 
     /// Submits a range of the allocation, in the parts that the device has it in. How many.
