@@ -72,6 +72,11 @@ fn wall_ms() -> u64 {
 /// How often gauges are brought up to date, at most.
 const GAUGES_EVERY: Duration = Duration::from_millis(5);
 
+/// Of batches: what the flash writes without reading.
+fn alignment(flash: DiskGeometry) -> u32 {
+    flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes)
+}
+
 /// How often the gauges read the curve anew.
 const CURVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -180,7 +185,6 @@ impl CachedDisk {
         for (name, won) in opened.marks {
             drainer.points_mut().mark(&name, won);
         }
-        let align = flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes);
         let core = Core {
             name: options.name.clone(),
             shape: root.shape,
@@ -191,7 +195,7 @@ impl CachedDisk {
             index,
             segments,
             slots: Vec::new(),
-            journal: Journal::new(head, options.strong, align),
+            journal: Journal::new(head, options.strong, alignment(flash)),
             reads: Reads::default(),
             mode: root.mode,
             roots: Roots::new(root),

@@ -30,6 +30,11 @@ use vflash::io::sim::{Faults, Recording, SimDisk};
 use vflash::io::sim_reactor::{SimReactor, inbox};
 use vflash::io::volume::{Outcome, RequestKind, SectorRange};
 
+#[path = "sizes.rs"]
+mod sizes;
+
+pub(crate) use sizes::{SEGMENTS_MAX, allocation_bytes};
+
 pub(crate) const SECTORS: u64 = 2048;
 pub(crate) const DISK_BYTES: u64 = SECTORS * SECTOR_BYTES;
 const GROUP_MAX: u64 = MIB;
@@ -55,20 +60,6 @@ impl Setup {
         Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true, allocation_bytes: 0 }
     }
 
-    /// The same on a flash with room for more, so that the allocation can be resized.
-    pub(crate) fn resizable(self) -> Self {
-        Self { allocation_bytes: allocation_bytes(self.segments), ..self }
-    }
-
-    /// As an opening finds it: it uses all of the allocation.
-    fn at(self, moment: Moment) -> Self {
-        let segments = match moment.allocation_bytes {
-            0 => self.segments,
-            bytes => (bytes - MIB) / (64 * KIB),
-        };
-        Self { segments, allocation_bytes: moment.allocation_bytes, ..self }
-    }
-
     fn options(&self) -> CacheOptions {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
@@ -76,13 +67,6 @@ impl Setup {
         options
     }
 }
-
-fn allocation_bytes(segments: u64) -> u64 {
-    MIB + segments * 64 * KIB
-}
-
-/// Segments that a resizable disk has at most.
-pub(crate) const SEGMENTS_MAX: u64 = 12;
 
 /// Flash, backing, sidecar.
 #[derive(Clone)]
@@ -489,31 +473,6 @@ impl Rig {
         let point = reached.expect("drained");
         self.now.drained = self.now.drained.max(point);
         self.note();
-    }
-
-    /// Brings the allocation to so many segments, as pool and control do; extents that are given
-    /// back are zeroed.
-    pub(crate) fn resize(&mut self, segments: u64) {
-        let size_bytes = allocation_bytes(segments);
-        self.finish();
-        let before = std::mem::replace(&mut self.setup.segments, segments);
-        if segments > before {
-            self.now.allocation_bytes = size_bytes;
-            self.note();
-            let place = Place::whole(size_bytes);
-            self.ask(|reply| CacheMessage::Grow { place, reply }).expect("grown");
-        } else {
-            self.ask(|reply| CacheMessage::Shrink { size_bytes, reply }).expect("shrunk");
-            self.now.allocation_bytes = size_bytes;
-            self.note();
-            let mut flash = self.world.blocking(0);
-            let given_back = allocation_bytes(before) - size_bytes;
-            if given_back > 0 {
-                flash.zero(size_bytes, given_back).and_then(|()| flash.flush()).expect("zeroed");
-            }
-            self.tell(CacheMessage::Shrunk);
-        }
-        self.setup.allocation_bytes = size_bytes;
     }
 
     pub(crate) fn close(&mut self) {
