@@ -38,7 +38,7 @@ fn hits(curve: &MissCurve, bytes: u64) -> u64 {
 
 impl Engine {
     pub fn curve(&self, name: &str) -> Result<Curve> {
-        let (served, _) = self.cached(name)?;
+        let (served, _) = self.cached(&self.home_of(name)?.name)?;
         let Curved { size_bytes, curve, .. } = Curved::of(served)?;
         let most = (curve.blocks_max() * BLOCK_BYTES).max(size_bytes);
         let step = |index: u64| (u128::from(most) * u128::from(index) / u128::from(POINTS)) as u64;
@@ -60,7 +60,8 @@ impl Engine {
     pub(super) fn curves_of(&self, wanted: impl Fn(&CacheSettings) -> bool) -> Vec<Curved> {
         let served: Vec<Served> = self.state().volumes.values().cloned().collect();
         let wanted = |served: &Served| {
-            served.cached.is_some() && served.settings.cache.as_ref().is_some_and(&wanted)
+            let of_it = served.settings.cache.as_ref().is_some_and(&wanted);
+            served.home.is_none() && served.cached.is_some() && of_it
         };
         let open = served.into_iter().filter(wanted);
         open.filter_map(|served| Curved::of(served).ok()).collect()

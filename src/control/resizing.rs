@@ -30,7 +30,7 @@ impl Engine {
     /// `Full`: the pool has not so much. `Invalid`: too small; the least is named. `Busy`: it is
     /// held at a point, not served, or another resize is at its end.
     pub(super) fn resize_cache(&self, name: &str, size_bytes: u64) -> Result<()> {
-        let served = self.served(name)?;
+        let served = self.home_of(name)?;
         let old = served.facts()?.size_bytes;
         if size_bytes < old {
             return self.shrink_cache(served, size_bytes);
