@@ -33,10 +33,12 @@ pub enum Bug {
     DiscardForgotten,
     /// A piece that is overwritten in part shows the wrong half.
     WrongHalf,
+    /// A read now and then takes the backing's version of what is in the log.
+    StaleRead,
 }
 
 impl Bug {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -51,6 +53,7 @@ impl Bug {
         Self::NumberReused,
         Self::DiscardForgotten,
         Self::WrongHalf,
+        Self::StaleRead,
     ];
 }
 

@@ -363,7 +363,7 @@ impl CachedDisk {
             drain_eta: drain.eta,
             index_bytes: core.index.memory_bytes() as u64,
             index_pieces: core.index.len() as u64,
-            parked: core.journal.parked(),
+            parked: core.parked(),
             mode: core.mode,
             size_bytes: core.roots.root.shape.allocation_bytes,
             curve_hits: self.curve.hits,
