@@ -4,12 +4,13 @@
 //! `around.rs` writes past the log, `roots.rs` writes roots. [`super::disk`] puts it together with
 //! the drainer and hands out what completes.
 
+use super::curve::Sampler;
 use super::index::Index;
 use super::journal::{Journal, Pending};
 use super::layout::Shape;
 use super::place::Place;
 use super::read::Reads;
-use super::record::RecordOrigin;
+use super::record::{BLOCK_SECTORS, RecordOrigin};
 use super::root::Mode;
 use super::roots::Roots;
 use super::segment::Segments;
@@ -83,6 +84,10 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    fn is_write(&self) -> bool {
+        self.kind == Some(RequestKind::Write)
+    }
+
     pub(super) fn range(&self) -> SectorRange {
         *self.ranges.first().expect("reads and writes have one range")
     }
@@ -118,6 +123,10 @@ pub(super) struct Core {
     pub mode: Mode,
     /// A mode change is under way: nothing new that writes is begun.
     pub switching: bool,
+    /// The log is about to have fewer segments: a write that has a part in it is finished first.
+    pub settling: bool,
+    /// A root of a new incarnation is being written: nothing is appended meanwhile.
+    pub frozen: bool,
     pub policy: FencePolicy,
     /// Why nothing is served.
     pub fenced: Option<String>,
@@ -132,6 +141,8 @@ pub(super) struct Core {
     /// The earliest time that anybody asked for.
     pub wake: Option<Nanos>,
     pub drained: u64,
+    /// Watches what the guest reads and writes.
+    pub sampler: Sampler,
 }
 
 /// Entries of the index that one step of a sweep looks at, and when free segments run out.
@@ -162,6 +173,20 @@ impl Core {
         slot.origin = RecordOrigin { door, queue, counter };
         (slot.done, slot.under_way, slot.failed) = (0, 0, false);
         request.id.0
+    }
+
+    /// Shows the guest's request to the curve, by blocks of 4 KiB.
+    pub(super) fn watch(&mut self, id: u32) {
+        let slot = &self.slots[id as usize];
+        let reads = slot.kind == Some(RequestKind::Read);
+        let Some(range) = slot.ranges.first().filter(|_| reads || slot.is_write()) else { return };
+        let last = (range.start + range.count - 1) / BLOCK_SECTORS;
+        for block in range.start / BLOCK_SECTORS..=last {
+            match reads {
+                true => self.sampler.read(block),
+                false => self.sampler.write(block),
+            }
+        }
     }
 
     /// Ends a request.
@@ -293,7 +318,7 @@ impl Core {
     /// Writes wait for space that only draining can give.
     pub(super) fn is_short(&self) -> bool {
         let counts = self.segments.counts();
-        let full = counts.free + counts.retiring + counts.clean == 0;
+        let full = counts.free + self.segments.coming() + counts.clean == 0;
         !self.journal.is_idle() && (full || self.index.is_full())
     }
 }

@@ -6,6 +6,7 @@
 
 use super::change::Changing;
 use super::core::{Core, FencePolicy, Token};
+use super::curve::{Sampler, blocks_of};
 use super::drain::{
     DrainHost, DrainOptions, DrainReply, DrainState, Drainer, LogCursor, LogStretch, SidecarState,
 };
@@ -14,6 +15,7 @@ use super::memory::DrainMemory;
 use super::message::{CacheMessage, Reply};
 use super::read::Reads;
 use super::recover::Opened;
+use super::resize::Resizing;
 use super::root::Mode;
 use super::roots::{RootWish, Roots};
 use super::status::{CacheGauges, CacheState, CacheStatus, count};
@@ -70,13 +72,26 @@ fn wall_ms() -> u64 {
 /// How often gauges are brought up to date, at most.
 const GAUGES_EVERY: Duration = Duration::from_millis(5);
 
+/// Of batches: what the flash writes without reading.
+fn alignment(flash: DiskGeometry) -> u32 {
+    flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes)
+}
+
+/// How often the gauges read the curve anew.
+const CURVE_EVERY: Duration = Duration::from_secs(1);
+
+/// After so long what the curve has seen counts half, so that it follows the guest.
+const CURVE_HALVES: Duration = Duration::from_secs(1800);
+
 /// See the module.
 pub struct CachedDisk {
-    core: Core,
+    pub(super) core: Core,
     drainer: Drainer,
     options: CacheOptions,
     /// A mode change or detach under way.
     changing: Option<Changing>,
+    /// Another size is on its way.
+    pub(super) resizing: Option<Resizing>,
     /// Wait until their mark is durable.
     marks: Vec<(String, u64, Reply<Result<u64>>)>,
     named: Vec<(String, Reply<Result<u64>>)>,
@@ -86,6 +101,15 @@ pub struct CachedDisk {
     urgent: bool,
     closed: bool,
     gauges_at: Option<Nanos>,
+    curve: CurveGauge,
+}
+
+/// What the gauges say of the curve.
+struct CurveGauge {
+    /// When it was read, and when it was halved.
+    at: Nanos,
+    halved: Nanos,
+    hits: [u64; 2],
 }
 
 /// The disk as its drainer sees it.
@@ -142,7 +166,7 @@ impl CachedDisk {
         sidecar: Option<SidecarState>,
     ) -> Self {
         let Opened { root, place, flash, segments, index, head, .. } = opened;
-        let has_sidecar = sidecar.is_some();
+        let (now, has_sidecar) = ((options.now)(), sidecar.is_some());
         let drain = DrainOptions {
             mode: options.drain,
             staleness_max: options.staleness_max,
@@ -154,14 +178,13 @@ impl CachedDisk {
             dirty_bytes: opened.dirty_bytes,
             memory: options.memory.clone(),
         };
-        let mut drainer = Drainer::new(drain, (options.now)());
+        let mut drainer = Drainer::new(drain, now);
         for (won, epoch) in opened.edges {
             drainer.points_mut().edge(won, epoch);
         }
         for (name, won) in opened.marks {
             drainer.points_mut().mark(&name, won);
         }
-        let align = flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes);
         let core = Core {
             name: options.name.clone(),
             shape: root.shape,
@@ -172,12 +195,14 @@ impl CachedDisk {
             index,
             segments,
             slots: Vec::new(),
-            journal: Journal::new(head, options.strong, align),
+            journal: Journal::new(head, options.strong, alignment(flash)),
             reads: Reads::default(),
             mode: root.mode,
             roots: Roots::new(root),
             status: Arc::new(CacheStatus::default()),
             switching: false,
+            settling: false,
+            frozen: false,
             policy: options.fence,
             fenced: opened.fence,
             held: Vec::new(),
@@ -186,12 +211,14 @@ impl CachedDisk {
             sweep: None,
             wake: None,
             drained: opened.drained,
+            sampler: Sampler::default(),
         };
         Self {
             core,
             drainer,
             options,
             changing: None,
+            resizing: None,
             marks: Vec::new(),
             named: Vec::new(),
             checkpoints: Vec::new(),
@@ -199,6 +226,7 @@ impl CachedDisk {
             urgent: false,
             closed: false,
             gauges_at: None,
+            curve: CurveGauge { at: now, halved: now, hits: [0; 2] },
         }
     }
 
@@ -222,10 +250,12 @@ impl CachedDisk {
             self.core.answer(io);
         }
         self.change(io);
+        self.resize(io);
         if self.core.is_fenced() {
             self.let_down();
         }
         self.core.make_room(io);
+        self.resize(io);
         self.core.pump(io);
         self.tell_drainer(io);
         self.drainer.set_fill(self.core.segments.counts().dirty_permille());
@@ -306,6 +336,7 @@ impl CachedDisk {
             return;
         }
         self.gauges_at = Some(now);
+        self.gauge_curve(now);
         let core = &self.core;
         let drain = self.drainer.status(now);
         let state = match (&core.fenced, drain.state, self.closed) {
@@ -334,7 +365,25 @@ impl CachedDisk {
             index_pieces: core.index.len() as u64,
             parked: core.parked(),
             mode: core.mode,
+            size_bytes: core.roots.root.shape.allocation_bytes,
+            curve_hits: self.curve.hits,
+            resizing_to: self.resizing.as_ref().map(Resizing::to_bytes),
         });
+    }
+
+    fn gauge_curve(&mut self, now: Nanos) {
+        if now.since(self.curve.halved) >= CURVE_HALVES {
+            self.curve.halved = now;
+            self.core.sampler.age();
+        }
+        if now.since(self.curve.at) < CURVE_EVERY {
+            return;
+        }
+        self.curve.at = now;
+        let curve = self.core.sampler.curve();
+        let blocks = blocks_of(self.core.roots.root.shape.allocation_bytes);
+        let hits = |blocks| ((1.0 - curve.miss_ratio(blocks)) * 1e6) as u64;
+        self.curve.hits = [blocks, blocks * 2].map(hits);
     }
 
     fn write(&mut self, id: u32, replayed: bool, io: &mut dyn Io) {
@@ -384,7 +433,11 @@ impl CachedDisk {
                 let (drainer, mut host) = self.split(io);
                 drainer.set_staleness(staleness_max, &mut host);
             }
+            CacheMessage::Grow { place, reply } => self.begin_grow(place, reply),
+            CacheMessage::Shrink { size_bytes, reply } => self.begin_shrink(size_bytes, reply),
+            CacheMessage::Shrunk => self.resizing = None,
             CacheMessage::Close { reply } => self.begin_close(reply),
+            CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
                 self.gauge(io.now(), true);
                 reply(());
@@ -426,6 +479,7 @@ impl CachedDisk {
                 drainer.completed(token, Ok(()), &mut host);
             }
             RootWish::Change => self.change_rooted(io),
+            RootWish::Resize => self.resize_rooted(io),
             RootWish::Checkpoint => {
                 self.checkpoints.drain(..).for_each(|reply| reply(Ok(())));
             }
@@ -443,6 +497,7 @@ impl Volume for CachedDisk {
         if self.core.is_fenced() || self.closed {
             return self.core.refuse(id, io);
         }
+        self.core.watch(id);
         match request.kind {
             RequestKind::Read if request.ranges.iter().all(|range| range.count == 0) => {
                 self.core.end(id, Outcome::Done, io);
@@ -519,6 +574,15 @@ impl Volume for CachedDisk {
 impl CachedDisk {
     pub(super) fn parts(&mut self) -> (&mut Core, &mut Option<Changing>, &mut bool) {
         (&mut self.core, &mut self.changing, &mut self.closed)
+    }
+
+    /// A mode change or the detach is under way, or was carried out.
+    pub(super) fn is_changing(&self) -> bool {
+        self.changing.is_some() || self.closed
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// A mark was dropped, since the disk keeps no points any more.

@@ -3,8 +3,9 @@
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
 //! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`,
-//! `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is worth keeping on flash,
-//! and [`curve`], what more or less of it would bring: pure, for `tools/replay` until reads fill.
+//! `roots`, [`drain`], `change`, `resize`, [`disk`]. Beside them [`policy`], what is worth keeping
+//! on flash: pure, for `tools/replay` until reads fill; and [`curve`], what more or less would
+//! bring.
 
 mod around;
 mod change;
@@ -30,6 +31,7 @@ pub mod policy;
 mod read;
 pub mod record;
 pub mod recover;
+mod resize;
 pub mod root;
 mod roots;
 pub mod scan;

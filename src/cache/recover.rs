@@ -91,9 +91,14 @@ pub struct OpenOptions {
 impl OpenOptions {
     /// Memory of the index as the promises have it: 0.6 % of the cache, 1 MiB at least.
     pub fn new(backing: BackingIdentity, cache_bytes: u64) -> Self {
-        let index_bytes = (cache_bytes / 1000 * 6).max(1 << 20) as usize;
+        let index_bytes = index_bytes(cache_bytes);
         Self { backing, drained_through: 0, index_bytes, clean_segments_max: 256, cold: false }
     }
+}
+
+/// Bytes of memory that the index of a cache of this size may take.
+pub(super) fn index_bytes(cache_bytes: u64) -> usize {
+    (cache_bytes / 1000 * 6).max(1 << 20) as usize
 }
 
 /// A log that is ready to go on: what [`super::disk::CachedDisk`] is made of.
@@ -140,8 +145,13 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     }
     check_backing(&scan.root, &options.backing)?;
     let drained = scan.drained_through.max(options.drained_through);
+    let fence = fence(&scan);
+    let shape = match fence {
+        None => whole(scan.root.shape, medium.place().size_bytes())?,
+        Some(_) => scan.root.shape,
+    };
     let mut loaded = Loaded {
-        segments: Segments::new(scan.root.shape, scan.next_sequence),
+        segments: Segments::new(shape, scan.next_sequence),
         index: Index::new(options.index_bytes),
         drained,
         drained_epoch: scan.root.drained_epoch,
@@ -155,7 +165,6 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
     }
     loaded.origins.sort_unstable();
-    let fence = fence(&scan);
     let last_won = match scan.verdict {
         Verdict::Ends => scan.last_won.max(drained),
         Verdict::Corrupt { last_good } => last_good.max(drained),
@@ -164,6 +173,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     root.drained_through = drained;
     root.drained_epoch = loaded.drained_epoch;
     root.clean = false;
+    root.shape = shape;
     if fence.is_none() {
         renew(medium, &mut root, &scan, &loaded.segments)?;
     }
@@ -194,6 +204,12 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         findings: findings.collect(),
         root,
     })
+}
+
+/// A resize that was cut off leaves an allocation that is larger than its root says: before the
+/// root was written when it grew, after that when it shrank. Either way all of it is the cache's.
+fn whole(shape: Shape, allocation_bytes: u64) -> Result<Shape> {
+    Shape::with(allocation_bytes.max(shape.allocation_bytes), shape.segment_bytes)
 }
 
 /// What counts is made durable, then the new incarnation, which says for good where the log of the

@@ -39,6 +39,13 @@ pub struct CacheGauges {
     /// Requests that wait for space.
     pub parked: u64,
     pub mode: super::root::Mode,
+    /// Bytes of the allocation that the disk uses.
+    pub size_bytes: u64,
+    /// The size that it is being brought to.
+    pub resizing_to: Option<u64>,
+    /// Of a million reads, the hits that the curve has for the present size and for
+    /// twice that; as of a second ago.
+    pub curve_hits: [u64; 2],
 }
 
 impl CacheGauges {

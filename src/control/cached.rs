@@ -66,6 +66,8 @@ pub struct Cached {
     pub mode: Mode,
     /// Point that draining stays at, plus 1; 0: it goes on.
     pub held: AtomicU64,
+    /// Bytes that its curve would give it, if its size follows its use; 0: not known yet.
+    pub goal_bytes: AtomicU64,
 }
 
 /// What an opening works on.
@@ -354,6 +356,7 @@ impl<'a> Opening<'a> {
             no_writeback: description.reason,
             mode,
             held: AtomicU64::new(0),
+            goal_bytes: AtomicU64::new(0),
         };
         Ok(CachedVolume { disk, disks, side: Arc::new(side), findings })
     }

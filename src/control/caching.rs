@@ -3,7 +3,7 @@
 use super::api::{self, ErrorCode, EventKind, Failure};
 use super::api_cached::{
     Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Drain, DrainKind, Draining, Durability,
-    Mark, Point, PointKind, Points, SetMode,
+    Mark, Point, PointKind, Points, SetMode, Share,
 };
 use super::cached::{Cached, cache_mode, drain_mode};
 use super::engine::Engine;
@@ -84,7 +84,7 @@ pub(super) const CACHE_COUNTERS: [CounterField; 15] = [
 /// Asking the disk.
 impl Served {
     /// Sends what `message` makes of a reply; the answer comes through the receiver.
-    fn asked<R: Send + 'static>(
+    pub(super) fn asked<R: Send + 'static>(
         &self,
         message: impl FnOnce(Reply<R>) -> CacheMessage,
     ) -> Receiver<R> {
@@ -225,6 +225,7 @@ impl Served {
         let sidecar = sidecar(settings);
         let mode = gauges.as_ref().map_or(settings.mode, |gauges| mode(gauges.mode));
         let held = self.cached.as_ref().map_or(0, |cached| cached.held.load(Ordering::Relaxed));
+        let goal = self.cached.as_ref().map(|cached| cached.goal_bytes.load(Ordering::Relaxed));
         let opened = gauges.is_some();
         let gauges = gauges.unwrap_or_default();
         let counters = match self.cached.as_ref().filter(|_| opened) {
@@ -240,6 +241,14 @@ impl Served {
             },
             sidecar,
             size_bytes: facts.size_bytes,
+            resizing_to_bytes: gauges.resizing_to,
+            share: settings.share.map(|share| Share {
+                minimum_bytes: share.minimum_bytes,
+                maximum_bytes: share.maximum_bytes,
+                weight: share.weight,
+                goal_bytes: goal.filter(|goal| *goal > 0),
+            }),
+            leaving_bytes: gauges.segments.leaving * gauges.segment_bytes,
             mode,
             mode_wanted: settings.mode,
             staleness_ms: settings.staleness_ms(),

@@ -1,7 +1,7 @@
 //! What a manifest says, after it was read and found right. The reference is in the README.
 
 use super::mistake::{Located, Place};
-use super::settings::{CacheSettings, VolumeSettings};
+use super::settings::{CacheSettings, CacheShare, VolumeSettings};
 use crate::base::units::{Bytes, MIB};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -156,6 +156,8 @@ pub struct Cached {
     pub durability: Durability,
     /// Where stamp and redo records go; `None`: beside the backing.
     pub sidecar: Option<Located<PathBuf>>,
+    /// Of `minimum`, `maximum` and `weight`, if there is one of them.
+    pub share: Option<CacheShare>,
     pub backing: Located<Backing>,
 }
 
@@ -170,6 +172,7 @@ impl Cached {
             durability: self.durability,
             backing: self.backing.value.to_string(),
             sidecar: self.sidecar.as_ref().map(|path| path.value.display().to_string()),
+            share: self.share,
         }
     }
 }

@@ -46,6 +46,21 @@ pub struct CacheSettings {
     pub backing: String,
     /// `None`: beside the backing.
     pub sidecar: Option<String>,
+    /// Its size follows its use. `None`: it is as large as it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<CacheShare>,
+}
+
+/// How large a cache may be that shares its pool with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheShare {
+    /// Reserved: it is never smaller.
+    pub minimum_bytes: u64,
+    /// It is never larger.
+    pub maximum_bytes: u64,
+    /// How much a hit counts beside one of another cache.
+    pub weight: u32,
 }
 
 /// How far a backing may be behind unless told otherwise, in milliseconds.

@@ -30,6 +30,11 @@ use vflash::io::sim::{Faults, Recording, SimDisk};
 use vflash::io::sim_reactor::{SimReactor, inbox};
 use vflash::io::volume::{Outcome, RequestKind, SectorRange};
 
+#[path = "sizes.rs"]
+mod sizes;
+
+pub(crate) use sizes::{SEGMENTS_MAX, allocation_bytes};
+
 pub(crate) const SECTORS: u64 = 2048;
 pub(crate) const DISK_BYTES: u64 = SECTORS * SECTOR_BYTES;
 const GROUP_MAX: u64 = MIB;
@@ -44,13 +49,15 @@ pub(crate) struct Setup {
     pub(crate) strong: bool,
     pub(crate) segments: u64,
     pub(crate) reorder: bool,
+    /// Of the allocation when it is opened; 0: all of the flash.
+    pub(crate) allocation_bytes: u64,
 }
 
 impl Setup {
     /// Both drain modes, both durabilities, several log lengths.
     pub(crate) fn of(seed: u64) -> Self {
         let (grouped, strong) = (seed % 2 == 1, seed % 4 < 3);
-        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true }
+        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true, allocation_bytes: 0 }
     }
 
     fn options(&self) -> CacheOptions {
@@ -67,9 +74,10 @@ pub(crate) struct World(pub(crate) [SimDisk; 3]);
 
 impl World {
     pub(crate) fn new(setup: &Setup) -> Self {
-        let shape = Shape::with(MIB + setup.segments * 64 * KIB, 64 * KIB).expect("a shape");
+        let shape = Shape::with(allocation_bytes(setup.segments), 64 * KIB).expect("a shape");
         let layout = Layout::new(GROUP_MAX);
-        let sizes = [shape.allocation_bytes, DISK_BYTES, layout.sidecar_bytes()];
+        let most = if setup.allocation_bytes > 0 { SEGMENTS_MAX } else { setup.segments };
+        let sizes = [allocation_bytes(most), DISK_BYTES, layout.sidecar_bytes()];
         let world = Self(sizes.map(SimDisk::new));
         let options = FormatOptions {
             shape,
@@ -93,7 +101,18 @@ impl World {
     }
 
     pub(crate) fn medium(&self) -> Medium {
-        let bytes = self.0[0].geometry().size_bytes;
+        self.medium_of(self.0[0].geometry().size_bytes)
+    }
+
+    /// Of the allocation that the setup has.
+    fn medium_for(&self, setup: &Setup) -> Medium {
+        match setup.allocation_bytes {
+            0 => self.medium(),
+            bytes => self.medium_of(bytes),
+        }
+    }
+
+    fn medium_of(&self, bytes: u64) -> Medium {
         Medium::new(Box::new(self.0[0].clone()), Place::whole(bytes))
     }
 
@@ -146,7 +165,8 @@ impl World {
         let finished_first = setup.seed % 8 < 2;
         let standing = take_up(&mut self.blocking(2), Damage::Skip)?.expect("there is a stamp");
         let Some(live) = standing.live.filter(|_| !finished_first) else { return Ok(None) };
-        let opened = open(&mut self.medium(), &OpenOptions::new(identity(), 64 * MIB))?;
+        let how = OpenOptions::new(identity(), 64 * MIB);
+        let opened = open(&mut self.medium_for(setup), &how)?;
         let can = opened.can_finish(&live.span);
         Ok(can.then_some((opened, standing, live.span.to)))
     }
@@ -159,7 +179,7 @@ impl World {
                 let standing = self.recover()?;
                 let mut how = OpenOptions::new(identity(), 64 * MIB);
                 how.drained_through = standing.point.won;
-                (open(&mut self.medium(), &how)?, standing, None)
+                (open(&mut self.medium_for(setup), &how)?, standing, None)
             }
         };
         let mut stamp = standing.stamp;
@@ -212,6 +232,8 @@ pub(crate) struct Moment {
     pub(crate) submitted: u64,
     /// The drain position as the disk reports it.
     pub(crate) drained: u64,
+    /// Of the allocation in its pool; 0: all of the flash.
+    pub(crate) allocation_bytes: u64,
 }
 
 enum UnderWay {
@@ -257,7 +279,8 @@ impl Rig {
         let reactor = SimReactor::new(disk, disks.collect(), receiver, REQUESTS_MAX);
         let random = fastrand::Rng::with_seed(setup.seed);
         let kept = model.head();
-        let now = Moment { at: 0, kept, submitted: kept, drained: 0 };
+        let allocation_bytes = setup.allocation_bytes;
+        let now = Moment { at: 0, kept, submitted: kept, drained: 0, allocation_bytes };
         Self {
             setup,
             world,
@@ -550,9 +573,10 @@ impl Rig {
         let seed = self.setup.seed;
         let announce = format!("seed {seed}, point {point}, index {index}");
         let seen = scan(&mut world.medium(), 256).expect("a log").next_won;
-        let (disk, next_won) = world.open(&self.setup).expect("it opens");
+        let setup = self.setup.at(moment);
+        let (disk, next_won) = world.open(&setup).expect("it opens");
         assert!(next_won >= seen, "{announce}: number {next_won} is given again, below {seen}");
-        let mut rig = Self::on(self.setup, world, disk, self.model.clone());
+        let mut rig = Self::on(setup, world, disk, self.model.clone());
         let head = rig.head();
         let Moment { kept, submitted, .. } = moment;
         assert!((kept..=submitted).contains(&head), "{announce}: {head} not in {moment:?}");
@@ -574,7 +598,7 @@ impl Rig {
     /// Judges what a killed daemon left: everything that completed is there.
     pub(crate) fn judge_killed(&self, world: &World, kept: u64) {
         let submitted = self.model.head();
-        self.judge_once(Moment { at: 0, kept, submitted, drained: 0 }, world);
+        self.judge_once(Moment { at: 0, kept, submitted, ..Moment::default() }, world);
     }
 
     /// Judges one state that the end of the host may leave: opens it and looks. `depth`: at so
@@ -609,7 +633,7 @@ impl Rig {
     }
 
     fn judge_once(&self, moment: Moment, world: &World) -> Rig {
-        let setup = Setup { reorder: false, ..self.setup };
+        let setup = Setup { reorder: false, ..self.setup.at(moment) };
         let opened = world.open(&setup);
         let (disk, _) = opened.unwrap_or_else(|error| panic!("it does not open: {error}"));
         let mut rig = Rig::on(setup, world.clone(), disk, self.model.clone());

@@ -23,7 +23,7 @@ const PLANTED: &str = "VFLASH_PLANTED";
 const SUITE: &str = "crash suite: ";
 
 /// The suites of the cached disk.
-const PROGRAMS: [&str; 3] = ["cache_crash", "cache_drain", "cache_media"];
+const PROGRAMS: [&str; 4] = ["cache_crash", "cache_drain", "cache_media", "cache_resize"];
 
 /// States that the suites of the cached disk visit in CI at least.
 const STATES_MIN: u64 = 100_000;
