@@ -57,7 +57,7 @@ fn bounded(seed: u64, steps: &[Step]) -> u64 {
         rig.write(100 * at, 100);
         rig.finish();
     }
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         rig.drain(None);
     }
     rig.flush();
