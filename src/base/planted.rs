@@ -13,6 +13,8 @@ pub enum Bug {
     TailBeforeBackingFlush,
     /// A backing's failed flush is tried again, and what it should have covered is not written.
     FailedFlushRetried,
+    /// The flash's failed flush is taken for one that succeeded.
+    FlashFlushTrusted,
     /// Of overlapping writes in one group the older one wins.
     OverlapSwapped,
     /// A group goes to the backing before it is durable in the sidecar.
@@ -36,11 +38,12 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
         Self::FailedFlushRetried,
+        Self::FlashFlushTrusted,
         Self::OverlapSwapped,
         Self::GroupNotCommitted,
         Self::PreviousLapAccepted,

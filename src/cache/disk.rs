@@ -4,6 +4,7 @@
 //! come to count is told to the drainer, what is drained makes segments clean, clean ones make
 //! room, and room lets parked writes go on.
 
+use super::around::Arounds;
 use super::change::Changing;
 use super::core::{Core, FencePolicy, Token};
 use super::drain::{
@@ -11,8 +12,10 @@ use super::drain::{
 };
 use super::journal::{Journal, Pending};
 use super::message::{CacheMessage, Reply};
+use super::patience::Patience;
 use super::read::Reads;
 use super::recover::Opened;
+use super::rewrite::REWRITE;
 use super::root::Mode;
 use super::roots::{RootWish, Roots};
 use super::status::{CacheGauges, CacheState, CacheStatus, count};
@@ -36,6 +39,8 @@ pub struct CacheOptions {
     pub drain: DrainMode,
     /// While the backing answers, no write is older than this before it is drained.
     pub staleness_max: Duration,
+    /// How long a request that needs the backing is tried there before it fails.
+    pub backing_timeout: Duration,
     pub fence: FencePolicy,
     /// Milliseconds of the Unix epoch.
     pub wall_ms: fn() -> u64,
@@ -51,6 +56,7 @@ impl CacheOptions {
             strong: true,
             drain: DrainMode::Ordered,
             staleness_max: Duration::from_secs(10),
+            backing_timeout: Duration::from_secs(60),
             fence: FencePolicy::Fail,
             wall_ms,
             now: Nanos::now,
@@ -176,7 +182,8 @@ impl CachedDisk {
             policy: options.fence,
             fenced: opened.fence,
             held: Vec::new(),
-            arounds: 0,
+            arounds: Arounds::default(),
+            patience: Patience::new(options.backing_timeout),
             origins: opened.origins,
             sweep: None,
             wake: None,
@@ -306,6 +313,7 @@ impl CachedDisk {
             (_, _, true) => CacheState::Closed,
             (Some(why), ..) => CacheState::Fenced(why.clone()),
             (_, DrainState::Retrying(_), _) => CacheState::WaitingForBacking,
+            _ if core.patience.waiting() > 0 => CacheState::WaitingForBacking,
             (_, DrainState::Draining, _) => CacheState::Draining,
             _ => CacheState::Serving,
         };
@@ -327,6 +335,7 @@ impl CachedDisk {
             index_bytes: core.index.memory_bytes() as u64,
             index_pieces: core.index.len() as u64,
             parked: core.journal.parked(),
+            waiting_for_backing: core.patience.waiting() as u64,
             mode: core.mode,
         });
     }
@@ -378,6 +387,7 @@ impl CachedDisk {
                 let (drainer, mut host) = self.split(io);
                 drainer.set_staleness(staleness_max, &mut host);
             }
+            CacheMessage::SetBackingTimeout { limit } => self.core.patience.limit = limit,
             CacheMessage::Close { reply } => self.begin_close(reply),
             CacheMessage::Status { reply } => {
                 self.gauge(io.now(), true);
@@ -462,6 +472,7 @@ impl Volume for CachedDisk {
                     self.rooted(wish, io);
                 }
             }
+            Token::Flush if number == REWRITE => self.core.rewrite_completed(result, io),
             Token::Flush => self.core.flush_completed(result, io),
             Token::Summary => self.core.summary_completed(number),
             Token::Around => self.core.around_completed(number, result, io),
@@ -477,6 +488,7 @@ impl Volume for CachedDisk {
     fn timer(&mut self, io: &mut dyn Io) {
         self.core.wake = None;
         self.core.flush_if_due(io);
+        self.core.try_backing(io);
         let (drainer, mut host) = self.split(io);
         drainer.timer(&mut host);
         if let Some(due) = self.core.journal.flush_due {
@@ -529,6 +541,10 @@ pub(in crate::cache) mod tests;
 #[cfg(test)]
 #[path = "disk_many_test.rs"]
 mod many_tests;
+
+#[cfg(test)]
+#[path = "disk_fault_test.rs"]
+mod fault_tests;
 
 #[cfg(test)]
 #[path = "disk_kill_test.rs"]

@@ -48,6 +48,10 @@ pub enum CacheMessage {
     SetStaleness {
         staleness_max: Duration,
     },
+    /// How long a request that needs the backing is tried there before it fails.
+    SetBackingTimeout {
+        limit: Duration,
+    },
     /// Clean detach: drains all, retires the redo group, stamps the backing clean. Nothing is
     /// served any more.
     Close {

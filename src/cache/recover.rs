@@ -130,6 +130,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         scan.root.clean_from = scan.next_sequence;
     }
     check_backing(&scan.root, &options.backing)?;
+    check_age(&scan, options)?;
     let drained = scan.drained_through.max(options.drained_through);
     let mut loaded = Loaded {
         segments: Segments::new(scan.root.shape, scan.next_sequence),
@@ -221,7 +222,23 @@ fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
     };
     let text = format!(
         "the backing is not the one that the cache was made for ({what}): bring that one back, or \
-         detach the disk as lost"
+         give up what the flash holds"
+    );
+    Err(Error::new(ErrorKind::Fenced, text))
+}
+
+/// Nothing is drained before it is durable in the log, and nothing of the log is written over before
+/// its root says that it is drained. So a backing that is ahead of both has seen a later flash.
+fn check_age(scan: &Scan, options: &OpenOptions) -> Result<()> {
+    let known = scan.last_won.max(scan.drained_through);
+    let (fresh, behind) = (scan.root.incarnation == 0, known < options.drained_through);
+    if fresh || options.cold || !behind || scan.verdict != Verdict::Ends {
+        return Ok(());
+    }
+    let text = format!(
+        "the flash is older than its backing, which is at point {}, and the flash knows nothing \
+         after {known}: put back what the pool held last, or give up what this one holds",
+        options.drained_through
     );
     Err(Error::new(ErrorKind::Fenced, text))
 }

@@ -103,7 +103,15 @@ fn volume(actual: &ActualVolume) -> Mapping {
 }
 
 fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
-    let CacheSettings { mode, drain, staleness_ms, durability, backing: _, sidecar } = cache;
+    let CacheSettings {
+        mode,
+        drain,
+        staleness_ms,
+        durability,
+        backing_timeout_ms,
+        backing: _,
+        sidecar,
+    } = cache;
     let mut mapping = mapping([
         ("pool", actual.pool.as_str().into()),
         ("size", Bytes(actual.size_bytes).to_string().into()),
@@ -116,6 +124,9 @@ fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
         mapping.insert("maxStaleness".into(), format!("{staleness_ms}ms").into());
     }
     mapping.insert("durability".into(), durability.name().into());
+    if let Some(timeout_ms) = backing_timeout_ms {
+        mapping.insert("backingTimeout".into(), format!("{timeout_ms}ms").into());
+    }
     if let Some(sidecar) = sidecar {
         mapping.insert("sidecar".into(), sidecar.as_str().into());
     }

@@ -19,6 +19,7 @@ const IOPS_MAX: u64 = 1_000_000_000;
 
 const BURST_MAX: Duration = Duration::from_secs(60);
 const STALENESS_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const BACKING_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn machine(
     spec: &Node,
@@ -204,6 +205,7 @@ fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
         "maxStaleness",
         "consistencyGroup",
         "durability",
+        "backingTimeout",
         "sidecar",
     ];
     let fields = decoder.fields(node, at, "`cache`", &keys)?;
@@ -220,6 +222,9 @@ fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
     });
     let durability = decoder.optional(&fields, "durability", |decoder, node| {
         decoder.choice(node, &[("strong", Durability::Strong), ("flush", Durability::Flush)])
+    });
+    let backing_timeout = decoder.optional(&fields, "backingTimeout", |decoder, node| {
+        decoder.scalar(node, |text, _| value::duration(text, BACKING_TIMEOUT_MAX))
     });
     let sidecar = decoder.optional(&fields, "sidecar", |decoder, node| {
         decoder.located_scalar(node, |text, plain| value::path(text, plain, directory))
@@ -243,6 +248,7 @@ fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
         staleness_max: staleness_max?,
         consistency_group: consistency_group?,
         durability: durability?.unwrap_or_default(),
+        backing_timeout: backing_timeout?,
         sidecar,
         backing,
     })

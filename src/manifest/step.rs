@@ -236,14 +236,23 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
     ];
     if let Some(cache) = cache {
         // Backing and sidecar never change.
-        let CacheSettings { mode, drain, staleness_ms: _, durability, backing: _, sidecar: _ } =
-            cache;
+        let CacheSettings {
+            mode,
+            drain,
+            staleness_ms: _,
+            durability,
+            backing_timeout_ms: _,
+            backing: _,
+            sidecar: _,
+        } = cache;
+        let timeout = Duration::from_millis(cache.backing_timeout_ms());
         let staleness = Duration::from_millis(cache.staleness_ms());
         described.extend([
             ("cache mode", mode.name().to_owned()),
             ("drain", drain.map_or("by sidecar", Drain::name).to_owned()),
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
+            ("backingTimeout", format!("{timeout:?}")),
         ]);
     }
     described
@@ -255,6 +264,7 @@ fn default_cache() -> CacheSettings {
         drain: None,
         staleness_ms: None,
         durability: Durability::default(),
+        backing_timeout_ms: None,
         backing: String::new(),
         sidecar: None,
     }

@@ -25,8 +25,8 @@ use vflash::cache::{
 use vflash::io::blocking::Blocking;
 use vflash::io::buffer::PinnedBuffer;
 use vflash::io::crash::{CrashCase, Explorer, Loss};
-use vflash::io::disk::Disk;
-use vflash::io::sim::{Faults, Recording, SimDisk};
+use vflash::io::disk::{Disk, DiskGeometry};
+use vflash::io::sim::{Content, Faults, Recording, SimDisk, sim_geometry};
 use vflash::io::sim_reactor::{SimReactor, inbox};
 use vflash::io::volume::{Outcome, RequestKind, SectorRange};
 
@@ -44,13 +44,16 @@ pub(crate) struct Setup {
     pub(crate) strong: bool,
     pub(crate) segments: u64,
     pub(crate) reorder: bool,
+    /// Bytes of a block of the backing.
+    pub(crate) block_bytes: u32,
 }
 
 impl Setup {
     /// Both drain modes, both durabilities, several log lengths.
     pub(crate) fn of(seed: u64) -> Self {
         let (grouped, strong) = (seed % 2 == 1, seed % 4 < 3);
-        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true }
+        let segments = 4 + seed % 3;
+        Self { seed, grouped, strong, segments, reorder: true, block_bytes: 512 }
     }
 
     fn options(&self) -> CacheOptions {
@@ -70,7 +73,9 @@ impl World {
         let shape = Shape::with(MIB + setup.segments * 64 * KIB, 64 * KIB).expect("a shape");
         let layout = Layout::new(GROUP_MAX);
         let sizes = [shape.allocation_bytes, DISK_BYTES, layout.sidecar_bytes()];
-        let world = Self(sizes.map(SimDisk::new));
+        let mut world = Self(sizes.map(SimDisk::new));
+        let geometry = DiskGeometry { block_bytes: setup.block_bytes, ..sim_geometry(DISK_BYTES) };
+        world.0[1] = SimDisk::with(Content::default(), geometry, 0);
         let options = FormatOptions {
             shape,
             log_uuid: [1; 16],
@@ -197,6 +202,8 @@ pub(crate) struct Moment {
     pub(crate) submitted: u64,
     /// The drain position as the disk reports it.
     pub(crate) drained: u64,
+    /// Writes pass the log by: the backing alone is the disk.
+    pub(crate) past_log: bool,
 }
 
 enum UnderWay {
@@ -242,7 +249,7 @@ impl Rig {
         let reactor = SimReactor::new(disk, disks.collect(), receiver, REQUESTS_MAX);
         let random = fastrand::Rng::with_seed(setup.seed);
         let kept = model.head();
-        let now = Moment { at: 0, kept, submitted: kept, drained: 0 };
+        let now = Moment { at: 0, kept, submitted: kept, ..Moment::default() };
         Self {
             setup,
             world,
@@ -363,7 +370,7 @@ impl Rig {
         match what {
             UnderWay::Write { won } => {
                 self.acked = self.acked.max(won);
-                if self.setup.strong {
+                if self.setup.strong && !self.now.past_log {
                     self.now.kept = self.now.kept.max(won);
                 }
             }
@@ -434,6 +441,23 @@ impl Rig {
         let reached = self.ask(|reply| CacheMessage::Drain { to, hold: false, reply });
         let point = reached.expect("drained");
         self.now.drained = self.now.drained.max(point);
+        self.note();
+    }
+
+    /// Another mode. Leaving one that journals drains, and the way back flushes the backing: all
+    /// that was acknowledged before is kept.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        self.finish();
+        let past_log = self.now.past_log;
+        // Meanwhile it may be in either: neither promise is given.
+        self.now.past_log = false;
+        self.note();
+        self.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+        let journals = matches!(mode, Mode::WriteBack | Mode::WriteThrough);
+        if journals == past_log {
+            self.now.kept = self.acked;
+        }
+        self.now.past_log = !journals;
         self.note();
     }
 
@@ -559,7 +583,7 @@ impl Rig {
     /// Judges what a killed daemon left: everything that completed is there.
     pub(crate) fn judge_killed(&self, world: &World, kept: u64) {
         let submitted = self.model.head();
-        self.judge_once(Moment { at: 0, kept, submitted, drained: 0 }, world);
+        self.judge_once(Moment { kept, submitted, ..Moment::default() }, world);
     }
 
     /// Judges one state that the end of the host may leave: opens it and looks. `depth`: at so
@@ -608,6 +632,36 @@ impl Rig {
             panic!("the guest's disk is not at point {head}: {what}");
         }
         rig
+    }
+
+    /// As [`Self::judge`], where writes went past the log, which gives them no numbers: every sector
+    /// is at a version that it may have. Past the log the backing alone is such a disk.
+    pub(crate) fn judge_versions(&self, case: CrashCase, world: &World) -> u64 {
+        let moment = self.moment(case.point);
+        let Moment { kept, submitted, past_log, .. } = moment;
+        let mut bytes = vec![0; DISK_BYTES as usize];
+        if past_log {
+            world.reader()(0, &mut bytes);
+            if let Err(difference) = self.model.check_read(0, &bytes, (kept, submitted)) {
+                panic!("the backing alone, {moment:?}: {difference}");
+            }
+        }
+        let setup = Setup { reorder: false, ..self.setup };
+        let opened = world.open(&setup);
+        let (disk, _) = opened.unwrap_or_else(|error| panic!("it does not open: {error}"));
+        let mut after = Rig::on(setup, world.clone(), disk, self.model.clone());
+        let state = after.state();
+        assert!(!matches!(state, CacheState::Fenced(_)), "a clean end is no damage: {state:?}");
+        assert_eq!(after.reactor.read(0, &mut bytes), Outcome::Done);
+        if let Err(difference) = self.model.check_read(0, &bytes, (kept, submitted)) {
+            panic!("the guest's disk, {moment:?}: {difference}");
+        }
+        let reached = after.ask(|reply| CacheMessage::Drain { to: None, hold: false, reply });
+        reached.expect("drained");
+        let mut drained = vec![0; bytes.len()];
+        after.world.reader()(0, &mut drained);
+        assert!(bytes == drained, "the backing is the disk after a drain");
+        1
     }
 
     /// Drains all; the backing is then the disk.
