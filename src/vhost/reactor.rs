@@ -33,8 +33,9 @@ const SLOT_SHIFT: u32 = TOKEN_BITS;
 const SLOT_BITS: u32 = SLOTS_MAX.ilog2();
 const KIND_SHIFT: u32 = SLOT_SHIFT + SLOT_BITS;
 
-/// Completions taken before guests are shown them: a guest that wakes meanwhile works beside us.
-const PUBLISH_BATCH: usize = 4;
+/// Completions taken before guests are shown them: one after a sleep, so that the guest wakes while
+/// we go on, then twice as many each time up to this.
+const PUBLISH_MAX: usize = 8;
 
 const KIND_OPERATION: u64 = 0;
 const KIND_KICK: u64 = 1;
@@ -167,6 +168,8 @@ pub struct Reactor {
     now: Nanos,
     last_work: Nanos,
     spin: Duration,
+    /// Completions that are taken next before guests are shown them.
+    publish: usize,
     /// The most operations under way of late; fades with each sleep.
     depth: u32,
     stop: bool,
@@ -226,6 +229,7 @@ impl Reactor {
             now: Nanos::now(),
             last_work: Nanos::default(),
             spin: Duration::ZERO,
+            publish: 1,
             depth: 0,
             stop: false,
         })
@@ -250,6 +254,7 @@ impl Reactor {
                 return;
             }
             self.sleep();
+            self.publish = 1;
             work += self.reap();
         }
         self.settle();
@@ -302,7 +307,8 @@ impl Reactor {
                 self.dispatch(ended);
                 count += 1;
                 idle = false;
-                if count == PUBLISH_BATCH {
+                if count == self.publish {
+                    self.publish = (2 * count).min(PUBLISH_MAX);
                     return count;
                 }
             }

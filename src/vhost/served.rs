@@ -24,9 +24,9 @@ pub const REQUESTS_MAX: u32 = 1024;
 /// Requests taken from one queue in one turn, so that no queue starves the others.
 const BATCH_MAX: usize = 128;
 
-/// Operations handed to the kernel together: the drive begins with the first while the rest are
-/// still being read from the rings.
-const SUBMIT_BATCH: usize = 4;
+/// Operations handed to the kernel together: the first alone, so that the drive begins with it while
+/// the rest are still being read from the ring, then twice as many each time up to this.
+const SUBMIT_MAX: usize = 8;
 
 /// Where an operation goes.
 #[derive(Clone, Copy)]
@@ -246,14 +246,15 @@ impl Served {
                 return 0;
             }
         };
-        let mut taken = 0;
+        let (mut taken, mut together) = (0, 1);
         while taken < pending && !self.free.is_empty() {
             if !self.serve_one(index, lent) {
                 break;
             }
             taken += 1;
-            if lent.ring.queued() >= SUBMIT_BATCH {
+            if lent.ring.queued() >= together {
                 lent.ring.submit();
+                together = (2 * together).min(SUBMIT_MAX);
             }
         }
         taken

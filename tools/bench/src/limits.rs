@@ -87,6 +87,7 @@ pub fn measure(socket: &Path, limited: Limited, runtime: Duration) -> Result<Lim
         operations_max: None,
         rate: None,
         commit_writes: None,
+        first_sector: 0,
         server_pid: None,
     })?;
     Ok(LimitReport {

@@ -20,6 +20,8 @@ pub struct LoadOptions {
     pub rate: Option<f64>,
     /// Flush after so many writes that were submitted together.
     pub commit_writes: Option<u16>,
+    /// The used part of the device begins here.
+    pub first_sector: u64,
     /// Whose CPU time is reported.
     pub server_pid: Option<u32>,
 }
@@ -65,6 +67,9 @@ pub fn run(options: &LoadOptions) -> Result<LoadReport> {
     }
     if let Some(writes) = options.commit_writes {
         runner.set_commits(writes);
+    }
+    if options.first_sector > 0 {
+        runner.set_first_sector(options.first_sector);
     }
     let ramp_end = Instant::now() + options.ramp;
     drive(&mut runner, ramp_end, u64::MAX)?;

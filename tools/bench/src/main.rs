@@ -96,6 +96,9 @@ struct LoadArguments {
     /// Bytes of the device to use [default: all]
     #[arg(long, value_parser = Bytes::parse)]
     span: Option<Bytes>,
+    /// Byte of the device that the used part begins at [default: 0]
+    #[arg(long, value_parser = Bytes::parse, conflicts_with = "verify")]
+    start: Option<Bytes>,
     /// Seconds to measure
     #[arg(long, default_value_t = 5.0, value_parser = seconds)]
     runtime: f64,
@@ -273,6 +276,7 @@ fn load(arguments: &LoadArguments) -> Outcome {
         operations_max: arguments.ops,
         rate: arguments.rate,
         commit_writes: arguments.commit,
+        first_sector: arguments.start.map_or(0, |start| start.0 / 512),
         server_pid: arguments.server_pid,
     })?;
     Ok((serde_json::to_string(&report)?, report.passed()))

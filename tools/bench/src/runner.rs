@@ -117,6 +117,8 @@ pub struct Runner {
     oracle: Option<Oracle>,
     pace: Option<Pace>,
     commits: Option<Commits>,
+    /// Sector that the used part of the device begins at.
+    first_sector: u64,
     random: fastrand::Rng,
     next_block: u64,
     pending: Vec<Vec<Option<Pending>>>,
@@ -153,6 +155,7 @@ impl Runner {
             oracle,
             pace: None,
             commits: None,
+            first_sector: 0,
             random: fastrand::Rng::with_seed(workload.seed),
             next_block: 0,
             pending,
@@ -190,6 +193,14 @@ impl Runner {
     pub fn set_rate(&mut self, per_second: f64) {
         let interval = Duration::from_secs_f64(1.0 / per_second);
         self.pace = Some(Pace { interval, due: Instant::now() });
+    }
+
+    /// Uses the device from this sector on, and not beyond its end. Nothing is verified then.
+    pub fn set_first_sector(&mut self, sector: u64) {
+        assert!(self.oracle.is_none() && !self.workload.ragged, "the oracle knows the whole disk");
+        let left = self.device.capacity_sectors.saturating_sub(sector);
+        self.workload.span_sectors = self.workload.span_sectors.min(left);
+        self.first_sector = sector;
     }
 
     /// Commits after every so many writes, from now on: they are submitted together, and the flush
@@ -254,12 +265,13 @@ impl Runner {
         let block = u64::from(self.workload.block_bytes) / SECTOR_BYTES as u64;
         let blocks = self.workload.span_sectors / block;
         if self.workload.mix.sequential {
-            let start = self.next_block * block;
+            let start = self.first_sector + self.next_block * block;
             self.next_block = (self.next_block + 1) % blocks;
             return Range { start, count: block as u32 };
         }
         if !self.workload.ragged {
-            return Range { start: self.random.u64(..blocks) * block, count: block as u32 };
+            let start = self.first_sector + self.random.u64(..blocks) * block;
+            return Range { start, count: block as u32 };
         }
         let count = self.random.u64(1..=block);
         let place = self.random.f64().powi(SKEW);

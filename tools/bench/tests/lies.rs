@@ -328,6 +328,7 @@ fn load(waiting: Waiting, indirect: bool, memory_slots: bool, socket: &Path) -> 
         operations_max: Some(20_000),
         rate: None,
         commit_writes: None,
+        first_sector: 0,
         server_pid: Some(std::process::id()),
     }
 }

@@ -65,6 +65,7 @@ fn all_that_a_driver_may_choose_works_with_qemu_storage_daemon() {
             operations_max: Some(3000),
             rate: None,
             commit_writes: None,
+            first_sector: 0,
             server_pid: Some(daemon.0.id()),
         });
         let report = report.unwrap_or_else(|error| panic!("{device:?}: {error}"));

@@ -8,8 +8,10 @@ mod cache;
 mod cells;
 mod disturbance;
 mod goals;
+mod idle_cores;
 mod pages;
 mod peers;
+mod place;
 mod servers;
 mod table;
 
@@ -21,6 +23,7 @@ use anyhow::{Context, Result, ensure};
 use crate::scratch::Scratch;
 use cells::{Cell, Samples};
 use disturbance::Usage;
+use idle_cores::IdleCores;
 use pages::HugePages;
 use peers::Peers;
 use table::Setting;
@@ -29,9 +32,9 @@ use table::Setting;
 ///
 /// Measures IOPS, bandwidth, latency and the server's CPU time in each cell (pattern, depth, number
 /// of queues), with the server pinned to core 1 and the client to core 0, and says which goals are
-/// met. Missed goals are shown, not failed. Takes about ten minutes and 9 GiB of disk. Guest memory
-/// and fio's buffers lie on huge pages of 2 MiB: 64 are reserved for the time (as root), or used if
-/// they are free (vm.nr_hugepages).
+/// met. Missed goals are shown, not failed. Takes about ten minutes and 5 GiB of disk. All use the
+/// same bytes of the same file. Guest memory and fio's buffers lie on huge pages of 2 MiB: 64 are
+/// reserved for the time (as root), or used if they are free (vm.nr_hugepages).
 #[derive(clap::Args)]
 pub(crate) struct BenchArguments {
     /// What to compare
@@ -46,6 +49,9 @@ pub(crate) struct BenchArguments {
     /// One round of short measurements: shows that everything runs, says little about speed
     #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
     quick: bool,
+    /// In a virtual machine, let idle cores halt at once, as they do without us
+    #[arg(long)]
+    halt: bool,
     /// Only cells whose name contains this, for example `qd32` or `null-randread-4k-qd1-1q-poll`
     #[arg(long, value_name = "PART")]
     only: Option<String>,
@@ -76,10 +82,12 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         return Ok(());
     }
     if arguments.part == Part::Cache {
+        let _idle_cores = IdleCores::prepare(arguments.halt);
         let text = cache::run(arguments.rounds, arguments.seconds)?;
         return finish(arguments, &text);
     }
     let scratch = Scratch::new()?;
+    let idle_cores = IdleCores::prepare(arguments.halt);
     let huge = HugePages::reserve();
     let pages = huge.pages;
     let peers = Peers::start(&scratch, pages)?;
@@ -95,7 +103,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         None => Some(peers.idle(seconds.max(2.0))?),
         Some(_) => None,
     };
-    let setting = Setting { pages, others };
+    let setting = Setting { pages, others, wake_ups: idle_cores.describe()? };
     let text = table::render(&cells, &samples, idle.as_ref(), setting);
     finish(arguments, &text)
 }

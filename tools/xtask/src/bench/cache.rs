@@ -15,10 +15,14 @@ use serde_json::Value;
 use vflash_guest::process::output;
 
 use super::pages::{HugePages, Pages};
+use super::place::Place;
 use super::servers::{Server, client, fio, spawn, start_storage_daemon, text, wait_for};
 use crate::scratch::Scratch;
 
 const VOLUME: &str = "bench/disk";
+/// A flash volume beside it, whose place in the pool fio uses: another file may lie where the drive
+/// is twice as fast or half.
+const RAW: &str = "bench/raw";
 const DISK_BYTES: u64 = 2 << 30;
 const DELAY: &str = "5ms";
 
@@ -30,9 +34,9 @@ const DIRTY_BLOCKS: u64 = (1 << 30) / 4096;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Peer {
-    /// fio on the flash file, each write durable when it ends (`O_DSYNC`).
+    /// fio on the same drive, each write durable when it ends (`O_DSYNC`).
     RawDurable,
-    /// fio on the flash file, with the drive's volatile cache.
+    /// fio on the same drive, with its volatile cache.
     Raw,
     Vflash,
     /// nbdkit's cache filter (`cache=writeback`) behind qemu-storage-daemon's vhost-user-blk.
@@ -81,7 +85,8 @@ struct Sample {
 struct Rig {
     scratch: Scratch,
     pages: Pages,
-    flash: PathBuf,
+    /// Of the pool's file, beside the cache: what fio uses.
+    flash: Place,
     run: PathBuf,
     manifest: PathBuf,
     plain_socket: PathBuf,
@@ -120,46 +125,44 @@ impl Rig {
         crate::cargo::build_release()?;
         let scratch = Scratch::new()?;
         let (data, run) = (scratch.data.path().to_owned(), scratch.run.path().to_owned());
-        let flash = data.join("flash.img");
-        eprintln!("writing the flash file");
-        fio(&flash, "write", Pages::Small, &["--bs=1M", "--iodepth=8", "--size=2G"])?;
         let (backing, backing_socket) = export(&scratch, "backing", &["delay"], &[])?;
         let (delayed, plain) = export(&scratch, "plain", &["delay"], &[])?;
         let (plain_server, plain_socket) = served(&scratch, "plain-qsd", &plain)?;
         let manifest = data.join("bench.yaml");
         std::fs::write(&manifest, manifest_for(&data, &backing_socket))?;
-        let pool = text(&data.join("pool.img"));
+        let pool = data.join("pool.img");
+        eprintln!("writing the pool");
         vflash(
             &run,
-            &["pool", "create", "drive", &pool, "--size", "4352MiB", "--preallocate", "written"],
+            &[
+                "pool",
+                "create",
+                "drive",
+                &text(&pool),
+                "--size",
+                "6400MiB",
+                "--preallocate",
+                "written",
+            ],
         )?;
-        let mut rig = Self {
+        // It makes the volumes.
+        start_vflashd(&run, &manifest)?.stop()?;
+        let flash = Place::of(&pool, RAW)?;
+        Ok(Self {
             scratch,
             pages,
             flash,
+            vflashd: Some(start_vflashd(&run, &manifest)?),
             run,
             manifest,
             plain_socket,
             backing,
-            vflashd: None,
             _others: vec![delayed, plain_server],
-        };
-        rig.start_vflashd()?;
-        Ok(rig)
-    }
-
-    fn start_vflashd(&mut self) -> Result<()> {
-        let mut command = Command::new(crate::cargo::release_binary("vflashd"));
-        command.arg("--run-dir").arg(self.run.join("vflash")).arg("--file").arg(&self.manifest);
-        command.args(["--reactors", "1", "--log-level", "warn"]);
-        let mut server = spawn(&mut command)?;
-        wait_for(&self.socket(), &mut server)?;
-        self.vflashd = Some(server);
-        Ok(())
+        })
     }
 
     fn socket(&self) -> PathBuf {
-        self.run.join("vflash").join(format!("{VOLUME}.sock"))
+        socket(&self.run)
     }
 
     fn measure(&self, cell: &Cell, peer: Peer, seconds: f64) -> Result<Sample> {
@@ -292,7 +295,7 @@ impl Rig {
         self.vflashd = None;
         std::fs::remove_file(self.socket()).ok();
         let begun = Instant::now();
-        self.start_vflashd()?;
+        self.vflashd = Some(start_vflashd(&self.run, &self.manifest)?);
         let socket = text(&self.socket());
         client(&["load", "--socket", &socket, "--ramp", "0", "--ops", "1", "--depth", "1"])?;
         let serving = begun.elapsed();
@@ -317,6 +320,19 @@ impl Rig {
         let process = Pid::from_raw(self.backing.0.id() as i32);
         kill(process, signal).context("stop or continue the backing's server")
     }
+}
+
+fn socket(run: &Path) -> PathBuf {
+    run.join("vflash").join(format!("{VOLUME}.sock"))
+}
+
+fn start_vflashd(run: &Path, manifest: &Path) -> Result<Server> {
+    let mut command = Command::new(crate::cargo::release_binary("vflashd"));
+    command.arg("--run-dir").arg(run.join("vflash")).arg("--file").arg(manifest);
+    command.args(["--reactors", "1", "--log-level", "warn"]);
+    let mut server = spawn(&mut command)?;
+    wait_for(&socket(run), &mut server)?;
+    Ok(server)
 }
 
 /// nbdkit with an image of its own behind these filters: the server and its socket.
@@ -370,12 +386,14 @@ fn vflash(run: &Path, arguments: &[&str]) -> Result<String> {
 fn manifest_for(data: &Path, backing: &Path) -> String {
     let (pool, sidecar) = (text(&data.join("pool.img")), text(&data.join("backing.vflash")));
     let (machine, name) = VOLUME.split_once('/').expect("a machine and a volume");
+    let (_, raw) = RAW.split_once('/').expect("a machine and a volume");
     format!(
         "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: drive}}\nspec: {{device: {pool}}}\n\
          ---\napiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: {machine}}}\nspec:\n  \
          volumes:\n  - name: {name}\n    \
          cache: {{pool: drive, size: 4GiB, sidecar: {sidecar}}}\n    \
-         backing: nbd+unix:///?socket={}\n",
+         backing: nbd+unix:///?socket={}\n  - name: {raw}\n    \
+         flash: {{pool: drive, size: 2GiB}}\n",
         text(backing)
     )
 }

@@ -10,6 +10,7 @@ use vflash_guest::process::die_with_parent;
 use super::cells::{Cell, Medium, Peer, Sample};
 use super::goals::Idle;
 use super::pages::Pages;
+use super::place::Place;
 use super::servers::{Server, client, fio, spawn, start_storage_daemon, text, wait_for};
 use crate::scratch::Scratch;
 
@@ -18,8 +19,8 @@ const IDLE_DEVICES: usize = 100;
 
 /// All servers of a benchmark; while one is measured the others are idle.
 pub(crate) struct Peers {
-    /// The file that fio and qemu-storage-daemon use.
-    image: PathBuf,
+    /// What of the pool's file is the volume's; fio and qemu-storage-daemon use the same.
+    place: Place,
     data: PathBuf,
     run: PathBuf,
     pages: Pages,
@@ -36,18 +37,23 @@ impl Peers {
         ensure!(cores >= 2, "this takes two cores, one for the server and one for the client");
         eprintln!("building");
         crate::cargo::build_release()?;
-        eprintln!("writing two files of 4 GiB");
+        eprintln!("writing a file of 4 GiB");
         let (data, run) = (scratch.data.path().to_owned(), scratch.run.path().to_owned());
-        let image = data.join("file.img");
-        fio(&image, "write", Pages::Small, &["--bs=1M", "--iodepth=8", "--size=4G"])?;
-        let file = format!("driver=file,filename={},aio=io_uring,cache.direct=on", text(&image));
+        let vflashd = start_vflashd(&data, &run)?;
+        client(&["fill", "--socket", &text(&run.join("vflash/bench/file.sock"))])?;
+        vflashd.stop()?;
+        let pool = data.join("pool.img");
+        let place = Place::of(&pool, "bench/file")?;
+        let vflashd = start_vflashd(&data, &run)?;
+        // vflashd holds the lock. Both read and write the volume's bytes alone.
+        let file = format!(
+            "driver=file,filename={},locking=off,aio=io_uring,cache.direct=on",
+            text(&pool)
+        );
         let null = format!("driver=null-co,size={FILE_BYTES},read-zeroes=off");
         let file = start_storage_daemon(&run.join("qsd-file.sock"), &file)?;
         let null = start_storage_daemon(&run.join("qsd-null.sock"), &null)?;
-        let vflashd = start_vflashd(&data, &run)?;
-        let peers = Self { image, data, run, pages, file, null, vflashd };
-        client(&["fill", "--socket", &text(&peers.socket(Peer::Vflash, Medium::File))])?;
-        Ok(peers)
+        Ok(Self { place, data, run, pages, file, null, vflashd })
     }
 
     fn socket(&self, peer: Peer, medium: Medium) -> PathBuf {
@@ -82,6 +88,10 @@ impl Peers {
         let mut arguments = vec!["load", "--socket", &socket, "--server-pid", &pid];
         arguments.extend(["--rw", cell.pattern, "--queues", &queues, "--depth", &depth]);
         arguments.extend(["--block-size", &block, "--runtime", &runtime]);
+        let (start, span) = (self.place.offset.to_string(), self.place.bytes.to_string());
+        if peer == Peer::Qsd && cell.medium == Medium::File {
+            arguments.extend(["--start", &start, "--span", &span]);
+        }
         if cell.poll {
             arguments.push("--poll");
         }
@@ -105,7 +115,7 @@ impl Peers {
     fn measure_raw(&self, cell: &Cell, seconds: f64) -> Result<Sample> {
         // The latency counts from submission, as the client's does.
         let report = fio(
-            &self.image,
+            &self.place,
             cell.pattern,
             self.pages,
             &[

@@ -9,12 +9,24 @@ use serde_json::Value;
 use vflash_guest::process::die_with_parent;
 
 use super::pages::Pages;
+use super::place::Place;
 
 const SERVER_CPU: &str = "1";
 const CLIENT_CPU: &str = "0";
 
 /// A server, killed when dropped.
 pub(super) struct Server(pub(super) Child);
+
+impl Server {
+    /// Asks it to end, and waits until it has.
+    pub(super) fn stop(mut self) -> Result<()> {
+        let process = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGTERM)?;
+        let status = self.0.wait()?;
+        ensure!(status.success(), "the server ended with {status}");
+        Ok(())
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -60,7 +72,7 @@ pub(super) fn wait_for(socket: &Path, server: &mut Server) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn fio(image: &Path, pattern: &str, pages: Pages, options: &[&str]) -> Result<Value> {
+pub(super) fn fio(place: &Place, pattern: &str, pages: Pages, options: &[&str]) -> Result<Value> {
     let mut command = Command::new("fio");
     command.args(["--name=raw", "--ioengine=io_uring", "--direct=1", "--output-format=json"]);
     // One job runs on the client's core, two on both.
@@ -68,7 +80,7 @@ pub(super) fn fio(image: &Path, pattern: &str, pages: Pages, options: &[&str]) -
     if pages == Pages::Huge {
         command.arg("--iomem=shmhuge");
     }
-    command.arg(format!("--filename={}", text(image))).arg(format!("--rw={pattern}"));
+    command.args(place.fio_options()).arg(format!("--rw={pattern}"));
     command.args(options).stderr(Stdio::inherit());
     let output = die_with_parent(&mut command).output().context("start fio")?;
     ensure!(output.status.success(), "fio --rw={pattern} ended with {}", output.status);

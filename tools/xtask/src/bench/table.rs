@@ -17,9 +17,10 @@ CPU is the server's, for raw fio's own.
 ";
 
 /// What was the same for all cells.
-#[derive(Clone, Copy)]
 pub(crate) struct Setting {
     pub(crate) pages: Pages,
+    /// What waking a core takes, in words.
+    pub(crate) wake_ups: String,
     /// The share of both cores that other work took.
     pub(crate) others: f64,
 }
@@ -35,9 +36,10 @@ pub(crate) fn render(
     setting: Setting,
 ) -> String {
     let (machine, pages, percent) = (machine(), setting.pages.describe(), setting.others * 100.0);
+    let wake_ups = &setting.wake_ups;
     let mut text = format!(
-        "Machine: {machine}. {pages}. Other processes, interrupts and the hypervisor took \
-         {percent:.0} % of the two cores{}.\n\n{LEGEND}\n{COLUMNS}",
+        "Machine: {machine}. {pages}. {wake_ups}. Other processes, interrupts and the hypervisor \
+         took {percent:.0} % of the two cores{}.\n\n{LEGEND}\n{COLUMNS}",
         if setting.others > OTHERS_MAX { ": **the figures are disturbed**" } else { "" }
     );
     let mut all = Vec::new();
