@@ -171,7 +171,7 @@ fn what_the_flash_holds_is_read_and_written_while_the_backing_is_away() {
     let mut rig = cold(Mode::WriteBack);
     rig.write(100, 30);
     rig.drain();
-    rig.write(140, 30);
+    rig.write(130, 30);
     rig.backing.set_faults(failing(true));
     let (waiting, _buffer) = begin(&mut rig, RequestKind::Read, 0, 8);
     assert_eq!(pass(&mut rig, 1), []);

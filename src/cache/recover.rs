@@ -298,11 +298,15 @@ impl Loaded {
             if batch.header.next_won > self.drained.saturating_add(1) {
                 self.dirty_bytes += u64::from(batch.header.batch_bytes);
             }
-            self.batch(&decoded, base + u64::from(batch.position));
+            // A segment that was open when writes began to pass the log by goes on afterwards: what
+            // it held before is as old as what lies in the segments before it.
+            let trusted = scanned.header.sequence >= scan.root.clean_from;
+            self.batch(&decoded, base + u64::from(batch.position), trusted);
         }
     }
 
-    fn batch(&mut self, batch: &Batch<'_>, base: u64) {
+    /// `trusted`: what is drained of it is what the backing holds.
+    fn batch(&mut self, batch: &Batch<'_>, base: u64, trusted: bool) {
         for entry in batch.entries() {
             if entry.edge && entry.won.saturating_sub(1) > self.drained {
                 self.edges.push((entry.won - 1, entry.epoch - 1));
@@ -310,7 +314,9 @@ impl Loaded {
             if entry.won <= self.drained {
                 self.drained_epoch = entry.epoch;
             }
+            let stale = !trusted && entry.won <= self.drained && !planted(Bug::StaleAfterMode);
             match entry.kind {
+                Kind::Write | Kind::Discard | Kind::Zeroes if stale => {}
                 Kind::Write => {
                     for piece in entry.pieces() {
                         self.index.insert(Piece {

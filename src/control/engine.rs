@@ -314,7 +314,8 @@ impl Engine {
     }
 
     /// Stops serving. No request is under way when this returns, but for those that wait for space
-    /// in a full pool: they stay in their guests' in-flight areas. Guests wait for the next daemon.
+    /// in a full pool or for a backing: they stay in their guests' in-flight areas. Guests wait for
+    /// the next daemon.
     pub fn stop(&self) -> Result<()> {
         // A change that waits for a drive must not keep the guests' requests from being ended.
         let deadline = Instant::now() + CHANGE_WAIT;
@@ -328,9 +329,9 @@ impl Engine {
         };
         let pools = self.open_pools();
         let restless = self.rest_caches();
-        let parked = || self.parked_requests();
+        let held_up = || self.held_up_requests();
         let waiting =
-            || pools.iter().map(|pool| pool.waiting()).sum::<usize>() + parked() + restless;
+            || pools.iter().map(|pool| pool.waiting()).sum::<usize>() + held_up() + restless;
         let stopped = self.host.server.clone().stop_unless(|| waiting() > 0);
         let left = waiting();
         for pool in &pools {
@@ -341,7 +342,7 @@ impl Engine {
                 if restless > 0 {
                     log::warn!("{restless} backings do not answer: what they lack is on the flash");
                 }
-                log::info!("writes wait for space in a pool: the next daemon does them");
+                log::info!("requests wait for space or for a backing: the next daemon does them");
                 Ok(())
             }
             stopped => stopped,

@@ -634,11 +634,14 @@ impl Rig {
         rig
     }
 
-    /// As [`Self::judge`], where writes went past the log, which gives them no numbers: every sector
-    /// is at a version that it may have. Past the log the backing alone is such a disk.
+    /// As [`Self::judge`], where writes went past the log, which gives them no numbers: every
+    /// sector is at a version that it may have. Past the log the backing alone is such a disk.
     pub(crate) fn judge_versions(&self, case: CrashCase, world: &World) -> u64 {
         let moment = self.moment(case.point);
-        let Moment { kept, submitted, past_log, .. } = moment;
+        let Moment { kept, past_log, .. } = moment;
+        // A write past the log is under way before its moment is noted.
+        let later = self.moments.partition_point(|moment| moment.at <= case.point);
+        let submitted = self.moments.get(later).map_or(self.model.head(), |next| next.submitted);
         let mut bytes = vec![0; DISK_BYTES as usize];
         if past_log {
             world.reader()(0, &mut bytes);
