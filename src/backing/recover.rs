@@ -210,6 +210,7 @@ fn judge(stamp: &Stamp, headers: &[HeaderBlock; 2], damage: Damage) -> Result<Ju
                 valid.push(*header);
                 continue;
             }
+            HeaderBlock::Foreign => "not a header",
             HeaderBlock::Damaged(why) => why,
         };
         let text = format!("the header of redo slot {slot} is damaged: {why}");

@@ -13,8 +13,11 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::stamp::NUMBER_MAX;
+#[cfg(test)]
+use crate::base::byte_table::Field;
 use crate::base::checksum::crc32c;
 use crate::base::codec::{Reader, Writer};
+use crate::base::seal::{Seal, SealedBlock, seal};
 use crate::base::units::{MIB, SECTOR_BYTES};
 
 /// Bytes of a header: one sector (G3).
@@ -49,7 +52,7 @@ const SLOTS_OFFSET: u64 = 64 << 10;
 const BYTES_PER_ENTRY: u64 = 2048;
 
 #[cfg(test)]
-pub(super) const HEADER_LAYOUT: &[super::stamp::Field] = &[
+pub(super) const HEADER_LAYOUT: &[Field] = &[
     (0, 8, "magic"),
     (8, 4, "version"),
     (12, 4, "features"),
@@ -69,7 +72,7 @@ pub(super) const HEADER_LAYOUT: &[super::stamp::Field] = &[
 ];
 
 #[cfg(test)]
-pub(super) const ENTRY_LAYOUT: &[super::stamp::Field] = &[
+pub(super) const ENTRY_LAYOUT: &[Field] = &[
     (0, 8, "start"),
     (8, 8, "count"),
     (16, 4, "kind"),
@@ -182,36 +185,23 @@ pub struct GroupHeader {
     pub table_checksum: u32,
 }
 
-/// What a header's block turned out to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeaderBlock {
-    Valid(GroupHeader),
-    /// All zeros: never written.
-    Empty,
-    /// Of a version or with features that this build does not know.
-    Newer {
-        version: u32,
-        features: u32,
-    },
-    Damaged(&'static str),
-}
+/// What a header's sector turned out to be.
+pub type HeaderBlock = SealedBlock<GroupHeader>;
+
+const SEAL: Seal = Seal { magic: REDO_MAGIC, version: REDO_VERSION };
 
 const FLAG_PART: u32 = 1;
 
 impl GroupHeader {
     /// One block: the header and zeros behind it.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.bytes(REDO_MAGIC).u32(REDO_VERSION).u32(0).bytes(&self.id.disk);
+        let mut writer = SEAL.begin();
+        writer.bytes(&self.id.disk);
         writer.u64(self.id.owner_epoch).u64(self.id.number);
         writer.u64(self.span.from).u64(self.span.to).u64(self.span.point_ms);
         writer.u64(self.span.dirty_bytes).u32(if self.span.part { FLAG_PART } else { 0 });
         writer.u32(self.entries).u64(self.data_bytes).u32(self.table_checksum);
-        writer.pad_to(HEADER_BYTES.saturating_sub(4));
-        let mut bytes = writer.into_bytes();
-        let checksum = crc32c(0, &bytes);
-        bytes.extend_from_slice(&checksum.to_le_bytes());
-        assert_eq!(bytes.len(), HEADER_BYTES, "a header is one sector (G3)");
+        let mut bytes = seal(writer, HEADER_BYTES, 0);
         bytes.resize(BLOCK_BYTES as usize, 0);
         bytes
     }
@@ -221,30 +211,7 @@ impl GroupHeader {
         let Some(sector) = block.get(..HEADER_BYTES) else {
             return HeaderBlock::Damaged("the block is short");
         };
-        if sector.iter().all(|byte| *byte == 0) {
-            return HeaderBlock::Empty;
-        }
-        let Some((body, stored)) = sector.split_last_chunk::<4>() else {
-            return HeaderBlock::Damaged("the block is short");
-        };
-        if !body.starts_with(REDO_MAGIC) {
-            return HeaderBlock::Damaged("not a header");
-        }
-        if crc32c(0, body) != u32::from_le_bytes(*stored) {
-            return HeaderBlock::Damaged("wrong checksum");
-        }
-        let mut reader = Reader::new(body);
-        let head = (reader.array::<8>(), reader.u32(), reader.u32());
-        let (Some(_), Some(version), Some(features)) = head else {
-            return HeaderBlock::Damaged("the block is short");
-        };
-        if version > REDO_VERSION || features != 0 {
-            return HeaderBlock::Newer { version, features };
-        }
-        match Self::fields(&mut reader).filter(|header| header.fits(layout)) {
-            Some(header) => HeaderBlock::Valid(header),
-            None => HeaderBlock::Damaged("a field has an impossible value"),
-        }
+        SEAL.open(sector, |reader| Self::fields(reader).filter(|header| header.fits(layout)))
     }
 
     fn fields(reader: &mut Reader<'_>) -> Option<Self> {

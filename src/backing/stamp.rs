@@ -6,8 +6,10 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::identity::{Identity, Kind};
-use crate::base::checksum::crc32c;
+#[cfg(test)]
+use crate::base::byte_table::Field;
 use crate::base::codec::{Reader, Writer};
+use crate::base::seal::{Seal, SealedBlock, seal};
 
 /// Bytes of a stamp.
 pub const STAMP_BYTES: usize = 4096;
@@ -26,10 +28,6 @@ const VOLUME_BYTES_MAX: usize = 127;
 
 /// Sequences, epochs, groups and points count from 1 and never get near this; more is damage.
 pub(super) const NUMBER_MAX: u64 = 1 << 62;
-
-/// Offset, bytes and name of a field, as FORMAT.md tells it.
-#[cfg(test)]
-pub(super) type Field = (usize, usize, &'static str);
 
 #[cfg(test)]
 pub(super) const STAMP_LAYOUT: &[Field] = &[
@@ -141,20 +139,9 @@ pub struct Stamp {
 }
 
 /// What a stamp's block turned out to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StampBlock {
-    Valid(Box<Stamp>),
-    /// All zeros: never written.
-    Empty,
-    /// Of a version or with features that this build does not know.
-    Newer {
-        version: u32,
-        features: u32,
-    },
-    Damaged(&'static str),
-    /// Something else's bytes.
-    Foreign,
-}
+pub type StampBlock = SealedBlock<Box<Stamp>>;
+
+const SEAL: Seal = Seal { magic: STAMP_MAGIC, version: STAMP_VERSION };
 
 impl Stamp {
     /// Where both copies of this stamp go.
@@ -177,8 +164,8 @@ impl Stamp {
 
     /// [`STAMP_BYTES`] bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.bytes(STAMP_MAGIC).u32(STAMP_VERSION).u32(0).bytes(&self.disk);
+        let mut writer = SEAL.begin();
+        writer.bytes(&self.disk);
         writer.u64(self.sequence).u64(self.owner_epoch).u64(self.owned_ms).u64(self.stamped_ms);
         writer.bytes(&self.owner.host).bytes(&self.owner.instance).bytes(&self.owner.allocation);
         writer.u64(self.identity.size_bytes).u32(self.identity.block_bytes);
@@ -200,40 +187,12 @@ impl Stamp {
         writer.u64(self.retired_group).u64(self.group_bytes_max).u64(self.first_epoch);
         text(&mut writer, &self.owner.host_name, HOST_NAME_BYTES_MAX);
         text(&mut writer, &self.owner.volume, VOLUME_BYTES_MAX);
-        writer.pad_to(STAMP_BYTES.saturating_sub(4));
-        let mut bytes = writer.into_bytes();
-        let checksum = crc32c(0, &bytes);
-        bytes.extend_from_slice(&checksum.to_le_bytes());
-        assert_eq!(bytes.len(), STAMP_BYTES, "a stamp is one block");
-        bytes
+        seal(writer, STAMP_BYTES, 0)
     }
 
     /// Never fails on any bytes.
     pub fn decode(block: &[u8]) -> StampBlock {
-        if block.iter().all(|byte| *byte == 0) {
-            return StampBlock::Empty;
-        }
-        let Some((body, stored)) = block.split_last_chunk::<4>() else {
-            return StampBlock::Damaged("the block is short");
-        };
-        if !body.starts_with(STAMP_MAGIC) {
-            return StampBlock::Foreign;
-        }
-        if crc32c(0, body) != u32::from_le_bytes(*stored) {
-            return StampBlock::Damaged("wrong checksum");
-        }
-        let mut reader = Reader::new(body);
-        let head = (reader.array::<8>(), reader.u32(), reader.u32());
-        let (Some(_), Some(version), Some(features)) = head else {
-            return StampBlock::Damaged("the block is short");
-        };
-        if version > STAMP_VERSION || features != 0 {
-            return StampBlock::Newer { version, features };
-        }
-        match Self::fields(&mut reader) {
-            Some(stamp) => StampBlock::Valid(Box::new(stamp)),
-            None => StampBlock::Damaged("a field has an impossible value"),
-        }
+        SEAL.open(block, |reader| Self::fields(reader).map(Box::new))
     }
 
     fn fields(reader: &mut Reader<'_>) -> Option<Self> {

@@ -13,6 +13,13 @@ pub fn unix_ms() -> u64 {
 pub fn utc(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+/// The Gregorian year, month and day of a day since 1970-01-01.
+pub fn date(days: u64) -> (u64, u64, u64) {
     // Years begin in March here: a leap day is a year's last, and months begin by a linear rule.
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
@@ -21,9 +28,7 @@ pub fn utc(unix_ms: u64) -> String {
     let month = (5 * of_year + 2) / 153;
     let day = of_year - (153 * month + 2) / 5 + 1;
     let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    let year = era * 400 + year + carry;
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    (era * 400 + year + carry, month, day)
 }
 
 /// A point on the monotonic clock, in nanoseconds.

@@ -6,7 +6,8 @@
 use super::layout::{BLOCK_BYTES, NUMBER_MAX, SEGMENT_MAGIC, VERSION};
 use super::root::{Root, seed};
 use crate::base::checksum::crc32c;
-use crate::base::codec::{Reader, Writer};
+use crate::base::codec::Reader;
+use crate::base::seal::{Seal, seal};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,20 +32,18 @@ pub struct SegmentHeader {
     pub previous_checksum: u32,
 }
 
+const SEAL: Seal = Seal { magic: SEGMENT_MAGIC, version: VERSION };
+
 impl SegmentHeader {
     /// One block.
     pub fn encode(&self, root: &Root) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.bytes(SEGMENT_MAGIC).u32(VERSION).u32(0).bytes(&root.log_uuid);
+        let mut writer = SEAL.begin();
+        writer.bytes(&root.log_uuid);
         writer.u64(self.incarnation).u64(self.salt).u64(self.sequence).u64(self.previous);
         writer.u64(self.first_batch).u64(self.first_won).u64(self.epoch);
         writer.u64(self.durable_through).u64(self.drained_through);
         writer.u32(self.previous_checksum);
-        writer.pad_to(BLOCK_BYTES.saturating_sub(4) as usize);
-        let mut bytes = writer.into_bytes();
-        let checksum = crc32c(seed(root.secret), &bytes);
-        bytes.extend_from_slice(&checksum.to_le_bytes());
-        bytes
+        seal(writer, BLOCK_BYTES as usize, seed(root.secret))
     }
 
     /// The header in `block`, if it is one of this log. Never fails on any bytes.

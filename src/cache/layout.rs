@@ -3,6 +3,8 @@
 
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+#[cfg(test)]
+use crate::base::byte_table::Field;
 use crate::base::units::{Bytes, KIB, MIB};
 use crate::base::{Error, ErrorKind, Result};
 
@@ -61,10 +63,6 @@ pub const BATCH_CHECKSUM: std::ops::Range<usize> = 24..28;
 /// Foot of a summary and head of each of its batches.
 pub const SUMMARY_FOOT_BYTES: usize = 64;
 pub const SUMMARY_ITEM_BYTES: usize = 16;
-
-/// One field of a byte table: offset, bytes, name.
-#[cfg(test)]
-pub(super) type Field = (usize, usize, &'static str);
 
 #[cfg(test)]
 pub(super) const ROOT_LAYOUT: &[Field] = &[

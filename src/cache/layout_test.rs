@@ -1,25 +1,11 @@
 //! FORMAT.md, the layout and the bytes that are written are the same.
 
 use super::*;
+use crate::base::byte_table::{assert_documented, number};
 use crate::cache::header::SegmentHeader;
 use crate::cache::record::{BatchEncoder, BatchLink, EntryHead, Kind, Plan, RecordOrigin};
 use crate::cache::root::tests::sample;
 use crate::cache::summary::{SummaryBuilder, SummaryFoot};
-
-/// The byte tables of FORMAT.md, by heading: `| offset | bytes | name | …`.
-fn documented(heading: &str) -> Vec<(usize, usize, String)> {
-    let text = include_str!("FORMAT.md");
-    let section = text.split("\n### ").find(|section| section.starts_with(heading));
-    section
-        .unwrap_or_else(|| panic!("FORMAT.md has a table `{heading}`"))
-        .lines()
-        .filter_map(|line| {
-            let mut cells = line.split('|').map(str::trim).skip(1);
-            let offset = cells.next()?.parse().ok()?;
-            Some((offset, cells.next()?.parse().ok()?, cells.next()?.to_owned()))
-        })
-        .collect()
-}
 
 #[test]
 fn format_md_shows_the_layout_that_the_code_uses() {
@@ -31,18 +17,8 @@ fn format_md_shows_the_layout_that_the_code_uses() {
         ("Summary item", SUMMARY_ITEM_LAYOUT, SUMMARY_ITEM_BYTES),
         ("Summary foot", SUMMARY_FOOT_LAYOUT, SUMMARY_FOOT_BYTES),
     ] {
-        let code: Vec<_> = layout.iter().map(|(o, b, n)| (*o, *b, (*n).to_owned())).collect();
-        assert_eq!(documented(heading), code, "{heading}");
-        let (offset, bytes, _) = layout[layout.len() - 1];
-        assert_eq!(offset + bytes, length, "{heading} ends where its last field does");
+        assert_documented(include_str!("FORMAT.md"), heading, layout, length);
     }
-}
-
-/// The number in a field of `bytes`, by name.
-fn number(layout: &[Field], name: &str, bytes: &[u8]) -> u64 {
-    let (offset, length, _) = layout.iter().find(|field| field.2 == name).expect("a field");
-    let field = &bytes[*offset..offset + (*length).min(8)];
-    field.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 fn holds(layout: &[Field], bytes: &[u8], fields: &[(&str, u64)]) {

@@ -2,7 +2,7 @@
 //! return. For opening, formatting and looking.
 
 use super::cursor::Cursor;
-use super::layout::{BLOCK_BYTES, root_offsets};
+use super::layout::{BLOCK_BYTES, ROOT_OFFSETS, root_offsets};
 use super::place::Place;
 use super::root::Root;
 use crate::io::buffer::PinnedBuffer;
@@ -29,11 +29,6 @@ impl Medium {
 
     pub fn place(&self) -> &Place {
         &self.place
-    }
-
-    /// Gives the disk back.
-    pub fn into_disk(self) -> Box<dyn Disk + Send> {
-        self.disk
     }
 
     /// `length` bytes at `offset` of the allocation.
@@ -77,44 +72,27 @@ impl Medium {
 
     /// Writes both copies of the root, durably.
     pub fn write_root(&mut self, root: &Root) -> Result<(), Errno> {
-        let buffer = PinnedBuffer::new(BLOCK_BYTES as usize);
-        buffer.segment().copy_from(&root.encode());
-        let segments = [buffer.segment()];
-        for offset in root_offsets(root.sequence) {
-            let part = self.place.parts(offset, BLOCK_BYTES).next().expect("one extent has it");
-            self.disk.submit(
-                Operation {
-                    kind: OperationKind::WriteDurable,
-                    offset: part.offset,
-                    length: BLOCK_BYTES,
-                    segments: &segments,
-                },
-                0,
-            );
-        }
-        let mut result = Ok(());
-        self.wait(2, |_, errno| result = Err(errno));
-        result
+        self.write_block(&root.encode(), &root_offsets(root.sequence))
     }
 
     /// Writes zeros over the four copies of the roots, durably.
     pub fn wipe_roots(&mut self) -> Result<(), Errno> {
+        self.write_block(&[0; BLOCK_BYTES as usize], ROOT_OFFSETS.as_flattened())
+    }
+
+    /// Writes one block to several places, durably.
+    fn write_block(&mut self, block: &[u8], offsets: &[u64]) -> Result<(), Errno> {
         let buffer = PinnedBuffer::new(BLOCK_BYTES as usize);
+        buffer.segment().copy_from(block);
         let segments = [buffer.segment()];
-        for offset in super::layout::ROOT_OFFSETS.into_iter().flatten() {
-            let part = self.place.parts(offset, BLOCK_BYTES).next().expect("one extent has it");
-            self.disk.submit(
-                Operation {
-                    kind: OperationKind::WriteDurable,
-                    offset: part.offset,
-                    length: BLOCK_BYTES,
-                    segments: &segments,
-                },
-                0,
-            );
+        for offset in offsets {
+            let part = self.place.parts(*offset, BLOCK_BYTES).next().expect("one extent has it");
+            let kind = OperationKind::WriteDurable;
+            let (offset, length) = (part.offset, BLOCK_BYTES);
+            self.disk.submit(Operation { kind, offset, length, segments: &segments }, 0);
         }
         let mut result = Ok(());
-        self.wait(4, |_, errno| result = Err(errno));
+        self.wait(offsets.len(), |_, errno| result = Err(errno));
         result
     }
 

@@ -3,9 +3,9 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::layout::{BLOCK_BYTES, NUMBER_MAX, ROOT_MAGIC, Shape, VERSION};
-use crate::base::checksum::crc32c;
-use crate::base::codec::{Reader, Writer};
+use crate::base::codec::Reader;
 use crate::base::planted::{Bug, planted};
+use crate::base::seal::{Seal, SealedBlock, seal};
 
 /// How a cached disk treats writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,28 +116,16 @@ pub struct Root {
 }
 
 /// What a root's block turned out to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RootBlock {
-    Valid(Box<Root>),
-    /// All zeros: never written or wiped.
-    Empty,
-    /// A whole root of a version or with features that this build does not know.
-    Newer {
-        version: u32,
-        features: u32,
-    },
-    Damaged(&'static str),
-    /// Something else's bytes.
-    Foreign,
-}
+pub type RootBlock = SealedBlock<Box<Root>>;
+
+const SEAL: Seal = Seal { magic: ROOT_MAGIC, version: VERSION };
 
 const FLAG_CLEAN: u8 = 1;
 
 impl Root {
     pub fn encode(&self) -> Vec<u8> {
         let flags = if self.clean { FLAG_CLEAN } else { 0 };
-        let mut writer = Writer::new();
-        writer.bytes(ROOT_MAGIC).u32(VERSION).u32(0);
+        let mut writer = SEAL.begin();
         writer.bytes(&self.log_uuid).bytes(&self.disk_uuid).u64(self.sequence);
         writer.u64(self.shape.allocation_bytes).u64(self.shape.segment_bytes);
         writer.u64(self.incarnation).u64(self.secret).u64(self.oldest_segment);
@@ -148,37 +136,12 @@ impl Root {
         let backing = &self.backing;
         writer.u64(backing.size_bytes).u32(backing.block_bytes).u32(backing.kind);
         writer.bytes(&backing.fingerprint).u64(self.clean_from);
-        let sealed = seal_block(writer);
-        assert_eq!(sealed.len() as u64, BLOCK_BYTES, "a root is one block");
-        sealed
+        seal(writer, BLOCK_BYTES as usize, 0)
     }
 
     /// Never fails on any bytes.
     pub fn decode(block: &[u8]) -> RootBlock {
-        if block.iter().all(|byte| *byte == 0) {
-            return RootBlock::Empty;
-        }
-        let Some((body, stored)) = block.split_last_chunk::<4>() else {
-            return RootBlock::Damaged("the block is short");
-        };
-        if !body.starts_with(ROOT_MAGIC) {
-            return RootBlock::Foreign;
-        }
-        if crc32c(0, body) != u32::from_le_bytes(*stored) {
-            return RootBlock::Damaged("wrong checksum");
-        }
-        let mut reader = Reader::new(body);
-        let head = (reader.array::<8>(), reader.u32(), reader.u32());
-        let (Some(_), Some(version), Some(features)) = head else {
-            return RootBlock::Damaged("the block is short");
-        };
-        if version > VERSION || features != 0 {
-            return RootBlock::Newer { version, features };
-        }
-        match Self::fields(&mut reader) {
-            Some(root) => RootBlock::Valid(Box::new(root)),
-            None => RootBlock::Damaged("a field has an impossible value"),
-        }
+        SEAL.open(block, |reader| Self::fields(reader).map(Box::new))
     }
 
     fn fields(reader: &mut Reader<'_>) -> Option<Self> {
@@ -225,15 +188,6 @@ impl Root {
             backing,
         })
     }
-}
-
-/// Pads to a block and puts the plain checksum at its end.
-fn seal_block(mut writer: Writer) -> Vec<u8> {
-    writer.pad_to(BLOCK_BYTES.saturating_sub(4) as usize);
-    let mut bytes = writer.into_bytes();
-    let checksum = crc32c(0, &bytes);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
-    bytes
 }
 
 /// The salt of segment `sequence`: nobody who does not know the secret can guess it, and no two

@@ -1,6 +1,7 @@
 //! Roots: what is written is read, what is damaged is told apart.
 
 use super::*;
+use crate::base::checksum::crc32c;
 use crate::base::units::MIB;
 
 pub(in crate::cache) fn sample() -> Root {

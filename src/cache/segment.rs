@@ -291,11 +291,6 @@ impl Segments {
         self.list[index as usize].pins -= 1;
     }
 
-    /// Bytes of batches that are not drained, by whole segments.
-    pub fn chain_bytes(&self) -> u64 {
-        self.chain.iter().map(|index| u64::from(self.get(*index).end)).sum()
-    }
-
     /// Where reading begins to find the record after `won`.
     pub fn seek(&self, won: u64) -> LogCursor {
         let segments = self.chain.iter().map(|index| self.get(*index));

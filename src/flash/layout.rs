@@ -2,6 +2,8 @@
 //! holds them together.
 
 use super::extents::{ExtentRange, ExtentSet};
+#[cfg(test)]
+use crate::base::byte_table::Field;
 use crate::base::units::{EXTENT_BYTES, KIB, MIB};
 use crate::base::{Error, ErrorKind, Result};
 
@@ -23,10 +25,6 @@ pub(super) fn root_offset(sequence: u64, copy: usize) -> u64 {
 }
 
 pub(super) const ROOT_OFFSETS: [[u64; 2]; 2] = [[64 * KIB, 576 * KIB], [320 * KIB, 832 * KIB]];
-
-/// One field of a byte table: offset, bytes, name.
-#[cfg(test)]
-pub(super) type Field = (usize, usize, &'static str);
 
 #[cfg(test)]
 pub(super) const ROOT_LAYOUT: &[Field] = &[

@@ -1,26 +1,12 @@
 //! FORMAT.md, the layout and the bytes that are written are the same.
 
 use super::*;
+use crate::base::byte_table::{assert_documented, number};
 use crate::flash::extents::ExtentRange;
 use crate::flash::pool::tests::{make, thick};
 use crate::flash::record::{self, Link};
 use crate::flash::root::salt;
 use crate::io::sim::SimDisk;
-
-/// The byte tables of FORMAT.md, by heading: `| offset | bytes | name | …`.
-fn documented(heading: &str) -> Vec<(usize, usize, String)> {
-    let text = include_str!("FORMAT.md");
-    let section = text.split("\n### ").find(|section| section.starts_with(heading));
-    section
-        .unwrap_or_else(|| panic!("FORMAT.md has a table `{heading}`"))
-        .lines()
-        .filter_map(|line| {
-            let mut cells = line.split('|').map(str::trim).skip(1);
-            let offset = cells.next()?.parse().ok()?;
-            Some((offset, cells.next()?.parse().ok()?, cells.next()?.to_owned()))
-        })
-        .collect()
-}
 
 #[test]
 fn format_md_shows_the_layout_that_the_code_uses() {
@@ -32,8 +18,7 @@ fn format_md_shows_the_layout_that_the_code_uses() {
         ("Unscrubbed range", RANGE_LAYOUT, RANGE_BYTES),
         ("Record header", RECORD_LAYOUT, RECORD_HEADER_BYTES as u64),
     ] {
-        let code: Vec<_> = layout.iter().map(|(o, b, n)| (*o, *b, (*n).to_owned())).collect();
-        assert_eq!(documented(heading), code, "{heading}");
+        assert_documented(include_str!("FORMAT.md"), heading, layout, length as usize);
         let (offset, bytes, _) = layout[layout.len() - 1];
         assert_eq!((offset + bytes) as u64, length, "{heading} ends where its last field does");
     }
@@ -47,13 +32,6 @@ fn metadata_is_small_and_sized_for_the_worst_case() {
         assert!(share <= if device_bytes < 1 << 30 { 500 } else { 5 }, "{device_bytes}: {share}");
         assert!(log_bytes >= 256 * KIB);
     }
-}
-
-/// The number in a field of `bytes`, by name.
-fn number(layout: &[Field], name: &str, bytes: &[u8]) -> u64 {
-    let (offset, length, _) = layout.iter().find(|field| field.2 == name).expect("a field");
-    let field = &bytes[*offset..offset + length];
-    field.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 #[test]

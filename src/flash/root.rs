@@ -3,8 +3,8 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::layout::{BLOCK_BYTES, Plan, ROOT_MAGIC, SEQUENCE_MAX, VERSION};
-use crate::base::checksum::crc32c;
-use crate::base::codec::{Reader, Writer};
+use crate::base::codec::Reader;
+use crate::base::seal::{Seal, SealedBlock, seal};
 use crate::base::units::EXTENT_BYTES;
 
 /// A pool's root, decoded.
@@ -26,25 +26,14 @@ pub(super) struct Root {
 }
 
 /// What a root's block turned out to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum RootBlock {
-    Valid(Box<Root>),
-    /// All zeros: never written or wiped.
-    Empty,
-    /// A whole root of a version or with features that this build does not know.
-    Newer {
-        version: u32,
-        features: u32,
-    },
-    Damaged(&'static str),
-    /// Something else's bytes.
-    Foreign,
-}
+pub(super) type RootBlock = SealedBlock<Box<Root>>;
+
+const SEAL: Seal = Seal { magic: ROOT_MAGIC, version: VERSION };
 
 impl Root {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.bytes(ROOT_MAGIC).u32(VERSION).u32(0).bytes(&self.uuid).u64(self.sequence);
+        let mut writer = SEAL.begin();
+        writer.bytes(&self.uuid).u64(self.sequence);
         writer.u64(self.plan.device_bytes).u32(EXTENT_BYTES as u32).u32(self.active as u32);
         writer.u64(self.table_bytes).u32(self.table_checksum).u32(0);
         writer.u64(self.record_sequence).u64(self.salt);
@@ -53,40 +42,12 @@ impl Root {
             writer.u64(offset);
         }
         writer.u8(self.name.len() as u8).bytes(self.name.as_bytes());
-        writer.pad_to((BLOCK_BYTES as usize).saturating_sub(4));
-        let mut bytes = writer.into_bytes();
-        let checksum = crc32c(0, &bytes);
-        bytes.extend_from_slice(&checksum.to_le_bytes());
-        assert_eq!(bytes.len() as u64, BLOCK_BYTES, "a root is one block");
-        bytes
+        seal(writer, BLOCK_BYTES as usize, 0)
     }
 
     /// Never fails on any bytes.
     pub(super) fn decode(block: &[u8]) -> RootBlock {
-        if block.iter().all(|byte| *byte == 0) {
-            return RootBlock::Empty;
-        }
-        let Some((body, stored)) = block.split_last_chunk::<4>() else {
-            return RootBlock::Damaged("the block is short");
-        };
-        if !body.starts_with(ROOT_MAGIC) {
-            return RootBlock::Foreign;
-        }
-        if crc32c(0, body) != u32::from_le_bytes(*stored) {
-            return RootBlock::Damaged("wrong checksum");
-        }
-        let mut reader = Reader::new(body);
-        let head = (reader.array::<8>(), reader.u32(), reader.u32());
-        let (Some(_), Some(version), Some(features)) = head else {
-            return RootBlock::Damaged("the block is short");
-        };
-        if version > VERSION || features != 0 {
-            return RootBlock::Newer { version, features };
-        }
-        match Self::fields(&mut reader) {
-            Some(root) => RootBlock::Valid(Box::new(root)),
-            None => RootBlock::Damaged("a field has an impossible value"),
-        }
+        SEAL.open(block, |reader| Self::fields(reader).map(Box::new))
     }
 
     fn fields(reader: &mut Reader<'_>) -> Option<Self> {

@@ -30,7 +30,7 @@ const LENGTH_BITS: u32 = 64 - TOKEN_BITS;
 const TOKEN_MASK: u64 = (1 << TOKEN_BITS) - 1;
 
 /// Bytes of one transfer at most.
-pub const TRANSFER_BYTES_MAX: u64 = ((1 << LENGTH_BITS) - 1) * SECTOR_BYTES;
+const OPERATION_BYTES_MAX: u64 = ((1 << LENGTH_BITS) - 1) * SECTOR_BYTES;
 
 /// A registered file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl Ring {
     /// Queues an operation. `token` is below 2^[`TOKEN_BITS`].
     pub fn operate(&mut self, file: FileIndex, operation: &Operation<'_>, token: u64) {
         assert!(token <= TOKEN_MASK, "a token keeps to its bits");
-        assert!(operation.length <= TRANSFER_BYTES_MAX || operation.segments.is_empty());
+        assert!(operation.length <= OPERATION_BYTES_MAX || operation.segments.is_empty());
         let file = Fixed(file.0);
         let user_data = token | (operation.length / SECTOR_BYTES) << TOKEN_BITS;
         let entry = match operation.kind {

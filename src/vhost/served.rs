@@ -24,8 +24,8 @@ pub const REQUESTS_MAX: u32 = 1024;
 /// Requests taken from one queue in one turn, so that no queue starves the others.
 const BATCH_MAX: usize = 128;
 
-/// Operations handed to the kernel together: the first alone, so that the drive begins with it while
-/// the rest are still being read from the ring, then twice as many each time up to this.
+/// Operations handed to the kernel together: the first alone, so that the drive begins with it
+/// while the rest are still being read from the ring, then twice as many each time up to this.
 const SUBMIT_MAX: usize = 8;
 
 /// Where an operation goes.
@@ -178,10 +178,6 @@ impl Served {
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
         REQUESTS_MAX - self.free.len() as u32
-    }
-
-    pub fn is_fenced(&self) -> bool {
-        self.fenced
     }
 
     /// The next moment at which [`Served::timers`] has work.

@@ -109,7 +109,7 @@ pub(crate) fn duration(duration: Duration) -> String {
 pub(crate) fn time(milliseconds: u64) -> String {
     let days = milliseconds / 86_400_000;
     let of_day = milliseconds % 86_400_000;
-    let (year, month, day) = date(days);
+    let (year, month, day) = vflash::base::clock::date(days);
     format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
         of_day / 3_600_000,
@@ -117,19 +117,6 @@ pub(crate) fn time(milliseconds: u64) -> String {
         of_day / 1000 % 60,
         of_day % 1000
     )
-}
-
-/// The Gregorian date of a day since 1970-01-01. Years begin in March here, so that a leap day is
-/// a year's last: then a month's first day is a linear function of its number.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + carry, month, day)
 }
 
 /// A line on a terminal that is written over while long work goes on; nothing elsewhere.

@@ -14,7 +14,7 @@ use vflash_guest::ordered::Ordered;
 use vflash_guest::process::{output, until};
 use vflash_guest::storage_daemon::StorageDaemon;
 
-use crate::kill::{self, COMMAND_LIMIT, CYCLE_LIMIT, DEPTH, REQUESTS_PER_KILL, STALL_MS_MAX};
+use crate::kill::{self, COMMAND_LIMIT, CYCLE_LIMIT, DEPTH};
 use crate::scratch::Scratch;
 
 const LOAD_BYTES: u64 = 32 << 20;
@@ -82,22 +82,7 @@ pub(crate) fn killed_under_a_guest(cycles: u32) -> Result<String> {
         ask(&format!("fill /mnt/file{file} offset=0 bytes={FILE_BYTES} run={}", 100 + file))?;
     }
     ask(&format!("load-start /mnt/data bytes={LOAD_BYTES} depth={DEPTH} block=4096 run=1"))?;
-    for cycle in 1..=cycles {
-        kill::wait_for(&mut guest, u64::from(cycle) * REQUESTS_PER_KILL)?;
-        daemon.crash_and_restart().with_context(|| format!("kill {cycle}"))?;
-        if cycle % 10 == 0 {
-            println!("  {cycle} kills: {}", kill::status(&mut guest)?.line());
-        }
-    }
-    kill::wait_for(&mut guest, u64::from(cycles + 1) * REQUESTS_PER_KILL)?;
-    let end = guest.command("load-stop", COMMAND_LIMIT)?;
-    let kernel = guest.command("errors", COMMAND_LIMIT)?;
-    ensure!(kernel.number("count")? == 0, "the guest's kernel complains: {}", kernel.line());
-    for key in ["errors", "lost"] {
-        ensure!(end.number(key)? == 0, "{key} in the guest: {}", end.line());
-    }
-    let stall_ms = end.number("stall_ms")?;
-    ensure!(stall_ms <= STALL_MS_MAX, "a request took {stall_ms} ms, more than {STALL_MS_MAX}");
+    let (requests, stall_ms) = kill::kill_under_load(&mut daemon, &mut guest, cycles)?;
     let sums = sums(&mut guest)?;
     guest.command("umount /mnt", COMMAND_LIMIT)?;
     drop(guest);
@@ -105,9 +90,8 @@ pub(crate) fn killed_under_a_guest(cycles: u32) -> Result<String> {
     daemon.stop()?;
     look_at_the_image_alone(&scratch, &sums)?;
     Ok(format!(
-        "{cycles} kills at depth {DEPTH}: {} requests, 0 errors, 0 lost, longest stall \
+        "{cycles} kills at depth {DEPTH}: {requests} requests, 0 errors, 0 lost, longest stall \
          {stall_ms} ms; the image alone: e2fsck clean, {} checksums right",
-        end.number("requests")?,
         sums.len()
     ))
 }

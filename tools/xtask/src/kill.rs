@@ -16,10 +16,10 @@ use crate::scratch::Scratch;
 pub(crate) const DEPTH: u64 = 16;
 
 /// Requests verified in all for each kill, at the least.
-pub(crate) const REQUESTS_PER_KILL: u64 = 2_500;
+const REQUESTS_PER_KILL: u64 = 2_500;
 
 /// QEMU looks for a lost back-end once a second.
-pub(crate) const STALL_MS_MAX: u64 = 2_000;
+const STALL_MS_MAX: u64 = 2_000;
 
 /// How long the guest may take for the requests between two kills.
 pub(crate) const CYCLE_LIMIT: Duration = Duration::from_secs(60);
@@ -50,14 +50,30 @@ pub(crate) fn under_a_guest(cycles: u32) -> Result<String> {
     let mut guest = Guest::boot(&GuestConfig { disks, ..GuestConfig::default() })?;
     let load = format!("load-start vda bytes={} depth={DEPTH} block=4096 run=1", 64 << 20);
     guest.command(&load, COMMAND_LIMIT)?;
+    let (requests, stall_ms) = kill_under_load(&mut daemon, &mut guest, cycles)?;
+    daemon.stop()?;
+    Ok(format!(
+        "{cycles} kills at depth {DEPTH}: {requests} requests, 0 errors, 0 lost, longest stall \
+         {stall_ms} ms"
+    ))
+}
+
+/// Kills the daemon `cycles` times while the guest's load runs, and ends the load: how many
+/// requests it verified, and the longest stall in ms. Anything lost, failed or too slow is an
+/// error.
+pub(crate) fn kill_under_load(
+    daemon: &mut Daemon,
+    guest: &mut Guest,
+    cycles: u32,
+) -> Result<(u64, u64)> {
     for cycle in 1..=cycles {
-        wait_for(&mut guest, u64::from(cycle) * REQUESTS_PER_KILL)?;
+        wait_for(guest, u64::from(cycle) * REQUESTS_PER_KILL)?;
         daemon.crash_and_restart().with_context(|| format!("kill {cycle}"))?;
         if cycle % 10 == 0 {
-            println!("  {cycle} kills: {}", status(&mut guest)?.line());
+            println!("  {cycle} kills: {}", status(guest)?.line());
         }
     }
-    wait_for(&mut guest, u64::from(cycles + 1) * REQUESTS_PER_KILL)?;
+    wait_for(guest, u64::from(cycles + 1) * REQUESTS_PER_KILL)?;
     let end = guest.command("load-stop", COMMAND_LIMIT)?;
     let kernel = guest.command("errors", COMMAND_LIMIT)?;
     ensure!(kernel.number("count")? == 0, "the guest's kernel complains: {}", kernel.line());
@@ -66,12 +82,7 @@ pub(crate) fn under_a_guest(cycles: u32) -> Result<String> {
     }
     let stall_ms = end.number("stall_ms")?;
     ensure!(stall_ms <= STALL_MS_MAX, "a request took {stall_ms} ms, more than {STALL_MS_MAX}");
-    daemon.stop()?;
-    Ok(format!(
-        "{cycles} kills at depth {DEPTH}: {} requests, 0 errors, 0 lost, longest stall \
-         {stall_ms} ms",
-        end.number("requests")?
-    ))
+    Ok((end.number("requests")?, stall_ms))
 }
 
 /// Kills the daemon `cycles` times under the load client, at many depths and numbers of queues.

@@ -123,7 +123,8 @@ mod tests {
             samples.add(&cell, Peer::Vflash, sample(ours));
         }
         let idle = Idle { cpu_share: 0.001, resident_bytes: 1e6 };
-        let quiet = Setting { pages: Pages::Small, others: 0.05 };
+        let wake_ups = "Waking a core takes 5 µs".to_owned();
+        let quiet = Setting { pages: Pages::Small, others: 0.05, wake_ups: wake_ups.clone() };
         let text = render(&[cell], &samples, Some(&idle), quiet);
         assert!(text.contains("took 5 % of the two cores.\n"), "{text}");
         let row = "| randread-4k-qd128-1q | vflash | 90.0k (45.0–99.0) | 0.90 | 1.10 | 7.0 | 9.0 \
@@ -135,7 +136,7 @@ mod tests {
         assert!(!text.contains("nothing completed"), "{text}");
 
         samples.add(&cell, Peer::Qsd, Sample { hung: true, ..sample(1.0) });
-        let busy = Setting { pages: Pages::Huge, others: 0.4 };
+        let busy = Setting { pages: Pages::Huge, others: 0.4, wake_ups };
         let text = render(&[cell], &samples, None, busy);
         assert!(text.contains("40 % of the two cores: **the figures are disturbed**"), "{text}");
         assert!(text.contains("In 1 measurements nothing completed for 2 s"), "{text}");
