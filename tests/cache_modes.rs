@@ -101,7 +101,7 @@ fn long(seed: u64) -> u64 {
         for _ in 0..rig.random.u32(1..16) {
             let (start, count) = (rig.random.u64(0..200), rig.random.u64(1..24));
             let what = rig.random.u32(0..10);
-                match what {
+            match what {
                 0 => rig.zero(RequestKind::Discard, &[(start, count), (start + 30, 3)]),
                 1 => rig.flush(),
                 2 | 3 => rig.read(start, count),
