@@ -7,7 +7,8 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use vflash::io::file::FileDisk;
 use vflashd::{
     SOON, Vflashd, attach, change, confirmed, eventually, machine_manifest, parse, pool_manifest,
 };
@@ -91,9 +92,15 @@ fn a_resize_reaches_an_attached_guest_and_a_shrink_is_named() {
     eventually("the guest sees the size", || device.read_capacity().unwrap() == (8 << 20) / 512);
     // What a manifest cannot say would make an export that cannot be applied.
     let odd = json!({"sizeBytes": (8 << 20) + 4096});
-    for wrong in [odd, json!({"sizeBytes": 1000}), json!({"sizeBytes": 1_u64 << 40}), json!({})] {
-        let (status, _) = daemon.ask("POST", "/v1/volumes/vm/a/resize", &wrong);
-        assert!([400, 409, 507].contains(&status), "{wrong}: {status}");
+    let huge = json!({"sizeBytes": 1_u64 << 40});
+    for (wrong, status, code) in [
+        (odd, 400, "invalid"),
+        (json!({"sizeBytes": 1000}), 400, "invalid"),
+        (json!({}), 400, "invalid"),
+        (huge, 507, "full"),
+    ] {
+        let failure = daemon.refused("/v1/volumes/vm/a/resize", &wrong, status);
+        assert_eq!(failure["code"], code, "{wrong}");
     }
     assert_eq!(daemon.get("/v1/volumes/vm/a")["sizeBytes"], 8 << 20);
     assert_eq!(daemon.events("resized").len(), 2);
@@ -282,6 +289,9 @@ fn pools_are_made_shown_grown_and_checked() {
     let device = daemon.path("pool").display().to_string();
     let strange = json!({"name": "p/0", "device": device, "sizeBytes": 128 << 20});
     assert_eq!(daemon.refused("/v1/pools", &strange, 400)["code"], "invalid");
+    let relative = json!({"name": "p0", "device": "pool", "sizeBytes": 128 << 20});
+    let failure = daemon.refused("/v1/pools", &relative, 400);
+    assert!(failure["message"].as_str().unwrap().contains("write an absolute one"), "{failure}");
     assert!(!daemon.path("pool").exists());
     let request = json!({"name": "p0", "device": device, "sizeBytes": 128 << 20});
     let pool = daemon.post("/v1/pools", &request);
@@ -301,6 +311,52 @@ fn pools_are_made_shown_grown_and_checked() {
     let failure = daemon.refused("/v1/pools", &request, 409);
     assert_eq!(failure["unconfirmed"], json!([foreign.display().to_string()]));
     assert!(failure["message"].as_str().unwrap().contains("XFS"), "{failure}");
+}
+
+#[test]
+fn null_pools_of_one_size_are_several_and_are_back_after_a_restart() {
+    let mut daemon = Vflashd::start();
+    for name in ["n0", "n1"] {
+        daemon.post("/v1/pools", &json!({"name": name, "device": "null:64MiB"}));
+    }
+    let more = "apiVersion: vflash/v1\nkind: Pool\nmetadata: {name: n2}\n\
+                spec: {device: \"null:64MiB\"}\n";
+    daemon.apply(more);
+    let names = |daemon: &Vflashd| {
+        let pools = daemon.get("/v1/pools");
+        let pools = pools["pools"].as_array().unwrap().clone();
+        pools.iter().map(|pool| pool["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&daemon), ["n0", "n1", "n2"]);
+    daemon.stop();
+    daemon.run(&["--pool", "null:64MiB"]);
+    assert_eq!(names(&daemon), ["n0", "n1", "n2"], "the one that is given is one of these");
+    assert_eq!(daemon.get("/healthz")["state"], "ok");
+}
+
+#[test]
+fn others_make_their_changes_while_a_pool_is_made() {
+    let (daemon, manifest) = started();
+    let path = daemon.path("late");
+    std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
+    // Somebody holds it, which the daemon waits for: as long as a large file takes to be written.
+    let held = FileDisk::open(&path, Duration::ZERO).unwrap();
+    let device = path.display().to_string();
+    let request = json!({"name": "late", "device": device, "confirm": [device]});
+    let body = request.to_string();
+    let mut stream = daemon.connect();
+    let head = "POST /v1/pools HTTP/1.1\r\nhost: x\r\nconnection: close";
+    write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let state = || daemon.ask("GET", "/v1/pools/late", &Value::Null).1["state"].clone();
+    eventually("it is being made", || state() == "making");
+    assert_eq!(daemon.refused("/v1/pools", &request, 409)["code"], "busy");
+    daemon.apply(&manifest.replace("16MiB", "32MiB"));
+    assert_eq!(state(), "making", "the change was made meanwhile");
+    drop(held);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(parse(&answer).unwrap().0, 200, "{answer}");
+    assert_eq!(state(), "ok");
 }
 
 #[test]
@@ -416,12 +472,19 @@ fn garbage_is_answered_with_what_is_wrong() {
         (b"DELETE /v1/pools HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "405"),
         (b"GET /v1/volumes/../../etc HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "404"),
         (b"GET /v1/volumes/%2e%2e/a HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "404"),
+        (b"GET /v1/pools/%ff HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "400"),
+        (b"GET /v1/events?after=%ff HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "400"),
         (b"POST /v1/apply HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999999\r\n\r\n", "413"),
         (b"POST /v1/apply HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]",
             "400"),
     ] {
         let answer = raw(&daemon, bytes);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{status}: {answer}");
+        if bytes.starts_with(b"GET") || bytes.starts_with(b"POST") {
+            let (_, body) = parse(&answer).unwrap();
+            let failure: Value = serde_json::from_str(&body).unwrap();
+            assert!(failure["code"].is_string() && failure["message"].is_string(), "{answer}");
+        }
     }
     let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(1 << 20));
     let answer = raw(&daemon, long.as_bytes());

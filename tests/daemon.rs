@@ -163,18 +163,71 @@ fn a_volume_whose_writes_wait_for_space_can_be_reclaimed() {
     daemon.stop();
 }
 
-#[test]
-fn a_pool_that_was_busy_when_it_was_closed_can_be_closed_later() {
-    let mut daemon = Vflashd::start();
-    let _device = waiting_for_space(&daemon);
-    let forced = json!({"force": true});
-    assert_eq!(daemon.refused("/v1/pools/p0/close", &forced, 409)["code"], "busy");
+/// Grows the pool of [`waiting_for_space`] by 64 MiB.
+fn make_space(daemon: &Vflashd) {
     let file = std::fs::File::options().write(true).open(daemon.path("pool")).unwrap();
     file.set_len(320 << 20).unwrap();
     daemon.post("/v1/pools/p0/grow", &Value::Null);
-    let socket = daemon.run_dir().join("vm/thin.sock");
-    eventually("the write is done and its socket goes", || !socket.exists());
-    assert_eq!(daemon.post("/v1/pools/p0/close", &forced)["pools"], json!([]));
+}
+
+#[test]
+fn a_pool_whose_writes_wait_for_space_is_closed_and_does_them_when_it_is_back() {
+    let mut daemon = Vflashd::start();
+    let mut device = waiting_for_space(&daemon);
+    assert_eq!(daemon.refused("/v1/pools/p0/close", &json!({}), 409)["code"], "busy");
+    assert_eq!(daemon.post("/v1/pools/p0/close", &json!({"force": true}))["pools"], json!([]));
+    assert!(!daemon.run_dir().join("vm/thin.sock").exists());
+    assert!(!device.queues[0].is_pending(&device.memory), "the write was given no status");
+    daemon.apply(&pool_manifest(daemon.folder.path()));
+    device.reconnect().unwrap();
+    eventually("it waits again", || daemon.get("/v1/pools/p0")["waitingRequests"] == 1);
+    make_space(&daemon);
+    assert_eq!(device.await_ended(1, SOON).unwrap(), [0]);
+    device.stop().unwrap();
+    daemon.stop();
+}
+
+#[test]
+fn a_front_end_that_goes_while_its_write_waits_leaves_its_socket_to_the_next() {
+    let mut daemon = Vflashd::start();
+    drop(waiting_for_space(&daemon));
+    eventually("nobody waits", || daemon.get("/v1/pools/p0")["waitingRequests"] == 0);
+    let mut device = attach(&daemon, "vm/thin");
+    let slot = device.queues[0].take_slot().unwrap();
+    device.queues[0].submit(&device.memory, slot, Kind::Read, 0, 4096);
+    device.queues[0].publish(&device.memory);
+    assert_eq!(device.await_ended(1, SOON).unwrap(), [0], "the pool is full, and it is served");
+    assert_eq!(daemon.get("/v1/volumes/vm/thin")["waiting"], Value::Null);
+    make_space(&daemon);
+    assert_eq!(daemon.get("/v1/volumes/vm/thin")["mappedBytes"], 0, "nobody wants it any more");
+    device.stop().unwrap();
+    daemon.stop();
+}
+
+#[test]
+fn writes_that_wait_for_space_are_shown_with_their_age_and_what_helps() {
+    let mut daemon = Vflashd::start();
+    assert_eq!(daemon.get("/v1/status")["waiting"], Value::Null);
+    let mut device = waiting_for_space(&daemon);
+    let waiting = |place: &str| daemon.get(place)["waiting"].clone();
+    let first = waiting("/v1/volumes/vm/thin");
+    assert_eq!(first["requests"], 1);
+    let older = || waiting("/v1/status")["oldestMs"].as_u64() > first["oldestMs"].as_u64();
+    eventually("it grows older", older);
+    let problems = daemon.get("/healthz")["problems"].to_string();
+    assert!(
+        problems.contains("volume vm/thin: writes wait for space in pool p0 (1,"),
+        "{problems}"
+    );
+    assert!(problems.contains("grow the pool"), "{problems}");
+    let page = daemon.get("/metrics");
+    let line = "vflash_volume_waiting_requests{pool=\"p0\",vm=\"vm\",volume=\"thin\"} 1";
+    assert!(page.as_str().unwrap().contains(line), "{page}");
+    make_space(&daemon);
+    assert_eq!(device.await_ended(1, SOON).unwrap(), [0]);
+    eventually("all is well", || daemon.get("/healthz")["state"] == "ok");
+    assert_eq!(waiting("/v1/status"), Value::Null);
+    device.stop().unwrap();
     daemon.stop();
 }
 

@@ -12,7 +12,7 @@ use vflash::base::ErrorKind;
 use vflash::io::file::FileDisk;
 use vflash_bench::device::Device;
 use vflash_bench::queue::Kind;
-use vflashd::{SOON, Vflashd, attach, eventually, machine_manifest};
+use vflashd::{SOON, Vflashd, attach, eventually, left_out, machine_manifest};
 
 const POOL_BYTES: usize = 24 << 20;
 
@@ -33,7 +33,7 @@ fn the_next_daemon_touches_nothing_before_a_late_write_of_a_killed_one_has_lande
     let path = daemon.path("drive");
     daemon.stop();
     let Some(drive) = Drive::mount(&path, POOL_BYTES) else {
-        return eprintln!("left out: needs /dev/fuse and the right to mount");
+        return left_out("fuse", "/dev/fuse and the right to mount");
     };
     daemon.run(&[]);
     daemon.post("/v1/pools", &json!({"name": "p0", "device": path.display().to_string()}));

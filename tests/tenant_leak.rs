@@ -70,7 +70,8 @@ impl World {
             class: Class::Nonvolatile,
             attributes: number.to_le_bytes().to_vec(),
         };
-        let Ok(id) = self.keeper.call(move |pool| pool.create(new)) else { return self.leave() };
+        let made = self.keeper.call(move |pool| pool.create(new)).expect("runs");
+        let Ok(id) = made else { return self.leave() };
         let volume = self.serve(id);
         self.tenants.insert(id, Tenant { number, size_bytes, volume });
         self.read_all(id, 0, true);
@@ -132,7 +133,7 @@ impl World {
         let Some(id) = self.choose() else { return };
         self.tenants.remove(&id);
         self.keeper.detached(id);
-        self.keeper.call(move |pool| pool.remove(id)).expect("removed");
+        self.keeper.call(move |pool| pool.remove(id)).expect("runs").expect("removed");
     }
 
     /// Shrinks and grows again: what comes back is empty.

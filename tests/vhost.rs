@@ -3,10 +3,12 @@
 mod common;
 
 use common::{Daemon, connect, export, operate, workload};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 use vflash::base::units::MIB;
 use vflash::io::disk::{Errno, Operation, OperationKind};
@@ -201,10 +203,22 @@ fn an_interrupt_that_nobody_takes_holds_nobody_up() {
     let full = EventFd::new(0).unwrap();
     full.write(u64::MAX - 1).unwrap();
     device.frontend().unwrap().set_vring_call(0, &full).unwrap();
+    device.frontend().unwrap().set_vring_err(0, &full).unwrap();
+    // Its flags are those of the daemon's descriptor, too: whoever writes to it now waits.
+    // SAFETY: the descriptor is open for the call.
+    let shared = unsafe { BorrowedFd::borrow_raw(full.as_raw_fd()) };
+    fcntl(shared, FcntlArg::F_SETFL(OFlag::O_RDWR)).unwrap();
     let slot = device.queues[0].take_slot().unwrap();
     device.queues[0].submit(&device.memory, slot, Kind::Write, 0, 512);
     device.queues[0].publish(&device.memory);
     operate(&mut runner, 500);
+    // A ring that is broken is told by the error descriptor.
+    let available = device.queues[0].layout.available;
+    device.memory.write(available + 2, &0x4000_u16.to_le_bytes());
+    device.queues[0].kick();
+    while hostile.metrics.snapshot().malformed == 0 {
+        operate(&mut runner, 50);
+    }
     runner.read_back().unwrap();
     drop(device);
     daemon.server.stop().unwrap();
@@ -242,11 +256,19 @@ fn a_panic_fences_its_volume_and_no_other() {
     let neighbour = daemon.serve("neighbour", 16 * MIB, false);
     let mut runner = Runner::new(connect(&neighbour.socket, 1, 16), workload(10));
     let bad = daemon.socket("bad");
-    daemon.server.add(export(&bad, 1 << 16, Box::new(Panics))).unwrap();
+    let (sender, events) = std::sync::mpsc::channel();
+    let told = Arc::new(move |event| _ = sender.send(event));
+    let volume = export(&bad, 1 << 16, Box::new(Panics));
+    daemon.server.add(Export { events: told, ..volume }).unwrap();
     let mut device = connect(&bad, 1, 8);
     assert_eq!(ask(&mut device, Kind::Write, 0, 512), 0);
     operate(&mut runner, 500);
     assert_eq!(ask(&mut device, Kind::Read, 0, 512), 1, "the request that panicked fails");
+    let next = || events.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert!(matches!(next(), ExportEvent::Attached { .. }));
+    let ExportEvent::Fenced { reason } = next() else { panic!("the owner is told") };
+    assert!(reason.contains("planted: this volume cannot be read"), "{reason}");
+    assert!(reason.contains("until vflashd is restarted"), "{reason}");
     assert_eq!(ask(&mut device, Kind::Write, 0, 512), 1, "and so does every later one");
     operate(&mut runner, 500);
     runner.read_back().unwrap();

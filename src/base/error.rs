@@ -99,6 +99,13 @@ impl std::error::Error for Error {
     }
 }
 
+/// What a panic said.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without words")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

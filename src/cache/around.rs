@@ -71,6 +71,17 @@ impl Arounds {
     pub(super) fn is_idle(&self) -> bool {
         self.requests == 0
     }
+
+    /// Whose request an operation is of.
+    pub(super) fn slot(&self, number: u32) -> u32 {
+        self.ops[number as usize].as_ref().expect("it is under way").slot
+    }
+
+    /// An operation is not tried again.
+    pub(super) fn release(&mut self, number: u32) {
+        self.ops[number as usize] = None;
+        self.spare.push(number);
+    }
 }
 
 impl Core {
@@ -142,9 +153,30 @@ impl Core {
     fn end_around(&mut self, id: u32, io: &mut dyn Io) {
         let slot = &self.slots[id as usize];
         let outcome = if slot.failed { Outcome::Failed } else { Outcome::Done };
+        self.leave_line(id);
+        self.end_or_refuse(id, outcome, io);
+        self.go_on_around(io);
+    }
+
+    fn leave_line(&mut self, id: u32) {
         self.arounds.requests -= 1;
         self.arounds.line.retain(|other| *other != id);
-        self.end_or_refuse(id, outcome, io);
+    }
+
+    /// Forgets a request that has nothing under way. `waited`: since that was forgotten before.
+    pub(super) fn forget_request_around(&mut self, id: u32, waited: bool, io: &mut dyn Io) -> bool {
+        let slot = &self.slots[id as usize];
+        let lines_up = self.arounds.line.contains(&id) && slot.done == 0;
+        let begun = waited && slot.kind.is_some_and(|kind| kind != RequestKind::Read);
+        if lines_up || begun {
+            self.leave_line(id);
+            self.go_on_around(io);
+        }
+        lines_up || begun
+    }
+
+    /// Begins what a request kept waiting that has left the line.
+    fn go_on_around(&mut self, io: &mut dyn Io) {
         for at in 0..self.arounds.line.len() {
             let Some(next) = self.arounds.line.get(at).copied() else { return };
             if self.slots[next as usize].done == 0 && !self.must_wait(at) {

@@ -2,12 +2,12 @@
 //!
 //! It is one state machine in several files: `journal.rs` takes writes to the log, `read.rs` reads,
 //! `around.rs` writes past the log, `patience.rs` tries again what the backing failed to do,
-//! `rewrite.rs` what the flash failed to flush, `roots.rs` writes roots. [`super::disk`] puts it together with
-//! the drainer and hands out what completes.
+//! `rewrite.rs` what the flash failed to flush, `roots.rs` writes roots. [`super::disk`] puts it
+//! together with the drainer and hands out what completes.
 
 use super::around::Arounds;
 use super::index::Index;
-use super::journal::Journal;
+use super::journal::{Journal, Pending};
 use super::layout::Shape;
 use super::patience::Patience;
 use super::place::Place;
@@ -201,6 +201,28 @@ impl Core {
             FencePolicy::Fail => self.end(id, Outcome::Failed, io),
             FencePolicy::Hold => self.held.push(id),
         }
+    }
+
+    /// Forgets a request that waits: behind a fence, for its first place in the log, or for the
+    /// backing, with nothing under way.
+    pub(super) fn forget(&mut self, id: u32, io: &mut dyn Io) -> bool {
+        let slot = &self.slots[id as usize];
+        let begun = slot.done > 0 || slot.under_way > 0;
+        let held = self.held.iter().position(|held| *held == id);
+        let is_it = |pending: &Pending| matches!(pending, Pending::Request(other) if *other == id);
+        let pending = self.journal.pending.iter().position(is_it).filter(|_| !begun);
+        match (held, pending) {
+            (Some(at), _) => _ = self.held.swap_remove(at),
+            (None, Some(at)) => _ = self.journal.pending.remove(at),
+            (None, None) => {
+                let waits = self.stop_waiting(id);
+                if !self.forget_request_around(id, waits, io) && !waits {
+                    return false;
+                }
+            }
+        }
+        self.slots[id as usize].kind = None;
+        true
     }
 
     /// Submits a range of the allocation, in the parts that the device has it in. How many.

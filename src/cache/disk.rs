@@ -23,7 +23,7 @@ use crate::backing::stamp::DrainMode;
 use crate::base::clock::Nanos;
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::{DiskGeometry, Errno, Operation};
-use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestKind, Volume};
+use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -313,7 +313,7 @@ impl CachedDisk {
             (_, _, true) => CacheState::Closed,
             (Some(why), ..) => CacheState::Fenced(why.clone()),
             (_, DrainState::Retrying(_), _) => CacheState::WaitingForBacking,
-            _ if core.patience.waiting() > 0 => CacheState::WaitingForBacking,
+            _ if core.patience.is_failing() => CacheState::WaitingForBacking,
             (_, DrainState::Draining, _) => CacheState::Draining,
             _ => CacheState::Serving,
         };
@@ -495,6 +495,14 @@ impl Volume for CachedDisk {
             self.core.wake_at(due, io);
         }
         self.settle(io);
+    }
+
+    fn let_go(&mut self, request: RequestId, io: &mut dyn Io) -> bool {
+        let forgotten = self.core.forget(request.0, io);
+        if forgotten {
+            self.settle(io);
+        }
+        forgotten
     }
 
     fn message(&mut self, message: Box<dyn Any + Send>, io: &mut dyn Io) {

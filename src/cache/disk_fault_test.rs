@@ -307,3 +307,34 @@ fn overlapping_parts_of_a_block_keep_their_order() {
     }
     rig.check();
 }
+
+/// Its memory may go with it: nothing of it is tried any more, and nobody waits for it.
+#[test]
+fn a_front_end_that_goes_takes_along_what_waits_for_the_backing() {
+    for mode in [Mode::WriteBack, Mode::WriteAround] {
+        let backing = coarse();
+        let mut rig = Rig::on(formatted(shape(6, 64 * KIB)), backing, options());
+        rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+        rig.backing.set_faults(failing(true));
+        let (read, _first) = begin(&mut rig, RequestKind::Read, 640, 8);
+        let mut gone = vec![read];
+        if mode == Mode::WriteAround {
+            // The second waits for the first, in whose block it lies.
+            gone.push(begin(&mut rig, RequestKind::Write, 3, 2).0);
+            gone.push(begin(&mut rig, RequestKind::Write, 5, 2).0);
+        }
+        assert_eq!(pass(&mut rig, 3), []);
+        for id in gone {
+            assert!(rig.reactor.let_go(id), "{mode:?}: {id:?} only waits");
+            pass(&mut rig, 1);
+        }
+        rig.backing.set_faults(Faults::default());
+        assert_eq!(pass(&mut rig, 3), [], "{mode:?}");
+        assert_eq!(rig.reactor.operations(), 0);
+        // The third was begun when the second went, as far as a failing backing let it.
+        rig.write(0, 40);
+        rig.check();
+        let mode = Mode::WriteThrough;
+        rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("nothing is under way");
+    }
+}

@@ -2,9 +2,10 @@
 //!
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
-//! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `rewrite`, `read`, `around`, `patience`,
-//! `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is worth keeping on flash,
-//! and [`curve`], what more or less of it would bring: pure, for `tools/replay` until reads fill.
+//! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `rewrite`, `read`,
+//! `around`, `patience`, `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is
+//! worth keeping on flash, and [`curve`], what more or less of it would bring: pure, for
+//! `tools/replay` until reads fill.
 
 mod around;
 mod change;

@@ -23,11 +23,18 @@ pub(super) struct Patience {
     /// When they are tried again.
     at: Option<Nanos>,
     pause: Duration,
+    /// The last operation failed that told.
+    failing: bool,
 }
 
 impl Patience {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, waiting: Vec::new(), at: None, pause: PAUSE_FIRST }
+        Self { limit, waiting: Vec::new(), at: None, pause: PAUSE_FIRST, failing: false }
+    }
+
+    /// The backing fails what guests ask of it.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failing
     }
 
     /// Operations that wait for the backing.
@@ -50,6 +57,7 @@ impl Core {
             return false;
         }
         let patience = &mut self.patience;
+        patience.failing = true;
         patience.waiting.push(operation);
         if patience.at.is_none() {
             patience.at = Some(io.now() + patience.pause);
@@ -68,6 +76,7 @@ impl Core {
     /// An operation of the backing has succeeded. What waits is not tried sooner for that: it may
     /// be about a place that is bad for good.
     pub(super) fn backing_answers(&mut self) {
+        self.patience.failing = false;
         if self.patience.waiting.is_empty() {
             self.patience.pause = PAUSE_FIRST;
         }
@@ -85,6 +94,26 @@ impl Core {
                 _ => self.submit_around(number, io),
             }
         }
+    }
+
+    /// Forgets what waits for the backing of a request, if that is all of it that is under way.
+    pub(super) fn stop_waiting(&mut self, id: u32) -> bool {
+        let of = |core: &Self, (kind, number): (Token, u32)| match kind {
+            Token::Read => core.reads.slot(number),
+            _ => core.arounds.slot(number),
+        };
+        let waiting = std::mem::take(&mut self.patience.waiting);
+        let (mine, others): (Vec<_>, Vec<_>) =
+            waiting.iter().copied().partition(|operation| of(self, *operation) == id);
+        let all = !mine.is_empty() && mine.len() == self.slots[id as usize].under_way as usize;
+        self.patience.waiting = if all { others } else { waiting };
+        for (kind, number) in mine.into_iter().filter(|_| all) {
+            match kind {
+                Token::Read => self.reads.release(number),
+                _ => self.arounds.release(number),
+            }
+        }
+        all
     }
 
     /// Nothing is tried any more: the disk is fenced.

@@ -76,6 +76,17 @@ impl Reads {
         self.spare.reserve(requests_max as usize);
     }
 
+    /// Whose request an operation is of.
+    pub(super) fn slot(&self, number: u32) -> u32 {
+        self.ops[number as usize].slot
+    }
+
+    /// An operation on the backing is not tried again.
+    pub(super) fn release(&mut self, number: u32) {
+        self.ops[number as usize].bounce = None;
+        self.spare.push(number);
+    }
+
     fn take(&mut self) -> u32 {
         self.spare.pop().unwrap_or_else(|| {
             self.ops.push(ReadOp::default());

@@ -227,8 +227,9 @@ fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
     Err(Error::new(ErrorKind::Fenced, text))
 }
 
-/// Nothing is drained before it is durable in the log, and nothing of the log is written over before
-/// its root says that it is drained. So a backing that is ahead of both has seen a later flash.
+/// Nothing is drained before it is durable in the log, and nothing of the log is written over
+/// before its root says that it is drained. So a backing that is ahead of both has seen a later
+/// flash.
 fn check_age(scan: &Scan, options: &OpenOptions) -> Result<()> {
     let known = scan.last_won.max(scan.drained_through);
     let (fresh, behind) = (scan.root.incarnation == 0, known < options.drained_through);

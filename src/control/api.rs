@@ -67,7 +67,17 @@ wire! {
         pub attached: usize,
         /// Sequence number of the newest event.
         pub last_event: u64,
+        /// Of all volumes.
+        pub waiting: Option<Waiting>,
         pub caches: Vec<CachedDisk>,
+    }
+
+    /// Requests that are taken and wait for something else than the drive: for space, most of all.
+    #[derive(Copy, Eq)]
+    pub struct Waiting {
+        pub requests: u64,
+        /// How long the oldest of them has waited.
+        pub oldest_ms: u64,
     }
 
     /// Where the bytes of a pool are.
@@ -99,8 +109,10 @@ wire! {
         Ok,
         /// A commit failed; changes are refused until it is settled.
         Fenced,
-        /// Could not be opened.
+        /// Could not be opened, or its keeper has ended by a defect.
         Failed,
+        /// Its file is being made.
+        Making,
     }
 
     pub struct Pool {
@@ -211,8 +223,10 @@ wire! {
         Opening,
         /// Its socket is open.
         Served,
-        /// Not served; see the message.
+        /// Not served, or being taken down; see the message.
         Failed,
+        /// It failed by a defect: its socket is open and its requests fail.
+        Fenced,
     }
 
     pub struct Volume {
@@ -238,6 +252,8 @@ wire! {
         /// Pieces copied since the daemon started, because the drive cannot take the guest's
         /// memory as it lies.
         pub bounced_pieces: u64,
+        /// None if nothing does.
+        pub waiting: Option<Waiting>,
         pub operations: Vec<Operations>,
         /// Of a cached disk.
         pub cache: Option<Cache>,

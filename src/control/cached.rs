@@ -125,7 +125,7 @@ impl<'a> Opening<'a> {
             let place = keeper.call(move |pool| {
                 let allocation = pool.allocation(id)?;
                 Some(Place::new(allocation.size_bytes, allocation.runs()))
-            });
+            })?;
             place.ok_or_else(|| Error::new(ErrorKind::Gone, "its allocation is gone"))
         })?;
         let medium = medium(&pool.target, place)?;

@@ -575,6 +575,16 @@ impl Engine {
         threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|rests| *rests).count()
     }
 
+    /// Requests of cached disks that wait for space in their logs.
+    pub(super) fn parked_requests(&self) -> usize {
+        let state = self.state();
+        let parked = state
+            .volumes
+            .values()
+            .filter_map(|served| Some(served.cached.as_ref()?.status.gauges().parked as usize));
+        parked.sum()
+    }
+
     /// Requests of cached disks under way: for space in a log or for a backing they may wait long.
     pub(super) fn held_up_requests(&self) -> usize {
         let state = self.state();

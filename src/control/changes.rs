@@ -3,7 +3,7 @@
 use super::api::{self, Check, CreatePool, ErrorCode, EventKind, Failure, Pools, Volume};
 use super::engine::Engine;
 use super::inspect;
-use super::pool::{NewPool, OpenPool, file_preallocation, lengthen};
+use super::pool::{NewPool, OpenPool, file_preallocation, is_null, lengthen};
 use super::served::{self, Served};
 use crate::base::units::{Bytes, EXTENT_BYTES, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind};
@@ -75,18 +75,27 @@ impl Engine {
     pub fn pools(&self) -> Pools {
         let mut pools: Vec<_> = self.open_pools().iter().map(|pool| pool.report()).collect();
         let state = self.state();
-        pools.extend(state.failed.iter().map(|(device, (name, reason))| api::Pool {
+        let closed = |state, name: &String, device: &String, message| api::Pool {
             name: name.clone(),
             uuid: String::new(),
             device: device.clone(),
-            state: api::PoolState::Failed,
-            message: Some(reason.clone()),
+            state,
+            message,
             space: None,
             scrubbed_bytes: 0,
             waiting_requests: 0,
             check: None,
             volumes: 0,
+        };
+        pools.extend(state.failed.iter().map(|(device, (name, reason))| {
+            closed(api::PoolState::Failed, name, device, Some(reason.clone()))
         }));
+        pools.extend(
+            state
+                .making
+                .iter()
+                .map(|(name, device)| closed(api::PoolState::Making, name, device, None)),
+        );
         Pools { pools }
     }
 
@@ -98,25 +107,47 @@ impl Engine {
         }
     }
 
+    /// Makes a pool. Its file may take minutes to write, so other changes go on meanwhile.
     pub fn create_pool(&self, request: &CreatePool) -> Result<api::Pool> {
+        let new = NewPool::from(request);
+        let changes = self.lock_changes();
+        self.refuse_pool(&new)?;
+        let _making = Making::begin(self, &new);
+        drop(changes);
+        let pool = OpenPool::create(&new)?;
         let _changes = self.lock_changes();
-        Ok(self.make_pool(&NewPool::from(request))?.report())
+        Ok(self.take_up_new(pool)?.report())
     }
 
     pub(super) fn make_pool(&self, new: &NewPool) -> Result<Arc<OpenPool>> {
-        if let Some(other) = self.state().pools.get(&new.name) {
-            let text = format!("pool {} exists already, on {}", new.name, other.device);
-            return Err(Failure::new(ErrorCode::Busy, text));
-        }
-        if self.is_open(&new.device) {
-            let text = format!("{} is a pool already that is open", new.device);
-            return Err(Failure::new(ErrorCode::Busy, text));
-        }
-        new.examine()?;
-        let pool = OpenPool::create(new)?;
+        self.refuse_pool(new)?;
+        self.take_up_new(OpenPool::create(new)?)
+    }
+
+    fn take_up_new(&self, pool: OpenPool) -> Result<Arc<OpenPool>> {
         let pool = self.take_up(pool, EventKind::PoolCreated)?;
         self.remember_pools();
         Ok(pool)
+    }
+
+    fn refuse_pool(&self, new: &NewPool) -> Result<()> {
+        let busy = |text| Err(Failure::new(ErrorCode::Busy, text));
+        {
+            let state = self.state();
+            if let Some(other) = state.pools.get(&new.name) {
+                return busy(format!("pool {} exists already, on {}", new.name, other.device));
+            }
+            let same = |(name, device): &(&String, &String)| {
+                **name == new.name || (**device == new.device && !is_null(device))
+            };
+            if let Some((name, device)) = state.making.iter().find(same) {
+                return busy(format!("pool {name} is being made already, on {device}"));
+            }
+        }
+        if self.is_open(&new.device) {
+            return busy(format!("{} is a pool already that is open", new.device));
+        }
+        new.examine()
     }
 
     pub fn check_pool(&self, name: &str) -> Result<Check> {
@@ -189,6 +220,25 @@ impl Engine {
     }
 }
 
+/// A pool that is being made: it is listed, and its name and device are taken, until this goes.
+struct Making<'a> {
+    engine: &'a Engine,
+    name: String,
+}
+
+impl<'a> Making<'a> {
+    fn begin(engine: &'a Engine, new: &NewPool) -> Self {
+        engine.state().making.insert(new.name.clone(), new.device.clone());
+        Self { engine, name: new.name.clone() }
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.engine.state().making.remove(&self.name);
+    }
+}
+
 impl From<&CreatePool> for NewPool {
     fn from(request: &CreatePool) -> Self {
         Self {
@@ -204,7 +254,16 @@ impl From<&CreatePool> for NewPool {
 impl NewPool {
     /// Refuses a device that holds something, unless that may be destroyed.
     pub fn examine(&self) -> Result<()> {
-        if self.overwrite || self.device.starts_with("null:") {
+        let null = is_null(&self.device);
+        if !null && !std::path::Path::new(&self.device).is_absolute() {
+            let text = format!(
+                "device `{0}` is a relative path, and whoever reads it works in another directory: \
+                 write an absolute one, as /srv/{0}",
+                self.device
+            );
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
+        if self.overwrite || null {
             return Ok(());
         }
         let content = match inspect::look(std::path::Path::new(&self.device))?.state {
@@ -258,7 +317,7 @@ impl Engine {
         };
         let wanted = if new.thin { 0 } else { new.size_bytes };
         let made = pool.with_keeper(|keeper| {
-            keeper.call_after_scrub(wanted, move |pool| pool.create(allocation))
+            keeper.call_after_scrub(wanted, move |pool| pool.create(allocation))?
         });
         pool.refresh()?;
         Ok((pool, made?))
@@ -291,7 +350,7 @@ impl Engine {
         let (id, attributes) = (served.id, settings.encode());
         served.pool.change(move |pool| pool.set_attributes(id, attributes))?;
         let same = VolumeSettings { limits: settings.limits, ..served.settings.clone() };
-        if served.failure.is_some() || same != *settings {
+        if !served.is_served() || same != *settings {
             served.stop(&self.host)?;
             return self.serve(&served.pool, name);
         }
@@ -347,10 +406,6 @@ impl Engine {
             return self.detach_clean(&served);
         }
         let id = served.id;
-        served.pool.with_keeper(|keeper| {
-            keeper.give_up(id);
-            Ok(())
-        })?;
         served.stop(&self.host)?;
         if let Err(error) = served.pool.change(move |pool| pool.remove(id)) {
             // It exists on, so it is served on.

@@ -6,10 +6,11 @@
 
 use super::api::{
     Attachment, ErrorCode, EventKind, Failure, Health, QUEUE_SIZE, State, Status, Volume, Volumes,
+    Waiting,
 };
 use super::cached::Opener;
 use super::events::{EventLog, now_ms};
-use super::pool::OpenPool;
+use super::pool::{OpenPool, is_null};
 use super::rundir::{Remembered, RunDir};
 use super::served::{Host, Served};
 use super::watch::Watched;
@@ -40,6 +41,8 @@ pub(super) struct Everything {
     pub pools: BTreeMap<String, Arc<OpenPool>>,
     /// Pools that could not be opened, by device: name and reason.
     pub failed: BTreeMap<String, (String, String)>,
+    /// Pools whose file is being made, by name: the device.
+    pub making: BTreeMap<String, String>,
     /// By `VM/VOLUME`.
     pub volumes: BTreeMap<String, Served>,
     /// Why the manifests of `-f` were not applied.
@@ -93,7 +96,9 @@ impl Engine {
         let devices: Vec<String> = devices.iter().map(|device| absolute(device)).collect();
         let given = devices.iter().map(|device| (device.as_str(), None));
         for (device, name) in named.chain(given) {
-            if self.is_open(device) {
+            // A null pool that is given is the one that is remembered.
+            let again = |pool: &Arc<OpenPool>| name.is_none() && pool.device == device;
+            if self.is_open(device) || self.state().pools.values().any(again) {
                 continue;
             }
             let opened = OpenPool::open(device, name)
@@ -118,7 +123,7 @@ impl Engine {
     }
 
     pub(super) fn is_open(&self, device: &str) -> bool {
-        self.state().pools.values().any(|pool| pool.device == device)
+        !is_null(device) && self.state().pools.values().any(|pool| pool.device == device)
     }
 
     /// Opens a pool and serves its volumes.
@@ -251,8 +256,7 @@ impl Engine {
             .into_iter()
             .filter_map(|pool| pool.message.map(|text| format!("pool {}: {text}", pool.name)));
         let volumes = state.volumes.values().filter_map(|volume| {
-            let problem = volume.failure.clone().or_else(|| volume.cache_problem());
-            problem.map(|reason| format!("{}: {reason}", volume.object()))
+            volume.problem().map(|reason| format!("{}: {reason}", volume.object()))
         });
         failed.chain(pools).chain(volumes).chain(state.manifest_failure.clone()).collect()
     }
@@ -284,6 +288,7 @@ impl Engine {
                 .filter(|volume| volume.link.is_attached())
                 .count(),
             last_event: self.events().last(),
+            waiting: waiting_in_all(everything.volumes.values()),
             caches: Vec::new(),
         }
     }
@@ -313,9 +318,9 @@ impl Engine {
         self.state().watched.insert(pool.name.clone(), now);
     }
 
-    /// Stops serving. No request is under way when this returns, but for those that wait for space
-    /// in a full pool or for a backing: they stay in their guests' in-flight areas. Guests wait for
-    /// the next daemon.
+    /// Stops serving. No request is under way when this returns. Those that wait for space or for a
+    /// backing stay in their guests' in-flight areas: the next daemon, for which guests wait, does
+    /// them.
     pub fn stop(&self) -> Result<()> {
         // A change that waits for a drive must not keep the guests' requests from being ended.
         let deadline = Instant::now() + CHANGE_WAIT;
@@ -329,25 +334,33 @@ impl Engine {
         };
         let pools = self.open_pools();
         let restless = self.rest_caches();
-        let held_up = || self.held_up_requests();
+        if restless > 0 {
+            log::warn!("{restless} backings do not answer: what they lack is on the flash");
+        }
         let waiting =
-            || pools.iter().map(|pool| pool.waiting()).sum::<usize>() + held_up() + restless;
-        let stopped = self.host.server.clone().stop_unless(|| waiting() > 0);
-        let left = waiting();
+            pools.iter().map(|pool| pool.waiting()).sum::<usize>() + self.parked_requests();
+        if waiting > 0 {
+            log::info!("{waiting} requests wait for space: the next daemon does them");
+        }
+        // A write that a log has taken in part stays until there is space for the rest of it, and
+        // what a backing was asked for until that answers.
+        let held_up = || restless > 0 || self.held_up_requests() > 0;
+        let stopped = self.host.server.clone().stop_unless(held_up);
         for pool in &pools {
             pool.stop();
         }
         match stopped {
-            Err(error) if left > 0 && error.kind() == ErrorKind::Busy => {
-                if restless > 0 {
-                    log::warn!("{restless} backings do not answer: what they lack is on the flash");
-                }
-                log::info!("requests wait for space or for a backing: the next daemon does them");
-                Ok(())
-            }
+            Err(error) if held_up() && error.kind() == ErrorKind::Busy => Ok(()),
             stopped => stopped,
         }
     }
+}
+
+fn waiting_in_all<'a>(volumes: impl Iterator<Item = &'a Served>) -> Option<Waiting> {
+    volumes.filter_map(Served::waiting).reduce(|all, one| Waiting {
+        requests: all.requests + one.requests,
+        oldest_ms: all.oldest_ms.max(one.oldest_ms),
+    })
 }
 
 /// The device that is there, is known as a pool of this name, and could not be opened.
@@ -361,7 +374,11 @@ fn failed_elsewhere<'a>(state: &'a Everything, pool: &OpenPool) -> Option<&'a st
 /// A device as it is named from anywhere.
 fn absolute(device: &str) -> String {
     match std::path::absolute(device) {
-        Ok(path) if !device.starts_with("null:") => path.display().to_string(),
+        Ok(path) if !is_null(device) => path.display().to_string(),
         _ => device.to_owned(),
     }
 }
+
+#[cfg(test)]
+#[path = "engine_test.rs"]
+mod tests;

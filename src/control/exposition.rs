@@ -97,6 +97,14 @@ fn write_pools(page: &mut Exposition, pools: &[Arc<OpenPool>]) {
     for (name, facts, _) in &facts {
         fenced.sample(&[("pool", name)], u8::from(facts.fenced));
     }
+    let mut failed = page.family(
+        "vflash_pool_keeper_failed",
+        MetricKind::Gauge,
+        "1 if the pool's keeper has ended by a defect: nothing is mapped or changed any more.",
+    );
+    for pool in pools {
+        failed.sample(&[("pool", &pool.name)], u8::from(pool.keeper_failure().is_some()));
+    }
     let mut waiting = page.family(
         "vflash_pool_waiting_requests",
         MetricKind::Gauge,
@@ -133,7 +141,7 @@ fn write_served(page: &mut Exposition, volumes: &[Served]) {
         .collect();
     let each = || labels.iter().zip(volumes);
     type Sample = fn(&Served) -> u64;
-    let gauges: [(&str, &str, Sample); 4] = [
+    let gauges: [(&str, &str, Sample); 7] = [
         ("vflash_volume_size_bytes", "Size.", |volume| {
             volume.facts().map_or(0, |facts| facts.size_bytes)
         }),
@@ -141,7 +149,18 @@ fn write_served(page: &mut Exposition, volumes: &[Served]) {
             volume.facts().map_or(0, |facts| facts.mapped_bytes)
         }),
         ("vflash_volume_served", "1 if its socket is open.", |volume| {
-            u64::from(volume.failure.is_none())
+            u64::from(volume.is_served())
+        }),
+        ("vflash_volume_fenced", "1 if it failed by a defect and its requests fail.", |volume| {
+            u64::from(volume.is_fenced())
+        }),
+        (
+            "vflash_volume_waiting_requests",
+            "Requests that wait, for space most of all.",
+            |volume| volume.waiting().map_or(0, |waiting| waiting.requests),
+        ),
+        ("vflash_volume_oldest_waiting_milliseconds", "Age of the oldest of them.", |volume| {
+            volume.waiting().map_or(0, |waiting| waiting.oldest_ms)
         }),
         ("vflash_volume_attached", "1 if a front end is connected.", |volume| {
             u64::from(volume.link.is_attached())
@@ -240,8 +259,16 @@ mod tests {
     fn every_counter_of_a_volume_is_shown_once() {
         let counters = VolumeCounters::default();
         // The pattern names every field, so that a new one cannot be forgotten here.
-        let VolumeCounters { bounced, merged, zeros_written, extents_mapped, extents_unmapped } =
-            &counters;
+        let VolumeCounters {
+            bounced,
+            merged,
+            zeros_written,
+            extents_mapped,
+            extents_unmapped,
+            // Gauges.
+            waiting: _,
+            waiting_since: _,
+        } = &counters;
         let all = [bounced, merged, zeros_written, extents_mapped, extents_unmapped];
         (1..).zip(all).for_each(|(value, counter)| counter.store(value, Ordering::Relaxed));
         let mut shown = COUNTERS.map(|(_, _, counter)| counter(&counters).load(Ordering::Relaxed));

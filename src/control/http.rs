@@ -10,6 +10,7 @@ use super::routes::{self, Answer, Call, EVENTS, Method, ROUTES, Reply, Route, js
 use crate::base::{Error, Result};
 use axum::Router;
 use axum::body::HttpBody;
+use axum::extract::rejection::{QueryRejection, RawPathParamsRejection};
 use axum::extract::{Query, RawPathParams, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
@@ -153,7 +154,7 @@ fn router(engine: &Arc<Engine>) -> Router {
             Method::Post => MethodFilter::POST,
         };
         let engine = engine.clone();
-        let handler = on(filter, move |path: RawPathParams, query, request| {
+        let handler = on(filter, move |path: PathParts, query: QueryParts, request| {
             respond(route, engine, path, query, request)
         });
         let known = methods.remove(route.path).unwrap_or_default();
@@ -172,22 +173,37 @@ fn router(engine: &Arc<Engine>) -> Router {
         })
 }
 
+/// What a path and a query say, or why they say nothing.
+type PathParts = std::result::Result<RawPathParams, RawPathParamsRejection>;
+type QueryParts = std::result::Result<Query<HashMap<String, String>>, QueryRejection>;
+
 async fn respond(
     route: &'static Route,
     engine: Arc<Engine>,
-    path: RawPathParams,
-    Query(query): Query<HashMap<String, String>>,
+    path: PathParts,
+    query: QueryParts,
     request: Request,
 ) -> Response {
-    let path = path.iter().map(|(_, value)| value.to_owned()).collect();
-    let answer = match read_body(request).await {
-        Ok(body) => answer(route, engine, Call { path, query, body }).await,
+    let answer = match read_call(path, query, request).await {
+        Ok(call) => answer(route, engine, call).await,
         Err(failure) => Err(failure),
     };
     match answer {
         Ok(reply) => response(StatusCode::OK, reply),
         Err(failure) => failed(&failure),
     }
+}
+
+async fn read_call(
+    path: PathParts,
+    query: QueryParts,
+    request: Request,
+) -> std::result::Result<Call, Failure> {
+    let invalid = |text: String| Failure::new(ErrorCode::Invalid, text);
+    let path = path.map_err(|rejection| invalid(format!("the path: {rejection}")))?;
+    let Query(query) = query.map_err(|rejection| invalid(format!("the query: {rejection}")))?;
+    let path = path.iter().map(|(_, value)| value.to_owned()).collect();
+    Ok(Call { path, query, body: read_body(request).await? })
 }
 
 async fn read_body(request: Request) -> std::result::Result<axum::body::Bytes, Failure> {

@@ -37,7 +37,7 @@ pub struct Found {
     pub pool: Option<PoolFacts>,
 }
 
-/// Looks at a path that no pool of ours is open on.
+/// Looks at a path that no pool of ours is open on, and writes nothing there.
 ///
 /// # Errors
 /// It cannot be read, or somebody else holds it.
@@ -55,7 +55,7 @@ pub fn look(path: &Path) -> Result<Found> {
     if empty && head.iter().all(|byte| *byte == 0) {
         return Ok(Found { state: DeviceState::Blank { size_bytes }, pool: None });
     }
-    let content = match Pool::open(Box::new(disk)) {
+    let content = match Pool::view(Box::new(disk)) {
         Ok(pool) => {
             let state = DeviceState::Pool { name: pool.name().to_owned() };
             return Ok(Found { state, pool: Some(PoolFacts::of(&pool)) });
@@ -140,5 +140,26 @@ mod tests {
         let found = look(&path).unwrap();
         assert_eq!(found.state, DeviceState::Pool { name: "flash".into() });
         assert!(found.pool.unwrap().allocations.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_copy_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("device");
+        std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
+        let disk = FileDisk::open(&path, Duration::ZERO).unwrap();
+        drop(Pool::format(Box::new(disk), "flash").unwrap());
+        let whole = std::fs::read(&path).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        // What comes first is a copy of the root.
+        let first = whole.iter().position(|byte| *byte != 0).unwrap();
+        file.write_all_at(&[0x55; 64], first as u64).unwrap();
+        let damaged = std::fs::read(&path).unwrap();
+        assert_eq!(look(&path).unwrap().state, DeviceState::Pool { name: "flash".into() });
+        assert!(std::fs::read(&path).unwrap() == damaged, "looking has written");
+        // Opening repairs it, so there was something to repair.
+        let disk = FileDisk::open(&path, Duration::ZERO).unwrap();
+        drop(Pool::open(Box::new(disk)).unwrap());
+        assert!(std::fs::read(&path).unwrap() == whole);
     }
 }

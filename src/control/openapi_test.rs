@@ -140,6 +140,7 @@ fn samples() -> Vec<(&'static str, Value)> {
         volumes: 1,
         attached: 1,
         last_event: 1,
+        waiting: Some(Waiting { requests: 1, oldest_ms: 2 }),
         caches: vec![cached::CachedDisk { name: text("a/b"), cache: sample_cache() }],
     };
     let mut samples = vec![
@@ -174,6 +175,7 @@ fn sample_volume() -> Volume {
         queues_running: 1,
         write_cache: true,
         bounced_pieces: 1,
+        waiting: Some(Waiting { requests: 1, oldest_ms: 2 }),
         operations: vec![Operations { kind: text("read"), operations: 1, bytes: 1, errors: 1 }],
         cache: Some(sample_cache()),
     }

@@ -159,7 +159,7 @@ impl OpenPool {
         &self,
         change: impl FnOnce(&mut Pool) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        let result = self.with_keeper(|keeper| keeper.call(change));
+        let result = self.with_keeper(|keeper| keeper.call(change)?);
         self.refresh()?;
         result
     }
@@ -174,7 +174,7 @@ impl OpenPool {
     }
 
     pub fn refresh(&self) -> Result<()> {
-        let facts = self.with_keeper(|keeper| Ok(keeper.call(|pool| PoolFacts::of(pool))))?;
+        let facts = self.with_keeper(|keeper| keeper.call(|pool| PoolFacts::of(pool)))?;
         *self.lock_facts() = facts;
         Ok(())
     }
@@ -191,6 +191,11 @@ impl OpenPool {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why its keeper has ended by itself.
+    pub fn keeper_failure(&self) -> Option<String> {
+        self.with_keeper(|keeper| Ok(keeper.failure())).unwrap_or_default()
+    }
+
     pub fn scrub(&self) -> ScrubStatus {
         self.with_keeper(|keeper| Ok(keeper.scrub_status())).unwrap_or_default()
     }
@@ -198,7 +203,7 @@ impl OpenPool {
     /// Checks what is on flash. Meanwhile [`OpenPool::report`] says how far it is.
     pub fn check(&self) -> Result<CheckReport> {
         let progress = self.checking.clone();
-        self.with_keeper(|keeper| Ok(keeper.call(move |pool| pool.check_with(&progress))))
+        self.with_keeper(|keeper| keeper.call(move |pool| pool.check_with(&progress)))
     }
 
     /// Thin volumes' requests that wait until there is space.
@@ -218,9 +223,10 @@ impl OpenPool {
         let facts = self.facts();
         let scrub = self.scrub();
         let fenced = "a commit failed and its outcome is open; see the log for the device's error";
-        let (state, message) = match (facts.fenced, scrub.failure) {
-            (true, _) => (PoolState::Fenced, Some(fenced.to_owned())),
-            (false, failure) => (PoolState::Ok, failure),
+        let (state, message) = match (self.keeper_failure(), facts.fenced) {
+            (Some(failure), _) => (PoolState::Failed, Some(failure)),
+            (None, true) => (PoolState::Fenced, Some(fenced.to_owned())),
+            (None, false) => (PoolState::Ok, scrub.failure),
         };
         api::Pool {
             name: self.name.clone(),
@@ -238,6 +244,11 @@ impl OpenPool {
             volumes: facts.allocations.len(),
         }
     }
+}
+
+/// A pool without a drive: any number may have the same description.
+pub fn is_null(device: &str) -> bool {
+    device.starts_with("null:")
 }
 
 /// Makes the file, or makes it as long as `size_bytes`. True: it is known to be all zeros.

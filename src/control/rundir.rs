@@ -43,6 +43,16 @@ impl RunDir {
         make_directory(path).map_err(failed)?;
         // Sockets must be reachable from anywhere.
         let path = path.canonicalize().map_err(failed)?;
+        let api = super::api::socket_path(&path);
+        if api.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            let text = format!(
+                "the path of the API's socket, {}, has {} bytes, and Linux takes \
+                 {SOCKET_PATH_BYTES_MAX}: give vflashd a shorter --run-dir",
+                api.display(),
+                api.as_os_str().len()
+            );
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
         let file = File::options()
             .write(true)
             .create(true)
@@ -241,6 +251,20 @@ mod tests {
         }
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(left.len(), 1);
+    }
+
+    #[test]
+    fn a_directory_whose_sockets_cannot_be_bound_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = SOCKET_PATH_BYTES_MAX - dir.path().as_os_str().len() - "//api.sock".len();
+        let longest = dir.path().join("d".repeat(room));
+        let run_dir = RunDir::open(&longest).unwrap();
+        let socket = super::super::api::socket_path(run_dir.path());
+        std::os::unix::net::UnixListener::bind(socket).unwrap();
+        let error = RunDir::open(&dir.path().join("d".repeat(room + 1))).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        let text = error.to_string();
+        assert!(text.contains("has 108 bytes, and Linux takes 107") && text.contains("--run-dir"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::cached::{Cached, CachedVolume, Opener};
 use super::events::EventLog;
 use super::pool::{AllocationFacts, OpenPool};
 use super::rundir::RunDir;
+use crate::base::clock::Nanos;
 use crate::base::limits::QUEUES_MAX;
 use crate::base::units::SECTOR_BYTES;
 use crate::base::{Error, ErrorKind, Result};
@@ -59,6 +60,8 @@ pub struct Link {
     route: Mutex<Route>,
     attached: AtomicBool,
     write_cache: AtomicBool,
+    /// Why it is not what it should be, though it has an export.
+    trouble: Mutex<Option<(VolumeState, String)>>,
 }
 
 enum Route {
@@ -76,7 +79,17 @@ impl Link {
             route: Mutex::new(Route::Waiting(Vec::new())),
             attached: AtomicBool::new(false),
             write_cache: AtomicBool::new(write_cache),
+            trouble: Mutex::default(),
         }
+    }
+
+    fn set_trouble(&self, state: VolumeState, text: impl Into<String>) {
+        let trouble = Some((state, text.into()));
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    pub fn trouble(&self) -> Option<(VolumeState, String)> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Brings a message to the volume; one that is closed gets none.
@@ -273,10 +286,18 @@ impl Served {
             ExportEvent::Refused { reason } => {
                 host.events.add(EventKind::Error, &object, reason);
             }
+            ExportEvent::Fenced { reason } => {
+                link.set_trouble(VolumeState::Fenced, &reason);
+                host.events.add(EventKind::Fenced, &object, reason);
+            }
         })
     }
 
     /// Ends serving: nothing is under way when this returns.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`]: something is, and does not end. Its socket goes as soon as it has; what
+    /// was to follow must be asked for again.
     pub fn stop(&self, host: &Host) -> Result<()> {
         if let Some(export) = self.link.export() {
             // The thread that removes serves everybody's sockets: nothing may keep it waiting.
@@ -284,7 +305,12 @@ impl Served {
             match host.server.remove(export) {
                 // One that ended Busy the last time has ended since.
                 Err(error) if error.kind() == ErrorKind::Gone => {}
-                removed => removed?,
+                Err(error) => {
+                    let text = format!("it is being taken down: {error}; ask for it again");
+                    self.link.set_trouble(VolumeState::Failed, text);
+                    return Err(error.context(format_args!("volume {}", self.name)));
+                }
+                Ok(()) => {}
             }
             self.link.close();
             self.link.attached.store(false, Ordering::Relaxed);
@@ -305,11 +331,56 @@ impl Served {
 
     /// The export of a volume that is served.
     pub fn export_id(&self) -> Result<ExportId> {
-        let reason = || self.failure.as_deref().unwrap_or("it is being taken down");
-        self.link.export().ok_or_else(|| {
-            let text = format!("volume {} is not served: {}", self.name, reason());
+        let (state, message) = self.condition();
+        let export = self.link.export().filter(|_| state != VolumeState::Failed);
+        export.ok_or_else(|| {
+            let reason = message.unwrap_or_else(|| "it is being taken down".to_owned());
+            let text = format!("volume {} is not served: {reason}", self.name);
             Error::new(ErrorKind::Fenced, text)
         })
+    }
+
+    /// Whether it is served, and if not why.
+    fn condition(&self) -> (VolumeState, Option<String>) {
+        match (&self.failure, self.link.trouble()) {
+            (Some(failure), _) => (VolumeState::Failed, Some(failure.clone())),
+            (None, Some((state, text))) => (state, Some(text)),
+            (None, None) if self.is_opening() => (VolumeState::Opening, None),
+            (None, None) => (VolumeState::Served, None),
+        }
+    }
+
+    pub fn is_served(&self) -> bool {
+        !matches!(self.condition().0, VolumeState::Failed | VolumeState::Opening)
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.condition().0 == VolumeState::Fenced
+    }
+
+    /// What somebody should look after.
+    pub fn problem(&self) -> Option<String> {
+        self.condition().1.or_else(|| self.cache_problem()).or_else(|| self.waiting_problem())
+    }
+
+    /// Requests of a flash volume that wait.
+    pub fn waiting(&self) -> Option<api::Waiting> {
+        let requests = self.counters.waiting.load(Ordering::Relaxed);
+        let since = Nanos(self.counters.waiting_since.load(Ordering::Relaxed));
+        let oldest_ms = Nanos::now().since(since).as_millis() as u64;
+        (requests > 0 && since > Nanos::default()).then_some(api::Waiting { requests, oldest_ms })
+    }
+
+    /// Others of a volume that waits for space wait, too: for a moment, until it is mapped.
+    fn waiting_problem(&self) -> Option<String> {
+        let waiting = self.waiting().filter(|_| self.pool.waiting() > 0)?;
+        Some(format!(
+            "writes wait for space in pool {} ({}, the oldest for {}s): reclaim or shrink other \
+             volumes, or grow the pool",
+            self.pool.name,
+            waiting.requests,
+            waiting.oldest_ms / 1000
+        ))
     }
 
     pub fn facts(&self) -> Result<AllocationFacts> {
@@ -323,6 +394,7 @@ impl Served {
         let facts = self.facts()?;
         let status = self.link.export().and_then(|id| host.server.status(id).ok());
         let status = status.unwrap_or_default();
+        let (state, message) = self.condition();
         Ok(api::Volume {
             name: self.name.clone(),
             pool: self.pool.name.clone(),
@@ -338,17 +410,14 @@ impl Served {
             },
             serial: self.serial.clone(),
             socket: self.socket.display().to_string(),
-            state: match self.failure {
-                None if self.is_opening() => VolumeState::Opening,
-                None => VolumeState::Served,
-                Some(_) => VolumeState::Failed,
-            },
-            message: self.failure.clone(),
+            state,
+            message,
             attached: status.connected,
             peer_pid: status.peer_pid,
             queues_running: status.queues_running,
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
             bounced_pieces: self.counters.bounced.load(Ordering::Relaxed),
+            waiting: self.waiting(),
             operations: self.operations(),
             cache: self.cache_report(&facts),
         })

@@ -29,7 +29,7 @@ impl Watched {
             watermark: space.watermark,
             scrub_bytes: space.scrub_bytes,
             scrub_bytes_peak: 0,
-            failure: pool.scrub().failure,
+            failure: pool.keeper_failure().or(pool.scrub().failure),
         }
     }
 

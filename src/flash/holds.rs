@@ -4,6 +4,7 @@
 use super::volume::{FlashVolume, Slot};
 use crate::base::units::SECTOR_BYTES;
 use crate::io::volume::Io;
+use std::sync::atomic::Ordering;
 
 /// Sectors on which nothing new may start.
 pub(super) struct Hold {
@@ -78,9 +79,17 @@ impl FlashVolume {
                     self.resume(id, io);
                 }
             } else {
-                return;
+                return self.note_waiting();
             }
         }
+    }
+
+    /// Parked tasks are tried again in their order, so the first waits longest.
+    fn note_waiting(&self) {
+        let oldest = self.parked.first().and_then(|id| self.slots[*id as usize].task.as_ref());
+        let since = oldest.and_then(|task| task.parked_at).unwrap_or_default();
+        self.counters.waiting_since.store(since.0, Ordering::Relaxed);
+        self.counters.waiting.store(self.parked.len() as u64, Ordering::Relaxed);
     }
 
     fn grant(&mut self, index: usize, io: &mut dyn Io) {

@@ -8,14 +8,15 @@ use super::change::AllocationId;
 use super::pool::Pool;
 use super::thin::{ThinKind, ThinReply, ThinRequest};
 use super::volume::{FlashVolume, FullPolicy, VolumeCounters, VolumeMessage};
+use crate::base::error::panic_text;
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::DiskGeometry;
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -65,10 +66,8 @@ enum Message {
     /// To be called when so many bytes are clean, or nothing is left to scrub.
     AfterScrub(u64, Call),
     Thin(Thin),
-    /// What waits for space for this allocation fails, now and from now on.
-    GiveUp(AllocationId),
-    /// It waits again.
-    TakeUp(AllocationId),
+    /// Nobody waits for space for this allocation any more.
+    Withdraw(AllocationId),
     Stop,
 }
 
@@ -95,6 +94,12 @@ impl ThinSender {
         let thin = Thin { request, full: self.full, notify: self.notify.clone() };
         let _ = self.messages.send(Message::Thin(thin));
     }
+
+    /// What was asked for and waits for space is not wanted any more; it may be answered all the
+    /// same.
+    pub(super) fn withdraw(&self) {
+        let _ = self.messages.send(Message::Withdraw(self.id));
+    }
 }
 
 /// A handle on a pool's keeper; clones share it.
@@ -104,6 +109,7 @@ pub struct Keeper {
     attached: Arc<Mutex<BTreeMap<AllocationId, Notify>>>,
     scrub: Arc<Mutex<ScrubStatus>>,
     waiting: Arc<AtomicUsize>,
+    failure: Arc<OnceLock<String>>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -113,30 +119,44 @@ impl Keeper {
         let (messages, receiver) = channel();
         let scrub = Arc::new(Mutex::new(ScrubStatus::default()));
         let waiting = Arc::new(AtomicUsize::new(0));
-        let worker = Worker {
+        let failure = Arc::new(OnceLock::new());
+        let mut worker = Worker {
             pool,
             options,
             messages: receiver,
             later: Vec::new(),
             waiting: Vec::new(),
-            given_up: BTreeSet::new(),
             rest_until: None,
             scrub: scrub.clone(),
             waiting_count: waiting.clone(),
         };
+        let failed = failure.clone();
         let thread = std::thread::Builder::new()
             .name("keeper".to_owned())
-            .spawn(move || worker.run())
+            .spawn(move || {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                    let why = panic_text(&*panic);
+                    let name = worker.pool.name();
+                    log::error!("pool {name}: its keeper has ended by a defect: {why}");
+                    // Before the worker goes, and with it what is asked of it.
+                    let _ = failed.set(why.to_owned());
+                }
+            })
             .map_err(|error| Error::io("starting the keeper of a pool", error))?;
         let thread = Arc::new(Mutex::new(Some(thread)));
-        Ok(Self { messages, attached: Arc::default(), scrub, waiting, thread })
+        Ok(Self { messages, attached: Arc::default(), scrub, waiting, failure, thread })
     }
 
     /// Runs `call` on the pool and returns what it returns. Must not be called by `call` itself.
+    /// If it panics the keeper ends: what the pool has in memory is not to be trusted any more.
     ///
-    /// # Panics
-    /// If the keeper was stopped, or with the panic of `call`.
-    pub fn call<R: Send + 'static>(&self, call: impl FnOnce(&mut Pool) -> R + Send + 'static) -> R {
+    /// # Errors
+    /// [`ErrorKind::Fenced`]: the keeper has ended by a defect. [`ErrorKind::Gone`]: it was
+    /// stopped.
+    pub fn call<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Pool) -> R + Send + 'static,
+    ) -> Result<R> {
         self.run(Message::Call, call)
     }
 
@@ -146,7 +166,7 @@ impl Keeper {
         &self,
         bytes: u64,
         call: impl FnOnce(&mut Pool) -> R + Send + 'static,
-    ) -> R {
+    ) -> Result<R> {
         self.run(|call| Message::AfterScrub(bytes, call), call)
     }
 
@@ -154,18 +174,35 @@ impl Keeper {
         &self,
         message: impl FnOnce(Call) -> Message,
         call: impl FnOnce(&mut Pool) -> R + Send + 'static,
-    ) -> R {
+    ) -> Result<R> {
         let (answer, answered) = channel();
-        let call: Call = Box::new(move |pool| {
-            let result = catch_unwind(AssertUnwindSafe(|| call(pool)));
-            // A caller that is gone has no use for the result.
-            let _ = answer.send(result);
-        });
-        self.messages.send(message(call)).expect("the keeper runs until it is stopped");
-        match answered.recv().expect("the keeper answers every call") {
-            Ok(result) => result,
-            Err(panic) => resume_unwind(panic),
-        }
+        let failed = self.failure.clone();
+        let call: Call =
+            Box::new(move |pool| match catch_unwind(AssertUnwindSafe(|| call(pool))) {
+                // A caller that is gone has no use for the result.
+                Ok(result) => _ = answer.send(result),
+                Err(panic) => {
+                    // Before the answer goes, whose receiver asks why.
+                    let _ = failed.set(panic_text(&*panic).to_owned());
+                    resume_unwind(panic);
+                }
+            });
+        // One that has ended drops the call, and with it the answer.
+        let _ = self.messages.send(message(call));
+        answered.recv().map_err(|_| match self.failure() {
+            Some(text) => Error::new(ErrorKind::Fenced, text),
+            None => Error::new(ErrorKind::Gone, "the pool was closed meanwhile"),
+        })
+    }
+
+    /// Why the keeper has ended by itself, and what helps.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.get().map(|why| {
+            format!(
+                "its keeper has ended by a defect of vflashd ({why}): volumes are served on, but \
+                 nothing is mapped, given back or changed until vflashd is restarted"
+            )
+        })
     }
 
     /// The volume of an allocation, to be served. From now on [`Self::resize`] tells it of its
@@ -174,23 +211,14 @@ impl Keeper {
         let VolumeOptions { notify, full, geometry, counters } = options;
         let keeper =
             ThinSender { id, full, notify: notify.clone(), messages: self.messages.clone() };
-        // If the keeper has stopped, the call says so.
-        let _ = self.messages.send(Message::TakeUp(id));
         let volume = self.call(move |pool| {
             let allocation = pool.allocation(id).ok_or_else(|| {
                 Error::new(ErrorKind::Gone, format!("there is no allocation {}", id.0))
             })?;
-            Ok(FlashVolume::new(allocation, geometry, keeper, counters))
-        })?;
+            Ok::<_, Error>(FlashVolume::new(allocation, geometry, keeper, counters))
+        })??;
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).insert(id, notify);
         Ok(volume)
-    }
-
-    /// The allocation is about to be removed: requests of its volume that wait for space, and those
-    /// that would, fail instead, so that nothing of it stays under way. Until it is served anew.
-    pub fn give_up(&self, id: AllocationId) {
-        // A keeper that has stopped lets nothing wait.
-        let _ = self.messages.send(Message::GiveUp(id));
     }
 
     /// The volume is no longer served.
@@ -205,9 +233,9 @@ impl Keeper {
         let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         let notify = attached.get(&id).cloned();
         drop(attached);
-        let old = self.call(move |pool| pool.allocation(id).map(|found| found.size_bytes));
+        let old = self.call(move |pool| pool.allocation(id).map(|found| found.size_bytes))?;
         let Some(notify) = notify.filter(|_| old.is_some()) else {
-            return self.call(move |pool| pool.resize(id, size_bytes));
+            return self.call(move |pool| pool.resize(id, size_bytes))?;
         };
         if old.is_some_and(|old| size_bytes < old) {
             let (done, quiet) = channel();
@@ -221,13 +249,13 @@ impl Keeper {
                 );
                 Error::new(ErrorKind::Busy, text)
             })?;
-            return self.call(move |pool| pool.resize(id, size_bytes));
+            return self.call(move |pool| pool.resize(id, size_bytes))?;
         }
         let runs = self.call(move |pool| {
             pool.resize(id, size_bytes)?;
             let runs = pool.allocation(id).map(|allocation| allocation.runs().collect());
             Ok::<_, Error>(runs.unwrap_or_default())
-        })?;
+        })??;
         notify(Box::new(VolumeMessage::Grown { size_bytes, runs }));
         Ok(())
     }
@@ -248,8 +276,8 @@ impl Keeper {
         // A keeper that has ended already is what is wanted.
         let _ = self.messages.send(Message::Stop);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Err(panic)) = thread.map(JoinHandle::join) {
-            resume_unwind(panic);
+        if let Some(thread) = thread {
+            thread.join().expect("its panics are caught");
         }
     }
 }
@@ -262,8 +290,6 @@ struct Worker {
     later: Vec<(u64, Call)>,
     /// Requests that wait for space.
     waiting: Vec<Thin>,
-    /// Allocations about to be removed: nothing of them waits.
-    given_up: BTreeSet<AllocationId>,
     /// Scrubbing rests until then.
     rest_until: Option<Instant>,
     scrub: Arc<Mutex<ScrubStatus>>,
@@ -272,7 +298,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self) {
+    fn run(&mut self) {
         loop {
             let first = match self.wait() {
                 Ok(message) => Some(message),
@@ -321,12 +347,10 @@ impl Worker {
             Message::Call(call) => call(&mut self.pool),
             Message::AfterScrub(bytes, call) => self.later.push((bytes, call)),
             Message::Thin(_) => unreachable!("batched by the caller"),
-            Message::GiveUp(id) => {
-                self.given_up.insert(id);
-                let waiting = std::mem::take(&mut self.waiting);
-                self.answer_once(waiting);
+            Message::Withdraw(id) => {
+                self.waiting.retain(|thin| thin.request.id != id);
+                self.waiting_count.store(self.waiting.len(), Ordering::Relaxed);
             }
-            Message::TakeUp(id) => _ = self.given_up.remove(&id),
             Message::Stop => return true,
         }
         self.retry_waiting();
@@ -351,8 +375,7 @@ impl Worker {
         let replies = self.pool.thin_batch(&requests);
         for (thin, reply) in batch.into_iter().zip(replies) {
             let full = reply.as_ref().is_err_and(|error| error.kind() == ErrorKind::Full);
-            let waits = thin.full == FullPolicy::Wait && !self.given_up.contains(&thin.request.id);
-            if full && waits {
+            if full && thin.full == FullPolicy::Wait {
                 self.waiting.push(thin);
             } else {
                 tell(thin, reply);

@@ -27,7 +27,7 @@ fn waiting_requests_share_one_commit() {
         busy.call(move |_| {
             entered.send(()).expect("the test listens");
             gate.recv().expect("released");
-        });
+        })
     });
     inside.recv().expect("the call runs");
     for extent in 0..20 {
@@ -40,7 +40,7 @@ fn waiting_requests_share_one_commit() {
         let VolumeMessage::Thin { reply, .. } = *message else { panic!("an answer") };
         assert_eq!(reply.expect("mapped").len(), 1);
     }
-    caller.join().expect("no panic");
+    caller.join().expect("no panic").expect("runs");
     assert_eq!(disk.operations() - before, 3, "two copies of one record and one flush");
     keeper.stop();
 }
@@ -56,7 +56,7 @@ fn scrubbing_goes_on_between_messages_and_rests_after_a_failure() {
     let options = KeeperOptions { scrub_bytes: 4 * MIB, scrub_retry };
     let keeper = Keeper::start(pool, options).expect("started");
     // After a failure a caller is not kept waiting for what may never become clean.
-    keeper.call_after_scrub(64 * MIB, |_| ());
+    keeper.call_after_scrub(64 * MIB, |_| ()).expect("runs");
     assert!(keeper.scrub_status().failure.expect("told").contains("stays out of use"));
     disk.set_faults(Faults::default());
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -65,7 +65,7 @@ fn scrubbing_goes_on_between_messages_and_rests_after_a_failure() {
         std::thread::yield_now();
     }
     let free = keeper.call_after_scrub(dirty, |pool| pool.space().free_bytes);
-    assert_eq!(free, dirty);
+    assert_eq!(free.expect("runs"), dirty);
     let status = keeper.scrub_status();
     assert_eq!((status.scrubbed_bytes, status.left_bytes), (dirty, 0));
     keeper.stop();
@@ -90,14 +90,31 @@ fn a_stopped_keeper_lets_go_of_its_disk() {
 }
 
 #[test]
-fn a_panic_in_a_call_is_the_callers() {
+fn a_panic_on_the_pool_ends_the_keeper_which_says_so_to_all_who_ask() {
+    let mut pool = make(&SimDisk::new(24 * MIB), None);
+    let id = pool.create(thin("vm/a", 4 * MIB)).expect("created");
+    let keeper = Keeper::start(pool, KeeperOptions::default()).expect("started");
+    assert_eq!(keeper.failure(), None);
+    let error = keeper.call(|_| panic!("planted")).expect_err("it panicked");
+    assert_eq!(error.kind(), ErrorKind::Fenced);
+    assert!(error.to_string().contains("(planted)"), "{error}");
+    // Half of what the call did may be in memory: nobody builds on that.
+    let error = keeper.call(|pool| pool.name().to_owned()).expect_err("nobody works on it");
+    assert_eq!(error.kind(), ErrorKind::Fenced);
+    let error = keeper.resize(id, 8 * MIB, Duration::ZERO).expect_err("nobody works on it");
+    assert!(error.to_string().contains("until vflashd is restarted"), "{error}");
+    assert!(keeper.failure().is_some_and(|text| text.contains("planted")));
+    keeper.stop();
+}
+
+#[test]
+fn what_is_asked_of_a_stopped_keeper_is_refused() {
     let keeper =
         Keeper::start(make(&SimDisk::new(24 * MIB), None), KeeperOptions::default()).expect("ok");
-    let caller = keeper.clone();
-    let panicked = std::thread::spawn(move || caller.call(|_| panic!("planted"))).join();
-    assert!(panicked.is_err());
-    assert_eq!(keeper.call(|pool| pool.name().to_owned()), "test", "the keeper goes on");
+    let other = keeper.clone();
     keeper.stop();
+    assert_eq!(other.call(|_| ()).expect_err("stopped").kind(), ErrorKind::Gone);
+    assert_eq!(other.failure(), None);
 }
 
 #[test]
@@ -115,7 +132,7 @@ fn a_shrink_whose_volume_does_not_answer_is_given_up() {
     let error = keeper.resize(id, MIB, Duration::from_millis(5)).expect_err("given up");
     assert_eq!(error.kind(), ErrorKind::Busy);
     let size = keeper.call(move |pool| pool.allocation(id).map(|found| found.size_bytes));
-    assert_eq!(size, Some(4 * MIB), "nothing was cut off");
+    assert_eq!(size.expect("runs"), Some(4 * MIB), "nothing was cut off");
     keeper.detached(id);
     keeper.resize(id, MIB, Duration::ZERO).expect("nobody to ask");
     keeper.stop();

@@ -26,7 +26,7 @@ pub use extents::ExtentRange;
 pub use format::FormatOptions;
 pub use keeper::{Keeper, KeeperOptions, Notify, ScrubStatus, VolumeOptions};
 pub use layout::{ATTRIBUTES_BYTES_MAX, NAME_BYTES_MAX, POOL_BYTES_MIN, POOL_NAME_BYTES_MAX};
-pub use pool::{NewAllocation, Pool, ScrubProgress, Space, Watermark};
+pub use pool::{NewAllocation, Pool, PoolView, ScrubProgress, Space, Watermark};
 pub use store::Finding;
 pub use table::{Allocation, Run};
 pub use thin::{ThinKind, ThinReply, ThinRequest};

@@ -77,6 +77,17 @@ pub struct Pool {
     pub(super) scrub_cursor: u64,
 }
 
+/// A pool that is only looked at: nobody gets it to change it.
+pub struct PoolView(Pool);
+
+impl std::ops::Deref for PoolView {
+    type Target = Pool;
+
+    fn deref(&self) -> &Pool {
+        &self.0
+    }
+}
+
 impl Pool {
     /// Opens the pool on `disk`: single damaged copies are repaired, anything more is refused.
     ///
@@ -88,6 +99,16 @@ impl Pool {
         let (store, table) = Store::open(blocking)?;
         check_device(&store.blocking.geometry())?;
         Ok(Self { store, table, scrub_cursor: 0 })
+    }
+
+    /// Reads the pool on `disk` to be looked at; changes nothing, not even damaged copies.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn view(disk: Box<dyn Disk + Send>) -> Result<PoolView> {
+        let (store, table, _) = Store::read(Blocking::new(disk))?;
+        check_device(&store.blocking.geometry())?;
+        Ok(PoolView(Self { store, table, scrub_cursor: 0 }))
     }
 
     /// Checks the pool on `disk` without opening it; changes nothing.

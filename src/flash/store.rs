@@ -52,9 +52,11 @@ pub(super) struct Inspection {
     pub findings: Vec<Finding>,
     link: Link,
     log_end: u64,
-    /// Byte offset and bytes of every damaged copy.
-    repairs: Vec<(u64, Vec<u8>)>,
+    repairs: Repairs,
 }
+
+/// Byte offset and bytes of every damaged copy.
+type Repairs = Vec<(u64, Vec<u8>)>;
 
 impl Store {
     /// Writes a new pool. The device's old roots are wiped durably first, so that no mixture of
@@ -71,22 +73,30 @@ impl Store {
     }
 
     /// Opens a pool: reads it, repairs single damaged copies, and makes durable what was read.
-    pub(super) fn open(mut blocking: Blocking) -> Result<(Self, Table)> {
+    pub(super) fn open(blocking: Blocking) -> Result<(Self, Table)> {
+        let (mut store, table, repairs) = Self::read(blocking)?;
+        let (blocking, name) = (&mut store.blocking, &store.root.name);
+        for (offset, bytes) in repairs {
+            if let Err(errno) = blocking.write_copies(&[offset], &bytes) {
+                let error = failed("repairing a damaged copy", offset, errno);
+                log::error!("pool {name}: {error}; its other copy is in use");
+            }
+        }
+        // What a killed daemon wrote can be read but may still be in the drive's cache.
+        blocking.flush().map_err(|errno| failed("flushing", 0, errno))?;
+        Ok((store, table))
+    }
+
+    /// Reads a pool and writes nothing. Also what is to be repaired: offset and bytes of each
+    /// damaged copy.
+    pub(super) fn read(mut blocking: Blocking) -> Result<(Self, Table, Repairs)> {
         let inspection = inspect(&mut blocking, &CheckProgress::default())?;
         let Inspection { root, table, findings, link, log_end, repairs } = inspection;
         for finding in &findings {
             log::warn!("pool {}: byte {}: {}", root.name, finding.offset, finding.text);
         }
-        for (offset, bytes) in repairs {
-            if let Err(errno) = blocking.write_copies(&[offset], &bytes) {
-                let error = failed("repairing a damaged copy", offset, errno);
-                log::error!("pool {}: {error}; its other copy is in use", root.name);
-            }
-        }
-        // What a killed daemon wrote can be read but may still be in the drive's cache.
-        blocking.flush().map_err(|errno| failed("flushing", 0, errno))?;
         let plan = root.plan;
-        Ok((Self { blocking, root, plan, link, log_end, unsettled: false }, table))
+        Ok((Self { blocking, root, plan, link, log_end, unsettled: false }, table, repairs))
     }
 
     /// The sequence that the next commit will have.
@@ -219,7 +229,7 @@ pub(super) fn inspect(blocking: &mut Blocking, progress: &CheckProgress) -> Resu
 fn read_roots(
     blocking: &mut Blocking,
     findings: &mut Vec<Finding>,
-    repairs: &mut Vec<(u64, Vec<u8>)>,
+    repairs: &mut Repairs,
 ) -> Result<Root> {
     let size_bytes = blocking.geometry().size_bytes;
     let mut blocks = Vec::new();
@@ -277,7 +287,7 @@ struct Twins<'a> {
     blocking: &'a mut Blocking,
     progress: &'a CheckProgress,
     findings: Vec<Finding>,
-    repairs: Vec<(u64, Vec<u8>)>,
+    repairs: Repairs,
 }
 
 impl Twins<'_> {

@@ -14,6 +14,7 @@ use super::holds::Owner;
 use super::places::EXTENT_SECTORS;
 use super::thin::ThinKind;
 use super::volume::{DISK, Direct, FlashVolume, count, slice, submit_flush};
+use crate::base::clock::Nanos;
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{PinnedBuffer, Segment, gather, scatter};
 use crate::io::disk::{Errno, Operation, OperationKind};
@@ -38,6 +39,8 @@ pub(super) struct Task {
     range: usize,
     at: u64,
     step: Step,
+    /// When it was parked first.
+    pub(super) parked_at: Option<Nanos>,
     buffer: Option<PinnedBuffer>,
 }
 
@@ -84,6 +87,7 @@ impl Task {
             range: 0,
             at,
             step: Step::Next,
+            parked_at: None,
             buffer: None,
         }
     }
@@ -139,13 +143,16 @@ impl FlashVolume {
         if let (Some(kind), [range]) = (transfer, &task.ranges[..]) {
             if kind == OperationKind::Write && !self.map_all(*range) {
                 let refused = self.is_refused(*range);
-                return if refused { self.task_failed(id, task, io) } else { self.park(id, task) };
+                return match refused {
+                    true => self.task_failed(id, task, io),
+                    false => self.park(id, task, io),
+                };
             }
             if self.is_aligned(*range, &task.segments) {
                 let range = *range;
                 return match self.direct((id, kind), range, &task.segments, io) {
                     Direct::Submitted => {}
-                    Direct::Held | Direct::Unmapped => self.park(id, task),
+                    Direct::Held | Direct::Unmapped => self.park(id, task, io),
                 };
             }
         }
@@ -162,15 +169,32 @@ impl FlashVolume {
                     self.slots[id as usize].task = Some(task);
                     return;
                 }
-                Begun::Park => return self.park(id, task),
+                Begun::Park => return self.park(id, task, io),
             }
         }
         self.task_done(id, task, io);
     }
 
-    fn park(&mut self, id: u32, task: Box<Task>) {
+    fn park(&mut self, id: u32, mut task: Box<Task>, io: &dyn Io) {
+        task.parked_at.get_or_insert(io.now());
         self.slots[id as usize].task = Some(task);
         self.parked.push(id);
+    }
+
+    /// Forgets a request if it is parked: nothing of it is under way then. What the pool was asked
+    /// for is withdrawn when nobody is left who waits for it.
+    pub(super) fn forget(&mut self, id: u32) -> bool {
+        let Some(at) = self.parked.iter().position(|parked| *parked == id) else { return false };
+        self.parked.remove(at);
+        let slot = &mut self.slots[id as usize];
+        (slot.failed, slot.flush_after) = (false, false);
+        let mut task = slot.task.take().expect("only tasks are parked");
+        self.drop_buffer(&mut task);
+        if self.parked.is_empty() && !self.mapping.is_empty() {
+            self.mapping.clear();
+            self.keeper.withdraw();
+        }
+        true
     }
 
     fn task_failed(&mut self, id: u32, mut task: Box<Task>, io: &mut dyn Io) {

@@ -58,6 +58,10 @@ pub struct VolumeCounters {
     pub extents_mapped: AtomicU64,
     /// Extents given back by a discard.
     pub extents_unmapped: AtomicU64,
+    /// A gauge: requests that wait, for the pool most of all.
+    pub waiting: AtomicU64,
+    /// A gauge: since when the oldest of them does, on the monotonic clock.
+    pub waiting_since: AtomicU64,
 }
 
 pub(super) fn count(counter: &AtomicU64, more: u64) {
@@ -403,6 +407,14 @@ impl Volume for FlashVolume {
             VolumeMessage::Thin { kind, reply } => self.answered(kind, reply, io),
         }
         self.settle(io);
+    }
+
+    fn let_go(&mut self, request: RequestId, io: &mut dyn Io) -> bool {
+        let forgotten = self.forget(request.0);
+        if forgotten {
+            self.settle(io);
+        }
+        forgotten
     }
 
     fn set_write_cache(&mut self, enabled: bool) {

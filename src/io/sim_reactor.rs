@@ -107,6 +107,15 @@ impl<V: Volume> SimReactor<V> {
         due
     }
 
+    /// The front end of a request has gone: true if the volume forgets it.
+    pub fn let_go(&mut self, request: RequestId) -> bool {
+        let forgotten = self.volume.let_go(request, &mut self.io);
+        if forgotten {
+            self.free.push(request.0);
+        }
+        forgotten
+    }
+
     /// Operations under way below, on all disks.
     pub fn operations(&self) -> usize {
         self.io.disks.iter().map(|port| port.under_way).sum()

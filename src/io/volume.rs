@@ -112,6 +112,14 @@ pub trait Volume: Send {
     /// A message from the volume's own side in another thread.
     fn message(&mut self, _message: Box<dyn Any + Send>, _io: &mut dyn Io) {}
 
+    /// The front end of this request has gone, for good or for a while. A request that waits, for
+    /// space say, and of which nothing is under way, is forgotten: true, and it is not ended. It is
+    /// still marked in the in-flight area, so a front end that comes back asks again. Any other
+    /// goes on and is ended as ever.
+    fn let_go(&mut self, _request: RequestId, _io: &mut dyn Io) -> bool {
+        false
+    }
+
     /// The guest switched its write cache (virtio-blk `writeback` in the config space).
     /// False: every write must be durable when it completes.
     fn set_write_cache(&mut self, _enabled: bool) {}

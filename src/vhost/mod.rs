@@ -5,10 +5,11 @@
 //! - [`session`] one front end's session: the messages of the protocol.
 //! - [`reactor`] the threads that move data; [`served`] one export there: rings on one side, a
 //!   volume on the other.
-//! - [`queue`] one virtqueue: pop, complete, publish, notify.
+//! - [`queue`] one virtqueue: pop, complete, publish, notify; [`bell`] how a guest is notified.
 //! - [`ring`], [`inflight`], [`memory`], [`dirty`], [`fault`] what is shared with the guest.
 //! - [`mailbox`] messages between these threads.
 
+pub mod bell;
 pub mod dirty;
 pub mod fault;
 pub mod inflight;

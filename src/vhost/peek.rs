@@ -8,6 +8,7 @@
 use crate::base::codec::Reader;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -20,6 +21,18 @@ const BODY_BYTES_MAX: u32 = 4096;
 
 /// Bytes of unread replies after which a peer is taken for dead.
 const UNREAD_BYTES_MAX: i32 = 64 << 10;
+
+/// File systems whose files are another process's or another host's: FUSE, NFS, SMB (three kinds),
+/// 9P, Ceph.
+const REMOTE: [FsType; 7] = [
+    FUSE_SUPER_MAGIC,
+    NFS_SUPER_MAGIC,
+    SMB_SUPER_MAGIC,
+    FsType(0xff53_4d42),
+    FsType(0xfe53_4d42),
+    FsType(0x0102_1997),
+    FsType(0x00c3_6400),
+];
 
 /// Requests of the protocol that the socket thread must know.
 pub mod request {
@@ -139,22 +152,45 @@ fn touches(request: u32, index: Option<u32>, value: Option<u32>) -> Touches {
     }
 }
 
-/// A duplicate of the one descriptor that comes with the next message. The kernel duplicates
-/// descriptors for each look, so others are closed again.
+/// A duplicate of the one descriptor that comes with the next message.
 pub fn peek_descriptor(stream: &UnixStream) -> Option<OwnedFd> {
+    let mut descriptors = peek_descriptors(stream);
+    if descriptors.len() == 1 { descriptors.pop() } else { None }
+}
+
+/// Duplicates of the descriptors that come with the next message, if one of them is of a file that
+/// belongs to another process or another host. Whoever closes such a file may wait for that one, so
+/// they must be closed where nobody waits; and memory of such a file could stop a reactor.
+pub fn peek_unwelcome(stream: &UnixStream) -> Vec<OwnedFd> {
+    let mut descriptors = peek_descriptors(stream);
+    if !descriptors.iter().any(is_remote) {
+        descriptors.clear();
+    }
+    descriptors
+}
+
+/// A FUSE server is not asked for this unless it is of the daemon's own user.
+fn is_remote(descriptor: &OwnedFd) -> bool {
+    let found = fstatfs(descriptor);
+    found.map_or(true, |found| REMOTE.contains(&found.filesystem_type()))
+}
+
+/// The kernel duplicates descriptors for each look.
+fn peek_descriptors(stream: &UnixStream) -> Vec<OwnedFd> {
     let mut header = [0; HEADER_BYTES];
     let mut vector = [IoSliceMut::new(&mut header)];
     let mut space = nix::cmsg_space!([RawFd; 32]);
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut vector, Some(&mut space), flags).ok()?;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut vector, Some(&mut space), flags);
     let mut descriptors = Vec::new();
-    for control in message.cmsgs().ok()? {
+    let controls = message.as_ref().ok().and_then(|message| message.cmsgs().ok());
+    for control in controls.into_iter().flatten() {
         if let ControlMessageOwned::ScmRights(raw) = control {
             // SAFETY: the kernel has just made these descriptors for us; nobody else knows them.
             descriptors.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
         }
     }
-    if descriptors.len() == 1 { descriptors.pop() } else { None }
+    descriptors
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! What always holds: a head that was started is finished exactly once; the in-flight area knows it
 //! from before its request starts until after the guest can see its end.
 
+use super::bell::Bell;
 use super::dirty::DirtyLog;
 use super::inflight::{InflightQueue, Survivor};
 use super::memory::MemoryTable;
@@ -12,8 +13,8 @@ use crate::io::volume::Origin;
 use crate::virtio::chain::{Chain, Malformed};
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 
 /// Everything a queue is started with.
 pub struct QueueSetup {
@@ -50,6 +51,8 @@ pub struct Queue {
     kick: Option<File>,
     call: Option<File>,
     error: Option<File>,
+    /// Rings the two above.
+    bell: Rc<Bell>,
     /// Requests of an earlier daemon, to be done before new ones.
     survivors: VecDeque<Survivor>,
     /// The number of the next request, for the in-flight area.
@@ -58,6 +61,8 @@ pub struct Queue {
     broken: bool,
     /// Takes no new request: it is about to be stopped.
     paused: bool,
+    /// Its front end has gone: what only waits is not waited for.
+    gone: bool,
     kicks_enabled: bool,
     /// Reads the chain again at completion, for the dirty log.
     logged: Chain,
@@ -74,7 +79,7 @@ fn counter_base(greatest_survivor: Option<u64>) -> u64 {
 }
 
 impl Queue {
-    pub fn new(setup: QueueSetup) -> Result<Self> {
+    pub fn new(setup: QueueSetup, bell: Rc<Bell>) -> Result<Self> {
         let QueueSetup { index, size, addresses, base, event_index, memory, mut inflight, .. } =
             setup;
         let mut ring = Ring::new(&memory, addresses, size, base, event_index)?;
@@ -87,7 +92,7 @@ impl Queue {
         }
         let counter = counter_base(survivors.back().map(|last| last.counter));
         ring.suppress_kicks();
-        let mut queue = Self {
+        let queue = Self {
             index,
             ring,
             memory,
@@ -96,11 +101,13 @@ impl Queue {
             kick: setup.kick,
             call: setup.call,
             error: setup.error,
+            bell,
             survivors,
             counter,
             started: 0,
             broken: false,
             paused: false,
+            gone: false,
             kicks_enabled: false,
             logged: Chain::default(),
         };
@@ -132,9 +139,19 @@ impl Queue {
         self.paused = true;
     }
 
+    /// The front end has gone: nothing is owed to it any more.
+    pub fn let_go(&mut self) {
+        self.paused = true;
+        self.gone = true;
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
     /// No request is under way or owed: the queue can be stopped.
     pub fn is_quiet(&self) -> bool {
-        self.started == 0 && (self.survivors.is_empty() || self.broken)
+        self.started == 0 && (self.survivors.is_empty() || self.broken || self.gone)
     }
 
     /// Requests that an earlier daemon left and that were not started yet.
@@ -157,15 +174,14 @@ impl Queue {
     /// Nothing more is taken from this ring until the front end sets it up again.
     pub fn mark_broken(&mut self) {
         self.broken = true;
-        if let Some(error) = &mut self.error {
-            // A full eventfd has been signalled already.
-            let _ = error.write(&1u64.to_ne_bytes());
+        if let Some(error) = &self.error {
+            self.bell.ring(error.as_fd());
         }
     }
 
     /// Requests that can be started now.
     pub fn pending(&self) -> std::result::Result<usize, Broken> {
-        match (self.broken, self.paused) {
+        match (self.broken || self.gone, self.paused) {
             (true, _) => Ok(0),
             (_, true) => Ok(self.survivors.len()),
             _ => Ok(self.survivors.len() + usize::from(self.ring.pending()?)),
@@ -215,6 +231,13 @@ impl Queue {
         self.ring.push_used(head, written);
     }
 
+    /// Forgets a request that was started: it is not answered, and stays marked in the in-flight
+    /// area, so that it is done when a front end brings that area again.
+    pub fn abandon(&mut self) {
+        assert!(self.started > 0 && self.gone, "a request that nobody waits for is forgotten once");
+        self.started -= 1;
+    }
+
     /// Shows the guest what was finished, and interrupts it if it wants that.
     pub fn publish(&mut self) {
         if !self.ring.publish() {
@@ -233,10 +256,9 @@ impl Queue {
         }
     }
 
-    fn interrupt(&mut self) {
-        if let Some(call) = &mut self.call {
-            // A full eventfd has been signalled already.
-            let _ = call.write(&1u64.to_ne_bytes());
+    fn interrupt(&self) {
+        if let Some(call) = &self.call {
+            self.bell.ring(call.as_fd());
         }
     }
 
@@ -266,7 +288,7 @@ impl Queue {
     /// We are about to sleep: the guest must kick. True if requests came meanwhile.
     pub fn enable_kicks(&mut self) -> std::result::Result<bool, Broken> {
         if self.broken || self.paused {
-            return Ok(!self.broken && !self.survivors.is_empty());
+            return Ok(!self.broken && !self.gone && !self.survivors.is_empty());
         }
         self.kicks_enabled = true;
         Ok(self.ring.enable_kicks()? || !self.survivors.is_empty())

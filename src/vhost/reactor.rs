@@ -8,6 +8,7 @@
 //! asleep, halved when nothing did. With many operations under way it does not spin: completions
 //! and requests pile up while it sleeps, and one waking takes care of them all.
 
+use super::bell::Bell;
 use super::mailbox::{Inbox, Mailbox, mailbox};
 use super::queue::{Queue, QueueSetup};
 use super::served::{DiskPort, Disks, Lent, Served};
@@ -21,6 +22,7 @@ use std::any::Any;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
@@ -81,6 +83,11 @@ pub enum Message {
         slot: u16,
         queue: u16,
     },
+    /// The front end of a queue that is being stopped has gone: what only waits is forgotten.
+    LetGo {
+        slot: u16,
+        queue: u16,
+    },
     SetCall {
         slot: u16,
         queue: u16,
@@ -133,6 +140,8 @@ pub struct AddExport {
 pub enum Event {
     /// A queue has no request under way any more; it goes on at `base`.
     QueueStopped { reactor: u16, slot: u16, queue: u16, base: u16 },
+    /// The volume has failed by a defect and is not called any more.
+    Fenced { reactor: u16, slot: u16, reason: String },
     /// The front end cut guest memory short; its connection must go.
     Faulted { reactor: u16, slot: u16 },
 }
@@ -158,6 +167,7 @@ struct Slot {
 pub struct Reactor {
     index: u16,
     ring: Ring,
+    bell: Rc<Bell>,
     inbox: Inbox<Message>,
     /// Into this inbox.
     own: Mailbox<Message>,
@@ -220,6 +230,7 @@ impl Reactor {
         Ok(Self {
             index,
             ring,
+            bell: Rc::new(Bell::new()?),
             inbox,
             own,
             events,
@@ -443,9 +454,15 @@ impl Reactor {
             at += 1;
             self.with(index, |slot, lent| {
                 slot.served.timers(lent);
+                if !slot.stopping.is_empty() {
+                    slot.served.let_go(lent);
+                }
                 slot.served.publish();
             });
             let Some(slot) = self.slots[usize::from(index)].as_mut() else { continue };
+            if let Some(reason) = slot.served.fence_news() {
+                self.events.send(Event::Fenced { reactor: self.index, slot: index, reason });
+            }
             if !slot.stopping.is_empty() {
                 self.finish_stops(index);
             } else if slot.removing.is_some() {
@@ -530,6 +547,10 @@ impl Reactor {
                     entry.stopping.push(queue);
                 }
             }
+            Message::LetGo { slot, queue } => {
+                self.with_queue(slot, queue, Queue::let_go);
+                self.heat(slot);
+            }
             Message::Poll { slot } => {
                 self.with(slot, |slot, lent| {
                     // Before looking: what completes from now on sends again.
@@ -558,6 +579,7 @@ impl Reactor {
             }
             Message::SetWriteCache { slot, enabled } => {
                 self.with(slot, |slot, lent| slot.served.set_write_cache(enabled, lent));
+                self.heat(slot);
             }
             Message::SetLimits { slot, generation, limits } if self.serves(slot, generation) => {
                 self.with(slot, |slot, _| slot.served.set_limits(limits, now));
@@ -636,7 +658,7 @@ impl Reactor {
         let Some(slot) = self.slots[usize::from(index)].as_mut() else {
             return Err(Error::new(ErrorKind::Gone, "the export is gone"));
         };
-        let queue = Queue::new(setup)
+        let queue = Queue::new(setup, self.bell.clone())
             .map_err(|error| error.context(format_args!("{}: queue {number}", slot.served.name)))?;
         assert!(slot.served.queues[number].is_none(), "a queue is stopped before it starts again");
         if queue.survivors() > 0 {

@@ -5,6 +5,8 @@
 
 use super::queue::{Candidate, Queue};
 use crate::base::clock::Nanos;
+use crate::base::error::panic_text;
+use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{Segment, scatter};
 use crate::io::disk::{Completion, Disk, Errno, Operation};
 use crate::io::uring::{FileIndex, Ring};
@@ -130,7 +132,8 @@ pub struct Served {
     /// No request is taken before: the limit is used up.
     throttled_until: Option<Nanos>,
     /// Why the volume is no longer called.
-    fenced: bool,
+    fenced: Option<String>,
+    fence_told: bool,
     chain: Chain,
     parsed: Parsed,
 }
@@ -160,7 +163,8 @@ impl Served {
             operations: 0,
             wake: None,
             throttled_until: None,
-            fenced: false,
+            fenced: None,
+            fence_told: false,
             chain: Chain::new(),
             parsed: Parsed::new(),
         }
@@ -178,6 +182,13 @@ impl Served {
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
         REQUESTS_MAX - self.free.len() as u32
+    }
+
+    /// Why the volume is fenced, once.
+    pub fn fence_news(&mut self) -> Option<String> {
+        let news = self.fenced.clone().filter(|_| !self.fence_told);
+        self.fence_told |= news.is_some();
+        news
     }
 
     /// The next moment at which [`Served::timers`] has work.
@@ -199,18 +210,19 @@ impl Served {
             wake: &mut self.wake,
             operations: &mut self.operations,
         };
-        if catch_unwind(AssertUnwindSafe(|| call(volume, &mut context))).is_err() {
-            self.fence();
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(volume, &mut context))) {
+            self.fence(panic_text(&*panic));
         }
     }
 
-    fn fence(&mut self) {
-        if !std::mem::replace(&mut self.fenced, true) {
-            log::error!(
-                "{}: the volume is fenced after an internal error (see the panic above); its \
-                 requests fail until vflashd is restarted; other volumes go on",
-                self.name
+    fn fence(&mut self, why: &str) {
+        if self.fenced.is_none() {
+            let text = format!(
+                "fenced after an internal error ({why}): its requests fail until vflashd is \
+                 restarted; other volumes go on"
             );
+            log::error!("{}: {text}", self.name);
+            self.fenced = Some(text);
             self.wake = None;
         }
     }
@@ -225,7 +237,7 @@ impl Served {
         for index in 0..self.queues.len() {
             taken += self.serve_queue(index, lent);
         }
-        if taken > 0 && !self.fenced {
+        if taken > 0 && self.fenced.is_none() {
             self.call(lent, |volume, io| volume.gathered(io));
         }
         taken
@@ -295,7 +307,7 @@ impl Served {
                 queue.start(candidate);
                 self.answer(index, candidate.head, outcome, 0);
             }
-            Some(Action::Volume(_)) if self.fenced => {
+            Some(Action::Volume(_)) if self.fenced.is_some() => {
                 queue.start(candidate);
                 self.answer(index, candidate.head, Outcome::Failed, 0);
             }
@@ -323,10 +335,10 @@ impl Served {
         let class = class_of(kind);
         let bytes = match kind {
             RequestKind::Read | RequestKind::Write => self.parsed.bytes,
-            _ => 0,
+            _ => self.parsed.ranges.iter().map(|range| range.count * SECTOR_BYTES).sum(),
         };
         if kind != RequestKind::Flush
-            && let Err(until) = self.limiter.admit(bytes, lent.now)
+            && let Err(until) = self.limiter.admit(cost(kind, bytes), lent.now)
         {
             self.throttled_until = Some(until);
             self.metrics.throttled();
@@ -365,7 +377,7 @@ impl Served {
     pub fn completed(&mut self, token: u64, result: Result<(), Errno>, lent: &mut Lent<'_>) {
         assert!(self.operations > 0, "an operation completes once");
         self.operations -= 1;
-        if !self.fenced {
+        if self.fenced.is_none() {
             self.call(lent, |volume, io| volume.completed(token, result, io));
         }
         self.settle(lent);
@@ -385,7 +397,7 @@ impl Served {
 
     /// Runs the timers that are due.
     pub fn timers(&mut self, lent: &mut Lent<'_>) {
-        if self.wake.is_some_and(|at| at <= lent.now) && !self.fenced {
+        if self.wake.is_some_and(|at| at <= lent.now) && self.fenced.is_none() {
             self.wake = None;
             self.call(lent, |volume, io| volume.timer(io));
             self.settle(lent);
@@ -393,7 +405,7 @@ impl Served {
     }
 
     pub fn message(&mut self, message: Box<dyn Any + Send>, lent: &mut Lent<'_>) {
-        if !self.fenced {
+        if self.fenced.is_none() {
             self.call(lent, |volume, io| volume.message(message, io));
             self.settle(lent);
         }
@@ -408,13 +420,32 @@ impl Served {
         self.throttled_until = None;
     }
 
+    /// Forgets the requests of front ends that have gone, as far as they only wait.
+    pub fn let_go(&mut self, lent: &mut Lent<'_>) {
+        for id in 0..REQUESTS_MAX {
+            let Some(pending) = &self.pending[id as usize] else { continue };
+            let index = usize::from(pending.queue);
+            if self.fenced.is_some() || !self.queues[index].as_ref().is_some_and(Queue::is_gone) {
+                continue;
+            }
+            let mut forgotten = false;
+            self.call(lent, |volume, io| forgotten = volume.let_go(RequestId(id), io));
+            if let (true, Some(queue)) = (forgotten, &mut self.queues[index]) {
+                queue.abandon();
+                self.pending[id as usize] = None;
+                self.free.push(id);
+            }
+        }
+        self.settle(lent);
+    }
+
     /// Ends the requests that the volume has completed; all of them once a fenced volume has no
     /// operation left that could still touch guest memory.
     fn settle(&mut self, lent: &Lent<'_>) {
         while let Some((id, outcome)) = self.done.pop() {
             self.end(id, outcome, lent.now);
         }
-        if self.fenced && self.operations == 0 {
+        if self.fenced.is_some() && self.operations == 0 {
             for id in 0..REQUESTS_MAX {
                 if self.pending[id as usize].is_some() {
                     self.end(RequestId(id), Outcome::Failed, lent.now);
@@ -425,8 +456,7 @@ impl Served {
 
     fn end(&mut self, id: RequestId, outcome: Outcome, now: Nanos) {
         let Some(pending) = self.pending.get_mut(id.0 as usize).and_then(Option::take) else {
-            log::error!("{}: the volume ended request {} twice", self.name, id.0);
-            return self.fence();
+            return self.fence(&format!("request {} was ended twice", id.0));
         };
         self.free.push(id.0);
         pending.status.copy_from(&[status_byte(outcome)]);
@@ -460,6 +490,16 @@ impl Served {
     /// A front end cut guest memory short.
     pub fn faulted(&self) -> bool {
         self.queues.iter().flatten().any(Queue::faulted)
+    }
+}
+
+/// Bytes that a request takes of its volume's bandwidth, as the kernel's own limits (blk-throttle)
+/// count them: zeros in full, since a drive may have to write them; of a discard a sector, since it
+/// carries no data, and else a file system of which much is discarded would be cut off for minutes.
+fn cost(kind: RequestKind, bytes: u64) -> u64 {
+    match kind {
+        RequestKind::Discard => SECTOR_BYTES,
+        _ => bytes,
     }
 }
 

@@ -55,6 +55,8 @@ pub enum ExportEvent {
     /// The guest switched its write cache. Must be remembered before the call returns and given
     /// back as [`Export::write_cache`] after a restart: the guest will not say it again.
     WriteCache { enabled: bool },
+    /// The volume has failed by a defect: its requests fail from now on. Why, and what helps.
+    Fenced { reason: String },
     /// The connection was dropped for breaking the protocol, and why.
     Refused { reason: String },
 }

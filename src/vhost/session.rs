@@ -15,7 +15,6 @@ use crate::base::limits::{MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX};
 use crate::base::{Error, ErrorKind, Result};
 use crate::virtio::config::{CONFIG_SPACE_BYTES, Device, WRITEBACK_OFFSET};
 use crate::virtio::features;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::channel;
@@ -74,15 +73,12 @@ fn refuse(error: Error) -> Refusal {
     Refusal::ReqHandlerError(std::io::Error::other(error))
 }
 
-/// An eventfd that can be signalled without waiting. The front end may hand over anything, and an
-/// eventfd that is full and waits would hold up the reactor, with everybody on it.
+/// The front end may hand over anything: only an eventfd can be rung and polled.
 fn eventfd(file: File) -> Reply<File> {
     let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
     if name.map_err(Refusal::ReqHandlerError)?.as_os_str() != "anon_inode:[eventfd]" {
         return Err(Refusal::InvalidParam);
     }
-    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))
-        .map_err(|errno| Refusal::ReqHandlerError(errno.into()))?;
     Ok(file)
 }
 

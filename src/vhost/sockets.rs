@@ -12,7 +12,7 @@
 //! ```
 
 use super::mailbox::{Inbox, Mailbox};
-use super::peek::{Peeked, Touches, peek, peek_descriptor, request};
+use super::peek::{Peeked, Touches, peek, peek_descriptor, peek_unwelcome, request};
 use super::reactor::{AddExport, Event, ExportId, Message, SLOTS_MAX};
 use super::server::{Export, ExportEvent, ExportEvents, ExportStatus, SocketAccess};
 use super::session::Session;
@@ -33,6 +33,9 @@ use std::thread::JoinHandle;
 use vhost::vhost_user::BackendReqHandler;
 
 const TOKEN_COMMANDS: u64 = u64::MAX;
+const UNWELCOME: &str = "carries a file of a network or FUSE file system, for which everybody may \
+                         have to wait: share memory of this host (memfd, hugetlbfs, tmpfs)";
+
 const TOKEN_EVENTS: u64 = u64::MAX - 1;
 
 /// What the handle asks of this thread.
@@ -85,6 +88,8 @@ struct Sockets {
     sockets: Vec<Vec<Option<Socket>>>,
     generation: u32,
     stopping: Option<Sender<()>>,
+    /// To a thread that closes what may take long to close, and may wait for it for ever.
+    closer: Sender<Vec<OwnedFd>>,
 }
 
 /// Starts the thread.
@@ -99,8 +104,14 @@ pub fn start(
     epoll.add(commands.event(), readable(TOKEN_COMMANDS)).map_err(os)?;
     epoll.add(events.event(), readable(TOKEN_EVENTS)).map_err(os)?;
     let sockets = reactors.iter().map(|_| Vec::new()).collect();
+    let (closer, to_close) = channel();
+    std::thread::Builder::new()
+        .name("closer".into())
+        .spawn(move || to_close.into_iter().for_each(drop::<Vec<OwnedFd>>))
+        .map_err(|error| Error::io("cannot start a thread that closes files", error))?;
+    let (generation, stopping) = (0, None);
     let mut thread =
-        Sockets { epoll, commands, events, reactors, sockets, generation: 0, stopping: None };
+        Sockets { epoll, commands, events, reactors, sockets, generation, stopping, closer };
     std::thread::Builder::new()
         .name("vhost-user".into())
         .spawn(move || {
@@ -270,6 +281,11 @@ impl Sockets {
                     }
                     self.progress(reactor, slot);
                 }
+                Event::Fenced { reactor, slot, reason } => {
+                    if let Some(socket) = self.slot(reactor, slot) {
+                        (socket.events)(ExportEvent::Fenced { reason });
+                    }
+                }
                 Event::Faulted { reactor, slot } => {
                     self.close(reactor, slot, "the front end cut guest memory short");
                 }
@@ -307,6 +323,13 @@ impl Sockets {
                 Peeked::Closed => return self.close(reactor, slot, ""),
                 Peeked::Message { request, touches } => (request, touches),
             };
+            let unwelcome = peek_unwelcome(&connection.stream);
+            if !unwelcome.is_empty() {
+                // One that has ended closes nothing: they stay open then.
+                let _ = self.closer.send(unwelcome);
+                let reason = format!("message {request} {UNWELCOME}");
+                return self.close(reactor, slot, &reason);
+            }
             if connection.stop_touched(touches, &mailbox) {
                 return;
             }
@@ -337,6 +360,7 @@ impl Sockets {
                 (socket.events)(ExportEvent::Refused { reason: reason.into() });
             }
             connection.stop_touched(Touches::All, &mailbox);
+            connection.let_go(&mailbox);
         }
         if socket.connection.as_ref().is_none_or(|connection| connection.stopping.is_empty()) {
             self.closed(reactor, slot);
@@ -459,6 +483,14 @@ impl Connection {
             self.stopping.push(queue);
         }
         !self.stopping.is_empty()
+    }
+
+    /// The front end is gone: nobody waits for requests that wait for something themselves.
+    fn let_go(&self, reactor: &Mailbox<Message>) {
+        let slot = self.session().slot();
+        for queue in &self.stopping {
+            reactor.send(Message::LetGo { slot, queue: *queue });
+        }
     }
 
     /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG: the front end reads the config space again.

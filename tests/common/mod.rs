@@ -76,7 +76,7 @@ impl Daemon {
             class: Class::Nonvolatile,
             attributes: vec![],
         };
-        let allocation = self.keeper.call(move |pool| pool.create(new)).unwrap();
+        let allocation = self.keeper.call(move |pool| pool.create(new)).unwrap().unwrap();
         let place: Arc<OnceLock<(Server, ExportId)>> = Arc::default();
         let notified = place.clone();
         let options = VolumeOptions {

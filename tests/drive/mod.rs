@@ -5,6 +5,8 @@
 //! that a drive has. The file is the root of its file system and is mounted over an ordinary file,
 //! in a mount namespace of the calling thread: nothing of it outlives the test.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use nix::sched::{CloneFlags, unshare};
 use std::ffi::CString;
 use std::fs::File;
@@ -22,6 +24,7 @@ const SETATTR: u32 = 4;
 const READ: u32 = 15;
 const WRITE: u32 = 16;
 const FSYNC: u32 = 20;
+const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;
@@ -45,6 +48,9 @@ struct State {
     /// Writes whose data begins with this are kept under way.
     held_mark: Option<u8>,
     held: Vec<Held>,
+    /// Whoever closes the file waits.
+    holds_closers: bool,
+    closers: Vec<u64>,
     /// Reads, writes and flushes taken.
     transfers: u64,
 }
@@ -92,9 +98,14 @@ impl Drive {
         self.state.lock().unwrap().held_mark = Some(mark);
     }
 
-    /// Waits until a write is kept.
+    /// From now on, whoever closes the file waits.
+    pub(crate) fn hold_closers(&self) {
+        self.state.lock().unwrap().holds_closers = true;
+    }
+
+    /// Waits until a write is kept, or somebody closes the file.
     pub(crate) fn wait_held(&self) {
-        self.held.recv_timeout(std::time::Duration::from_secs(30)).expect("a write is under way");
+        self.held.recv_timeout(std::time::Duration::from_secs(30)).expect("it has come");
     }
 
     /// Requests taken so far that read, write or flush.
@@ -106,6 +117,10 @@ impl Drive {
     pub(crate) fn release(&self) {
         let mut state = self.state.lock().unwrap();
         state.held_mark = None;
+        state.holds_closers = false;
+        for unique in std::mem::take(&mut state.closers) {
+            answer(&self.connection, unique, Ok(&[]));
+        }
         for Held { unique, offset, data } in std::mem::take(&mut state.held) {
             state.bytes[offset..offset + data.len()].copy_from_slice(&data);
             answer(&self.connection, unique, Ok(&written(data.len())));
@@ -184,6 +199,10 @@ fn handle(connection: &File, request: &[u8], state: &Mutex<State>, held: &Sender
         FSYNC => {
             state.transfers += 1;
             answer(connection, unique, Ok(&[]));
+        }
+        FLUSH if state.holds_closers => {
+            state.closers.push(unique);
+            held.send(()).unwrap();
         }
         FORGET | BATCH_FORGET | INTERRUPT => {}
         _ => answer(connection, unique, Err(libc::ENOSYS)),

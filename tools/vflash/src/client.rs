@@ -69,6 +69,9 @@ impl Client {
             ErrorKind::PermissionDenied => {
                 "call as root, or as a member of the group that vflashd was given as --api-group"
             }
+            ErrorKind::InvalidInput => {
+                "a socket's path has at most 107 bytes: take a shorter run directory"
+            }
             _ => "see the log of vflashd",
         };
         Failure::new(ErrorCode::Io, format!("cannot reach {socket}: {cause}: {advice}"))

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vflash::control::api::{
     Check, ClosePool, CreatePool, ErrorCode, Failure, Pool, Pools, Preallocation,
 };
-use vflash::control::pool::{NewPool, OpenPool};
+use vflash::control::pool::{NewPool, OpenPool, is_null};
 use vflash::flash::{self, CheckProgress};
 use vflash::io::file::Device;
 
@@ -51,10 +51,19 @@ pub(crate) fn create(client: &Client, format: Format, arguments: &CreateArgument
 
 /// Devices are named to a daemon that works in another directory.
 fn absolute(device: &Path) -> Result<String> {
-    let path = std::path::absolute(device).map_err(|error| {
-        Failure::new(ErrorCode::Invalid, format!("{}: {error}", device.display()))
+    let wrong = |why: String| {
+        Failure::new(ErrorCode::Invalid, format!("device {}: {why}", device.display()))
+    };
+    let text = device.to_str().ok_or_else(|| {
+        wrong("its path is not UTF-8, which the API cannot carry: link it to a plain name".into())
     })?;
-    Ok(path.display().to_string())
+    if is_null(text) {
+        return Ok(text.to_owned());
+    }
+    let path = std::path::absolute(device).map_err(|error| wrong(error.to_string()))?;
+    path.into_os_string().into_string().map_err(|_| {
+        wrong("the current directory's path is not UTF-8: name the device from the root".into())
+    })
 }
 
 fn create_offline(request: &CreatePool) -> Result<Pool> {
@@ -168,6 +177,19 @@ pub(crate) fn close(client: &Client, format: Format, name: &str, force: bool) ->
 mod tests {
     use super::*;
     use std::cell::RefCell;
+
+    #[test]
+    fn devices_are_named_from_anywhere() {
+        use std::os::unix::ffi::OsStrExt;
+        assert_eq!(absolute(Path::new("/dev/x")).unwrap(), "/dev/x");
+        assert_eq!(absolute(Path::new("null:8GiB")).unwrap(), "null:8GiB");
+        let here = std::env::current_dir().unwrap().join("pool.img");
+        assert_eq!(Path::new(&absolute(Path::new("pool.img")).unwrap()), here);
+        let strange = Path::new(std::ffi::OsStr::from_bytes(b"/dev/\xff"));
+        let failure = absolute(strange).unwrap_err();
+        assert_eq!(failure.code, ErrorCode::Invalid);
+        assert!(failure.message.contains("not UTF-8"), "{failure}");
+    }
 
     #[test]
     fn scrubbing_shows_share_rest_and_time() {

@@ -3,7 +3,7 @@
 use crate::output::{Table, duration, size, time};
 use std::time::Duration;
 use vflash::control::api::{
-    Action, Attachment, Check, Limits, Plan, Pool, Pools, Space, Status, Volume, Volumes,
+    Action, Attachment, Check, Limits, Plan, Pool, Pools, Space, Status, Volume, Volumes, Waiting,
 };
 use vflash::control::api_cached::{Cache, CachedDisk};
 use vflash::control::events::now_ms;
@@ -109,6 +109,9 @@ pub(crate) fn volume(volume: &Volume) -> String {
     table.pair("Attached", yes_no(volume.attached) + &by);
     table.pair("Queues running", volume.queues_running);
     table.pair("Bounced pieces", volume.bounced_pieces);
+    if let Some(waiting) = &volume.waiting {
+        table.pair("Waiting", self::waiting(*waiting));
+    }
     table.pair("Write cache", if volume.write_cache { "on" } else { "off" });
     if let Some(cache) = &volume.cache {
         self::cache(cache, &mut table);
@@ -123,6 +126,11 @@ pub(crate) fn volume(volume: &Volume) -> String {
         ]);
     }
     table.render() + &operations.render()
+}
+
+fn waiting(Waiting { requests, oldest_ms }: Waiting) -> String {
+    let oldest = duration(Duration::from_millis(oldest_ms));
+    format!("{requests} requests, the oldest for {oldest}")
 }
 
 fn cache(cache: &Cache, table: &mut Table) {
@@ -218,6 +226,9 @@ pub(crate) fn status(status: &Status) -> String {
     table.pair("Reactors", status.reactors);
     table.pair("Pools", status.pools);
     table.pair("Volumes", format!("{}, {} attached", status.volumes, status.attached));
+    if let Some(waiting) = &status.waiting {
+        table.pair("Waiting", self::waiting(*waiting));
+    }
     let mut text = table.render();
     for problem in &status.problems {
         text.push_str(&format!("Problem: {problem}\n"));
