@@ -20,11 +20,11 @@ use vhost::vhost_user::message::VhostUserConfigFlags;
 const DISK: &str = "vm/disk";
 
 /// A daemon with `vm/disk` on an NBD export of `disk.raw`, and what serves that.
-fn over_nbd(words: &str, filters: &[&str]) -> (Vflashd, Nbd, PathBuf) {
+fn over_nbd(words: &str, serve: impl FnOnce(&Path, &Path) -> Nbd) -> (Vflashd, Nbd, PathBuf) {
     let daemon = Vflashd::start();
     let (file, socket) = (daemon.path("disk.raw"), daemon.path("nbd"));
     image(&file);
-    let server = Nbd::unix(&socket, &file, filters);
+    let server = serve(&socket, &file);
     let words = format!("{words}, sidecar: {}", daemon.path("redo").display());
     let backing = format!("nbd+unix:///?socket={}", socket.display());
     daemon.apply(&manifest(&daemon, &[("disk", &words, &backing)]));
@@ -46,7 +46,7 @@ fn state(daemon: &Vflashd) -> Value {
 
 #[test]
 fn a_clean_stop_ends_though_the_backing_hangs_and_nothing_is_lost() {
-    let (mut daemon, server, file) = over_nbd("", &[]);
+    let (mut daemon, server, file) = over_nbd("", Nbd::freezable);
     let mut runner = load(&daemon, DISK, 21);
     operate(&mut runner, 300);
     server.freeze();
@@ -113,7 +113,7 @@ fn an_nbd_export_over_tcp_is_a_backing() {
 
 #[test]
 fn a_change_of_mode_goes_on_after_a_kill_in_the_middle_of_it() {
-    let (mut daemon, server, file) = over_nbd(", maxStaleness: 1h", &[]);
+    let (mut daemon, server, file) = over_nbd(", maxStaleness: 1h", Nbd::freezable);
     let mut device = connect(&daemon, DISK, 1, 8);
     for (round, mode) in (1_u8..).zip(["write-around", "write-back", "bypass", "write-through"]) {
         write(&mut device, 8, round);
@@ -181,7 +181,7 @@ fn a_backing_that_fails_costs_time_alone_and_its_own_disk_alone() {
     let failing = failing(&trouble);
     let filters: Vec<&str> =
         ["--filter=error"].into_iter().chain(failing.iter().map(String::as_str)).collect();
-    let (daemon, _server, _) = over_nbd("", &filters);
+    let (daemon, _server, _) = over_nbd("", |socket, file| Nbd::unix(socket, file, &filters));
     let other = daemon.path("other.raw");
     image(&other);
     let text = manifest(&daemon, &[("other", "", other.to_str().unwrap())]);
@@ -210,7 +210,7 @@ fn a_backing_that_fails_costs_time_alone_and_its_own_disk_alone() {
 
 #[test]
 fn a_backing_that_stays_away_fails_what_needs_it_and_nothing_else() {
-    let (daemon, server, _) = over_nbd(", maxStaleness: 1h, backingTimeout: 0s", &[]);
+    let (daemon, server, _) = over_nbd(", maxStaleness: 1h, backingTimeout: 0s", Nbd::freezable);
     assert_eq!(cache(&daemon, DISK)["backingTimeoutMs"], 0);
     let mut device = connect(&daemon, DISK, 1, 8);
     write(&mut device, 800, 5);

@@ -10,7 +10,7 @@ use super::fence::{self, Claim, dirty_words, point_words};
 use super::identity::{Identity, Kind};
 use super::nbd::{NbdClient, NbdOptions};
 use super::recover::{self, Damage, Progress, RecoverOptions, Recovery, Standing};
-use super::redo::{GROUP_BYTES_MAX, Layout};
+use super::redo::{GROUP_BYTES_MAX, Layout, Span};
 use super::sidecar::{clear_headers, write_stamp};
 use super::spec::Spec;
 use super::stamp::{Owner, Stamp, State};
@@ -74,6 +74,8 @@ pub struct Claimed {
     pub cold: bool,
     /// Number of the next redo group.
     pub next_group: u64,
+    /// A group of this owner that is whole in the sidecar and was left for its log to finish.
+    pub live: Option<Span>,
 }
 
 /// What is given up with an owner's flash.
@@ -218,7 +220,7 @@ impl Backing {
         }
         if self.sidecar_path.is_none() {
             let cold = claim.remembered.is_some();
-            return Ok(Claimed { stamp: None, recovery: None, cold, next_group: 1 });
+            return Ok(Claimed { stamp: None, recovery: None, cold, next_group: 1, live: None });
         }
         let flash_dirty = claim.remembered.is_some_and(|flash| flash.dirty);
         // A damaged group of ours is on our flash too, and will be drained anew.
@@ -238,7 +240,43 @@ impl Backing {
             nbd.hold_writes();
         }
         let next_group = stamp.retired_group + 1;
-        Ok(Claimed { stamp: Some(stamp), recovery, cold: verdict.cold, next_group })
+        let cold = verdict.cold;
+        Ok(Claimed { stamp: Some(stamp), recovery, cold, next_group, live: None })
+    }
+
+    /// For an owner that comes back: takes up a live group of its own, whose records its log still
+    /// has, as it stands, instead of finishing it first, which takes as long as the backing takes
+    /// for all of it. Changes nothing. `None`: there is no such group, or not all is as this owner
+    /// left it; claim then.
+    ///
+    /// The epoch stays what it is: a new one would void the group (FORMAT.md).
+    pub fn take_up(&mut self, claim: &Claim) -> Result<Option<Claimed>> {
+        let named = self.named();
+        let dirty = claim.remembered.is_some_and(|flash| flash.dirty);
+        let Some(sidecar) = self.sidecar.as_mut().filter(|_| dirty) else { return Ok(None) };
+        if self.description.reason.is_some() {
+            return Ok(None);
+        }
+        let standing = recover::take_up(&mut sidecar.blocking, Damage::Skip)
+            .map_err(|error| error.context(&named))?;
+        let Some(standing) = standing else { return Ok(None) };
+        let found = &self.description.identity;
+        let verdict =
+            fence::judge(claim, found, Some(&standing)).map_err(|error| error.context(&named))?;
+        let stamp = standing.stamp;
+        let mine = stamp.owner.allocation == claim.owner.allocation && !verdict.cold;
+        let same = mine && stamp.identity.difference(found).is_none();
+        let Some(live) = standing.live.filter(|_| same) else { return Ok(None) };
+        if let Some(nbd) = &self.nbd {
+            nbd.hold_writes();
+        }
+        Ok(Some(Claimed {
+            stamp: Some(stamp),
+            recovery: None,
+            cold: false,
+            next_group: standing.next_group,
+            live: Some(live.span),
+        }))
     }
 
     /// The sidecar, made if it is missing, with both slots emptied if it is new.

@@ -14,7 +14,7 @@ use super::sidecar::{Stamps, failed, read_headers, read_stamps, settle, write_st
 use super::stamp::{Point, Stamp};
 use crate::base::checksum::content;
 use crate::base::planted::{Bug, planted};
-use crate::base::units::{GIB, SECTOR_BYTES};
+use crate::base::units::{GIB, MIB, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
 use crate::io::disk::Errno;
@@ -97,6 +97,15 @@ pub fn inspect(sidecar: &mut Blocking, damage: Damage) -> Result<Option<Standing
     let Some(stamp) = stamps.newest.clone() else { return Ok(None) };
     let (standing, _) = examine(sidecar, stamp, damage)?;
     Ok(Some(with_findings(standing, &stamps)))
+}
+
+/// As [`inspect`], for an owner whose log will finish a live group: makes durable what was read, as
+/// must be before the group is applied.
+pub fn take_up(sidecar: &mut Blocking, damage: Damage) -> Result<Option<Standing>> {
+    let standing = inspect(sidecar, damage)?;
+    let stamps = read_stamps(sidecar)?;
+    settle(sidecar, &stamps)?;
+    Ok(standing)
 }
 
 /// Finishes the group that is committed and not retired, if there is one. Both disks must be locked
@@ -278,37 +287,60 @@ fn read_group(
             return Err(Error::new(ErrorKind::Corrupt, text));
         }
     };
-    let data_offset = layout.data_offset(slot);
+    let mut data = GroupData::new(sidecar, layout.data_offset(slot), *header);
     for entry in &entries {
-        if read_data(sidecar, data_offset, header, entry)?.is_none() {
+        if data.of(entry)?.is_none() {
             return Ok(None);
         }
     }
     Ok(Some(entries))
 }
 
-/// An entry's data, empty if it has none; `None` if it does not match its checksum.
-fn read_data(
-    sidecar: &mut Blocking,
-    data_offset: u64,
-    header: &GroupHeader,
-    entry: &Entry,
-) -> Result<Option<Vec<u8>>> {
-    let Content::Data { position, checksum } = entry.content else { return Ok(Some(Vec::new())) };
-    // Whole blocks, of which the entry is a part.
-    let skip = position % BLOCK_BYTES;
-    let offset = data_offset + position - skip;
-    let length = (skip + entry.length()).next_multiple_of(BLOCK_BYTES);
-    let mut bytes = sidecar
-        .read(offset, length as usize)
-        .map_err(|errno| failed("reading a redo group's data", offset, errno))?;
-    bytes.truncate((skip + entry.length()) as usize);
-    bytes.drain(..skip as usize);
-    let matches = content(header.id.salt().into(), &bytes) == checksum;
-    Ok(matches.then_some(bytes))
+/// Bytes of a group's data that are read at a time.
+const READ_BYTES: u64 = 4 * MIB;
+
+/// The data of a group, entry by entry in order, read a good part at a time.
+struct GroupData<'a> {
+    sidecar: &'a mut Blocking,
+    /// Of the data area, in bytes of the sidecar.
+    offset: u64,
+    header: GroupHeader,
+    /// What was read last, and its first byte in the data area.
+    window: Vec<u8>,
+    from: u64,
 }
 
-/// Puts every entry in its place; returns the bytes of the backing that were written.
+impl<'a> GroupData<'a> {
+    fn new(sidecar: &'a mut Blocking, offset: u64, header: GroupHeader) -> Self {
+        Self { sidecar, offset, header, window: Vec::new(), from: 0 }
+    }
+
+    /// An entry's data, empty if it has none; `None` if it does not match its checksum.
+    fn of(&mut self, entry: &Entry) -> Result<Option<&[u8]>> {
+        let Content::Data { position, checksum } = entry.content else { return Ok(Some(&[])) };
+        let end = position + entry.length();
+        if position < self.from || end > self.from + self.window.len() as u64 {
+            self.from = position - position % BLOCK_BYTES;
+            let most = self.header.data_bytes.min(self.from + READ_BYTES).max(end);
+            let length = most.next_multiple_of(BLOCK_BYTES) - self.from;
+            let offset = self.offset + self.from;
+            self.window = self
+                .sidecar
+                .read(offset, length as usize)
+                .map_err(|errno| failed("reading a redo group's data", offset, errno))?;
+        }
+        let range = (position - self.from) as usize..(end - self.from) as usize;
+        let salt = self.header.id.salt().into();
+        Ok(self.window.get(range).filter(|bytes| content(salt, bytes) == checksum))
+    }
+}
+
+/// Writes to the backing under way together, and bytes of them, at most.
+const WRITES_MAX: usize = 64;
+const WRITE_BYTES_MAX: usize = 8 << 20;
+
+/// Puts every entry in its place, many at a time; returns the bytes of the backing that were
+/// written.
 fn apply(
     backing: &mut Blocking,
     (sidecar, data_offset): (&mut Blocking, u64),
@@ -318,7 +350,9 @@ fn apply(
     let block_bytes = u64::from(backing.geometry().block_bytes);
     let total_bytes = entries.iter().map(Entry::length).sum();
     let mut done_bytes = 0;
-    for entry in entries {
+    let mut data = GroupData::new(sidecar, data_offset, *header);
+    let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
         let (offset, length) = (entry.offset(), entry.length());
         if !(offset | length).is_multiple_of(block_bytes) {
             let text = format!(
@@ -328,21 +362,31 @@ fn apply(
             );
             return Err(Error::new(ErrorKind::Invalid, text));
         }
-        let Some(data) = read_data(sidecar, data_offset, header, entry)? else {
+        let Some(bytes) = data.of(entry)? else {
             let text = format!(
                 "redo group {} changed while it was read: is the sidecar in use elsewhere?",
                 header.id.number
             );
             return Err(Error::new(ErrorKind::Corrupt, text));
         };
+        let applying = |errno| on_backing("applying a redo group", offset, errno);
         match entry.content {
-            Content::Data { .. } => backing.write_copies(&[offset], &data),
+            Content::Data { .. } => {
+                writes.push((offset, bytes.to_vec()));
+                Ok(())
+            }
             Content::Zero => in_parts(offset, length, |at, part| backing.zero(at, part)),
             Content::Discard => in_parts(offset, length, |at, part| backing.discard(at, part)),
         }
-        .map_err(|errno| on_backing("applying a redo group", offset, errno))?;
+        .map_err(applying)?;
         done_bytes += length;
-        progress(Progress { done_bytes, total_bytes });
+        let bytes: usize = writes.iter().map(|(_, bytes)| bytes.len()).sum();
+        let last = index + 1 == entries.len();
+        if last || writes.len() == WRITES_MAX || bytes >= WRITE_BYTES_MAX {
+            backing.write_many(&writes).map_err(applying)?;
+            writes.clear();
+            progress(Progress { done_bytes, total_bytes });
+        }
     }
     Ok(done_bytes)
 }

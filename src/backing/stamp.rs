@@ -114,7 +114,7 @@ pub struct Stamp {
     /// Of stamps, from 1: the highest valid one counts.
     pub sequence: u64,
     pub owner: Owner,
-    /// The fencing token: one more with each opening for writing.
+    /// The fencing token: one more with each claim.
     pub owner_epoch: u64,
     /// The first of the epochs, up to this one, that were all of this owner's allocation: what an
     /// allocation remembers of an earlier epoch is out of date.

@@ -26,5 +26,8 @@ pub const RANGES_MAX: usize = 16;
 /// hold a drive for long. The ranges of a request are done one after the other.
 pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
 
+/// Bytes that groups being drained take, of all cached disks together, beside 4 MiB of each.
+pub const DRAIN_BYTES_SHARED: u64 = 256 << 20;
+
 /// Devices (sockets) of one daemon.
 pub const EXPORTS_MAX: usize = 1024;

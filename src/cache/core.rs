@@ -16,7 +16,7 @@ use super::record::RecordOrigin;
 use super::root::Mode;
 use super::roots::Roots;
 use super::segment::Segments;
-use super::status::CacheStatus;
+use super::status::{CacheStatus, count};
 use crate::base::clock::Nanos;
 use crate::io::buffer::Segment;
 use crate::io::disk::{DiskGeometry, Operation};
@@ -136,8 +136,9 @@ pub(super) struct Core {
     pub drained: u64,
 }
 
-/// Entries of the index that one step of a sweep looks at.
-const SWEEP_STEP: usize = 4096;
+/// Entries of the index that one step of a sweep looks at, and when free segments run out.
+const SWEEP_STEP: usize = 2048;
+const SWEEP_STEP_SHORT: usize = 8 * SWEEP_STEP;
 
 impl Core {
     pub(super) fn attach(&mut self, requests_max: u32) {
@@ -265,23 +266,32 @@ impl Core {
     }
 
     /// Gives up clean segments when free ones or the index's memory run short, a step at a time.
+    /// Many at once: to forget them takes a look at all of the index, however many they are.
     pub(super) fn make_room(&mut self, io: &mut dyn Io) {
-        let counts = self.segments.counts();
-        let short = counts.free + counts.retiring < self.reserve() || self.index.is_full();
-        if short && (counts.retiring == 0 || !self.index.is_full()) {
-            self.segments.retire();
+        let (counts, reserve) = (self.segments.counts(), self.reserve());
+        let short = counts.free < reserve || self.index.is_full();
+        if short && counts.retiring == 0 {
+            let retired = (0..reserve).take_while(|_| self.segments.retire()).count();
+            count(&self.status.counters.retired, retired as u64);
         }
         if !self.segments.is_retiring() {
             return;
         }
-        let (mut cursor, count) = self.sweep.unwrap_or((0, self.segments.retiring()));
+        let (mut cursor, retiring) = self.sweep.unwrap_or((0, self.segments.retiring()));
         let segments = &self.segments;
-        let keep = |position| segments.is_readable(position);
-        if self.index.sweep(&mut cursor, SWEEP_STEP, keep) {
-            self.segments.forgotten(count);
+        let mut looked = 0;
+        let keep = |position| {
+            looked += 1;
+            segments.is_readable(position)
+        };
+        let step = if counts.free < reserve / 4 { SWEEP_STEP_SHORT } else { SWEEP_STEP };
+        let done = self.index.sweep(&mut cursor, step, keep);
+        count(&self.status.counters.swept, looked);
+        if done {
+            self.segments.forgotten(retiring);
             self.sweep = None;
         } else {
-            self.sweep = Some((cursor, count));
+            self.sweep = Some((cursor, retiring));
         }
         if self.segments.is_retiring() {
             let soon = io.now() + Duration::from_micros(50);

@@ -11,6 +11,7 @@ use super::drain::{
     DrainHost, DrainOptions, DrainReply, DrainState, Drainer, LogCursor, LogStretch, SidecarState,
 };
 use super::journal::{Journal, Pending};
+use super::memory::DrainMemory;
 use super::message::{CacheMessage, Reply};
 use super::patience::Patience;
 use super::read::Reads;
@@ -42,6 +43,8 @@ pub struct CacheOptions {
     /// How long a request that needs the backing is tried there before it fails.
     pub backing_timeout: Duration,
     pub fence: FencePolicy,
+    /// What all cached disks of a daemon share while they drain.
+    pub memory: Arc<DrainMemory>,
     /// Milliseconds of the Unix epoch.
     pub wall_ms: fn() -> u64,
     /// The clock that the disk's reactor goes by, at the moment of opening.
@@ -58,6 +61,7 @@ impl CacheOptions {
             staleness_max: Duration::from_secs(10),
             backing_timeout: Duration::from_secs(60),
             fence: FencePolicy::Fail,
+            memory: DrainMemory::of_daemon(),
             wall_ms,
             now: Nanos::now,
         }
@@ -154,6 +158,7 @@ impl CachedDisk {
             drained_epoch: opened.drained_epoch,
             head: head.durable_through,
             dirty_bytes: opened.dirty_bytes,
+            memory: options.memory.clone(),
         };
         let mut drainer = Drainer::new(drain, (options.now)());
         for (won, epoch) in opened.edges {
@@ -230,6 +235,7 @@ impl CachedDisk {
         self.core.make_room(io);
         self.core.pump(io);
         self.tell_drainer(io);
+        self.drainer.set_fill(self.core.segments.counts().dirty_permille());
         let urgent = self.core.is_short() || self.core.mode == Mode::WriteThrough;
         if urgent != self.urgent {
             self.urgent = urgent;
@@ -545,6 +551,10 @@ impl CachedDisk {
 #[cfg(test)]
 #[path = "disk_test.rs"]
 pub(in crate::cache) mod tests;
+
+#[cfg(test)]
+#[path = "disk_room_test.rs"]
+mod room_tests;
 
 #[cfg(test)]
 #[path = "disk_many_test.rs"]

@@ -17,7 +17,7 @@
 //!   flash before anything newer goes to the backing: no recovery drains old over new.
 //! - D3 grouped: nothing is written to the backing before its group is durable in the sidecar, and
 //!   no group goes to the sidecar before the one before it is durable in the backing.
-//! - D4 ordered: no group holds records of two epochs.
+//! - D4 ordered: no group holds records of two epochs, but for one that the sidecar has.
 //! - D5 nothing is written that was not verified, and nothing behind a record that failed to be.
 
 mod gather;
@@ -25,7 +25,8 @@ mod policy;
 mod read;
 mod write;
 
-use super::merge::{Limits, Merged, Packed};
+use super::memory::DrainMemory;
+use super::merge::{Limits, Merged};
 use super::order::{Points, Refusal};
 use crate::backing::redo::{ENTRY_BYTES, Layout};
 use crate::backing::stamp::{DrainMode, Stamp};
@@ -37,6 +38,7 @@ use crate::io::disk::{DiskGeometry, Errno, Operation, OperationKind};
 use crate::io::volume::DiskIndex;
 use policy::{Dirty, Pace};
 use read::{LogReader, READS_MAX};
+use std::sync::Arc;
 use std::time::Duration;
 
 const BACKING: DiskIndex = DiskIndex(1);
@@ -116,6 +118,9 @@ pub struct SidecarState {
     pub stamp: Stamp,
     /// The highest group number that the slots have seen.
     pub last_group: u64,
+    /// That group is whole in the sidecar and not retired, and leads to this point: the backing may
+    /// have a part of it, so it is finished first, from the log.
+    pub live_to: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -131,6 +136,8 @@ pub struct DrainOptions {
     /// The newest committed write, and the bytes of log between.
     pub head: u64,
     pub dirty_bytes: u64,
+    /// Where groups get their memory.
+    pub memory: Arc<DrainMemory>,
 }
 
 /// Why a drain that was asked for did not get there.
@@ -225,6 +232,8 @@ struct Group {
     /// Sectors of zeros.
     zeros: u64,
     begun: Nanos,
+    /// Bytes of log that had been committed by then, ever.
+    committed: u64,
 }
 
 struct Waiter {
@@ -243,7 +252,6 @@ pub struct Drainer {
     /// The reader stands behind the last group.
     positioned: bool,
     merged: Merged,
-    packed: Packed,
     group: Group,
     plan: Vec<Planned>,
     next: usize,
@@ -258,6 +266,8 @@ pub struct Drainer {
     trouble: Option<Errno>,
     /// After a failure: nothing before this time.
     pause: Option<Nanos>,
+    /// Nothing by itself before this time: the guest goes first.
+    rest: Nanos,
     pause_next: Duration,
     attempts: u32,
     last_good: Option<u64>,
@@ -268,6 +278,8 @@ pub struct Drainer {
     hold: Option<u64>,
     /// A group in the sidecar may still be applied by a recovery.
     live_group: bool,
+    /// Up to here the sidecar has what goes to the backing already: D3 is met.
+    redone_to: u64,
     last_group: u64,
     /// Being written.
     stamp: Option<Stamp>,
@@ -291,6 +303,11 @@ impl Drainer {
         let sidecar = options.sidecar.as_ref();
         assert!(options.mode == DrainMode::Ordered || sidecar.is_some(), "groups need a sidecar");
         let layout = sidecar.map(|sidecar| sidecar.layout);
+        let live_to = sidecar.and_then(|sidecar| sidecar.live_to);
+        let mut points = Points::new(drained, head);
+        if let Some(to) = live_to.filter(|to| *to > drained) {
+            points.group_committed(to);
+        }
         let limits = Limits {
             data_bytes: layout.map_or(GROUP_BYTES, |layout| layout.data_bytes_max),
             spans: layout
@@ -299,13 +316,12 @@ impl Drainer {
         };
         Self {
             state: State::Idle,
-            points: Points::new(drained, head),
+            points,
             dirty: Dirty::new((drained, head), options.dirty_bytes, now),
             pace: Pace::new(),
             reader: LogReader::default(),
             positioned: false,
-            merged: Merged::new(limits),
-            packed: Packed::default(),
+            merged: Merged::new(limits, options.memory.clone()),
             group: Group { to: drained, epoch: options.drained_epoch, ..Group::default() },
             plan: Vec::new(),
             next: 0,
@@ -315,6 +331,7 @@ impl Drainer {
             refused: false,
             trouble: None,
             pause: None,
+            rest: now,
             pause_next: PAUSE_FIRST,
             attempts: 0,
             last_good: None,
@@ -322,7 +339,8 @@ impl Drainer {
             retire: Vec::new(),
             retire_clean: false,
             hold: None,
-            live_group: false,
+            live_group: live_to.is_some(),
+            redone_to: live_to.unwrap_or(drained),
             last_group: sidecar.map_or(0, |sidecar| sidecar.last_group),
             stamp: None,
             stamped: now,
@@ -368,6 +386,11 @@ impl Drainer {
     pub fn set_urgent(&mut self, urgent: bool, host: &mut dyn DrainHost) {
         self.pace.urgent = urgent;
         self.run(host);
+    }
+
+    /// Thousandths of the log that are dirty, for the pace.
+    pub fn set_fill(&mut self, permille: u64) {
+        self.pace.fill = permille;
     }
 
     pub fn set_staleness(&mut self, staleness_max: Duration, host: &mut dyn DrainHost) {
@@ -508,6 +531,10 @@ impl Drainer {
         if self.reader.is_busy() || self.is_pausing(host) {
             return false;
         }
+        if self.is_finishing() && self.last_good.is_none() {
+            self.begin_group(self.redone_to, host);
+            return true;
+        }
         let clean = self.dirty.is_empty() || self.last_good.is_some();
         if !self.retire.is_empty() && (!self.retire_clean || clean) {
             self.enter(State::Stamp, host);
@@ -516,7 +543,6 @@ impl Drainer {
         let Some(limit) = self.limit(host) else {
             if self.dirty.is_empty() {
                 self.merged.release();
-                self.packed.release();
                 self.reader.release();
             }
             return false;
@@ -527,6 +553,11 @@ impl Drainer {
         }
         self.begin_group(limit, host);
         true
+    }
+
+    /// What an earlier process put into the sidecar is brought to the backing.
+    fn is_finishing(&self) -> bool {
+        self.drained() < self.redone_to
     }
 
     /// How far the next group may go, if there should be one now.
@@ -546,6 +577,10 @@ impl Drainer {
         // What was begun is finished: a part of a request is no point.
         if waited.is_some() || self.pace.urgent || closing || self.group.part {
             return Some(most);
+        }
+        if self.rest > host.now() {
+            host.wake_at(self.rest);
+            return None;
         }
         match self.dirty.due(self.options.staleness_max, host.now()) {
             // A point that the guest knows, if there is one.
@@ -652,12 +687,13 @@ impl Drainer {
 
     fn succeeded(&mut self, host: &mut dyn DrainHost) {
         let grouped = self.options.mode == DrainMode::Grouped;
+        let finishing = self.is_finishing();
         let next = match self.state {
             State::Idle | State::Gather => unreachable!("these have no operations of their own"),
             State::Fill => {
                 self.take_fill();
-                self.merged.pack(&mut self.packed);
-                if grouped { State::Redo } else { State::Apply }
+                self.merged.pack();
+                if grouped && !finishing { State::Redo } else { State::Apply }
             }
             State::Redo => State::RedoFlush,
             State::RedoFlush => {
@@ -674,6 +710,7 @@ impl Drainer {
                 self.finish_group(host.now());
                 let due = host.now() - self.stamped >= STAMP_INTERVAL || self.dirty.is_empty();
                 let stamp = !grouped && due && self.options.sidecar.is_some();
+                let stamp = stamp && !self.is_finishing();
                 if stamp { State::Stamp } else { State::Idle }
             }
             State::Stamp => State::StampFlush,
@@ -690,10 +727,15 @@ impl Drainer {
     }
 
     fn finish_group(&mut self, now: Nanos) {
-        let Group { to, log_bytes, begun, .. } = self.group;
+        let Group { to, log_bytes, begun, committed, .. } = self.group;
         self.points.set_drained(to);
         self.dirty.drained(to, log_bytes);
         self.pace.group_ended(log_bytes, now - begun);
+        let written = self.dirty.committed_bytes() - committed;
+        let staleness = self.options.staleness_max;
+        let aged = self.dirty.oldest().is_some_and(|oldest| now - oldest > staleness / 2);
+        let rest = self.pace.rest(now - begun, log_bytes, written).min(staleness / 8);
+        self.rest = if aged { now } else { now + rest };
         self.groups += 1;
         self.answer();
     }

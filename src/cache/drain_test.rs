@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backing::identity::{Identity, Kind as BackingKind};
-use crate::backing::recover::{RecoverOptions, recover};
+use crate::backing::recover::{Damage, RecoverOptions, inspect, recover};
 use crate::backing::sidecar::write_stamp;
 use crate::backing::stamp::{Owner, Point, State as StampState};
 use crate::cache::model::{self, Model};
@@ -137,11 +137,12 @@ impl Rig {
             mode,
             staleness_max: Duration::from_secs(10),
             backing: shape,
-            sidecar: Some(SidecarState { layout, stamp, last_group: 0 }),
+            sidecar: Some(SidecarState { layout, stamp, last_group: 0, live_to: None }),
             drained: 0,
             drained_epoch: 0,
             head: 0,
             dirty_bytes: 0,
+            memory: DrainMemory::of_daemon(),
         };
         let host = Host {
             disks,
@@ -315,6 +316,31 @@ impl Rig {
         panic!("no answer: {:?}", self.drainer.status(self.host.now));
     }
 
+    /// Another process goes on where this drainer is; the group that it finds in the sidecar.
+    fn restart(&mut self, mode: DrainMode) -> Option<(u64, u64)> {
+        assert_eq!(self.host.under_way, [0; 3], "nothing is under way");
+        let mut sidecar = Blocking::new(Box::new(self.host.disks[2].clone()));
+        let standing = inspect(&mut sidecar, Damage::Refuse).expect("read").expect("a stamp");
+        let live = standing.live.map(|live| (live.span.from, live.span.to));
+        let sidecar = SidecarState {
+            layout: Layout::new(GROUP_MAX),
+            stamp: standing.stamp,
+            last_group: standing.next_group - 1,
+            live_to: live.map(|(_, to)| to),
+        };
+        let options = DrainOptions {
+            mode,
+            sidecar: Some(sidecar),
+            drained: self.drainer.drained(),
+            drained_epoch: self.drainer.drained_epoch(),
+            head: self.model.head(),
+            dirty_bytes: 1 << 20,
+            ..self.drainer.options.clone()
+        };
+        self.drainer = Drainer::new(options, self.host.now);
+        live
+    }
+
     fn check_backing(&self, point: u64) {
         check(&self.model, point, &self.host.disks[1]);
     }
@@ -456,6 +482,40 @@ fn judge_lost_flash(rig: &Rig, mode: DrainMode, case: CrashCase, disks: &[SimDis
     let legal = |drained| rig.model.check_epoch(drained, &mut reader(&disks[0])).is_ok();
     let least = reported.max(point);
     assert!((least..=rig.model.head()).any(legal), "no epochs from {least} on: {case}");
+}
+
+/// Killed within a group, in every state of it: the next process finishes it from the log, without
+/// another group and without passing its end.
+#[test]
+fn a_group_that_was_cut_is_finished_from_the_log() {
+    let mut finished = 0;
+    for seed in 0..40 {
+        let mut rig = Rig::new(seed, DrainMode::Grouped, |_| {});
+        (0..60).for_each(|_| rig.step());
+        rig.settle();
+        rig.faults(1, seed / 2, true, Errno::EIO);
+        (0..3).for_each(|_| _ = rig.wait());
+        rig.host.disks[1].set_faults(Faults::default());
+        let live = rig.restart(MODES[seed as usize % 2]);
+        if let Some((from, to)) = live.filter(|(_, to)| *to > rig.drainer.drained()) {
+            finished += 1;
+            assert_eq!(from, rig.drainer.drained());
+            let inside = rig.drainer.reach(to - 1).err().map(|refusal| refusal.reason);
+            let reason = Some(crate::cache::order::Reason::InsideGroup);
+            assert!(inside == reason || to - 1 == from, "{inside:?}");
+            let headers = rig.host.disks[2].peek(0, 128 << 10);
+            assert_eq!(rig.drain(Some(to), true), Ok(to));
+            rig.check_backing(to);
+            let same = rig.host.disks[2].peek(0, 128 << 10) == headers;
+            assert!(same || seed % 2 == 0, "no group was written again");
+        }
+        rig.drainer.let_go(&mut rig.host);
+        let head = rig.model.head();
+        assert_eq!(rig.drain(None, false), Ok(head));
+        rig.check_backing(head);
+        assert_eq!(rig.retire(true), Ok(head));
+    }
+    assert!(finished > 10, "{finished} groups were cut");
 }
 
 #[test]

@@ -178,6 +178,8 @@ pub(super) struct Journal {
     pub(super) flush_due: Option<Nanos>,
     pub(super) flush_wanted: bool,
     pub(super) align: u32,
+    /// Writes wait for a free segment.
+    pub(super) stalled: bool,
     pub news: News,
 }
 
@@ -231,6 +233,7 @@ impl Journal {
             flush_due: None,
             flush_wanted: false,
             align,
+            stalled: false,
             news: News::default(),
         }
     }
@@ -415,7 +418,12 @@ impl Core {
     /// Closes the open segment and opens another. False: none is free.
     pub(super) fn roll(&mut self, won: u64) -> bool {
         let journal = &mut self.journal;
-        let Some(index) = self.segments.open(won) else { return false };
+        let Some(index) = self.segments.open(won) else {
+            let again = std::mem::replace(&mut journal.stalled, true);
+            count(&self.status.counters.stalls, u64::from(!again));
+            return false;
+        };
+        journal.stalled = false;
         if let Some(last) = journal.filling.back_mut().filter(|last| !last.full) {
             last.full = true;
             self.segments.close(last.segment);
@@ -634,6 +642,7 @@ impl Core {
             self.wake_at(at, io);
         }
         self.write_summaries(io);
+        self.rewrite_more(io);
     }
 
     /// The log is durable that far.

@@ -131,7 +131,7 @@ impl Core {
         }
     }
 
-    /// What a flush was to cover is durable.
+    /// What a flush was to cover is durable, or with it more.
     pub(super) fn flushed(&mut self, covered: Covered, io: &mut dyn Io) {
         self.journal.flush = None;
         self.durable(covered);

@@ -223,7 +223,9 @@ impl Shape {
 
     /// The segment that holds byte `offset` of the allocation.
     pub fn segment_of(self, offset: u64) -> Option<u32> {
-        let index = offset.checked_sub(ROOTS_BYTES)?.checked_div(self.segment_bytes)?;
+        // A division for each entry of the index would be felt.
+        let index =
+            offset.checked_sub(ROOTS_BYTES)?.checked_shr(self.segment_bytes.trailing_zeros())?;
         u32::try_from(index).ok().filter(|index| u64::from(*index) < self.segments())
     }
 

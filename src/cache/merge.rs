@@ -1,17 +1,19 @@
 //! A group being drained: the newest version of every sector that its records write.
 //!
 //! [`Merged`] takes the records in order of their WONs; a sector that is written again is
-//! overwritten in place, so a hot block takes its room once. [`Packed`] is the finished group,
-//! sorted and in pinned memory: it goes to the sidecar and to the backing from there, and stays
-//! until it is durable in the backing, so that whatever fails is written again.
+//! overwritten in place, so a hot block takes its room once. Data is copied once, into pinned
+//! memory: when the group is finished ([`Merged::pack`]), runs of it are put in order where they
+//! lie, and go to the sidecar and to the backing from there. They stay until they are durable in
+//! the backing, so that whatever fails is written again.
 
+use super::memory::{CHUNK_BYTES, DrainMemory};
+use super::record::BLOCK_SECTORS;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
-use crate::io::buffer::{PinnedBuffer, Segment};
+use crate::io::buffer::{PinnedBuffer, Segment, gather};
 use std::collections::BTreeMap;
-
-/// Bytes of a chunk of pinned memory, and of one transfer at most.
-pub(super) const CHUNK_BYTES: u64 = 1 << 20;
+use std::ops::Range;
+use std::sync::Arc;
 
 const CHUNK_SECTORS: u64 = CHUNK_BYTES / SECTOR_BYTES;
 
@@ -59,49 +61,154 @@ pub(super) struct Limits {
     pub block_sectors: u64,
 }
 
-/// The records of a group so far.
+/// Sectors in pinned memory, one behind the other: a *place* counts them.
+struct Pile {
+    chunks: Vec<PinnedBuffer>,
+    sectors: u64,
+    memory: Arc<DrainMemory>,
+}
+
+/// Chunks that a disk may always have: a group of one record fits.
+const CHUNKS_OWN: usize = 4;
+
+impl Pile {
+    /// Whether there is memory for `sectors` in all.
+    fn reserve(&mut self, sectors: u64) -> bool {
+        while (self.chunks.len() as u64) * CHUNK_SECTORS < sectors {
+            if self.chunks.len() >= CHUNKS_OWN && !self.memory.take() {
+                return false;
+            }
+            self.chunks.push(PinnedBuffer::new(CHUNK_BYTES as usize));
+        }
+        true
+    }
+
+    /// Copies `data` behind what is there, to a multiple of `align` sectors; its place.
+    fn push(&mut self, data: &[u8], align: u64) -> u64 {
+        let place = self.sectors.next_multiple_of(align);
+        self.sectors = place + data.len() as u64 / SECTOR_BYTES;
+        while !self.reserve(self.sectors) {
+            // Little, and needed to finish what was begun.
+            self.memory.overdraw();
+            self.chunks.push(PinnedBuffer::new(CHUNK_BYTES as usize));
+        }
+        self.write(place, data);
+        place
+    }
+
+    fn write(&self, place: u64, mut data: &[u8]) {
+        for part in self.parts(place, data.len() as u64 / SECTOR_BYTES) {
+            let copied = part.copy_from(data);
+            data = &data[copied..];
+        }
+    }
+
+    /// The memory of `count` sectors from `place` on.
+    fn parts(&self, place: u64, count: u64) -> impl Iterator<Item = Segment> + '_ {
+        let (mut at, end) = (place, place + count);
+        std::iter::from_fn(move || {
+            let inside = at % CHUNK_SECTORS;
+            let length = (CHUNK_SECTORS - inside).min(end - at);
+            let chunk = self.chunks.get((at / CHUNK_SECTORS) as usize).filter(|_| length > 0)?;
+            at += length;
+            let skip = (inside * SECTOR_BYTES) as usize;
+            Some(chunk.segment().part(skip, (length * SECTOR_BYTES) as usize))
+        })
+    }
+
+    /// Forgets all, and gives memory back: all of it, or what others wait for.
+    fn clear(&mut self, release: bool) {
+        self.sectors = 0;
+        let keep = match (release, self.memory.is_short()) {
+            (true, _) => 0,
+            (false, true) => CHUNKS_OWN,
+            (false, false) => usize::MAX,
+        };
+        let shared = |chunks: usize| chunks.saturating_sub(CHUNKS_OWN);
+        let before = shared(self.chunks.len());
+        self.chunks.truncate(keep);
+        self.memory.give(before - shared(self.chunks.len()));
+    }
+}
+
+impl Drop for Pile {
+    fn drop(&mut self) {
+        self.clear(true);
+    }
+}
+
+/// Sectors of the backing with one fate, of a finished group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub span: Span,
+    /// Of [`Merged::pieces`]: where its data lies.
+    pieces: Range<usize>,
+}
+
+/// The records of a group so far; when it is finished, the group.
 pub(super) struct Merged {
     /// By start; disjoint.
     spans: BTreeMap<u64, Span>,
-    data: Vec<u8>,
+    pile: Pile,
+    /// Sectors of data that were added.
+    sectors: u64,
     limits: Limits,
+    /// Of the finished group: ascending; data at most a chunk long each, told by its place among
+    /// all data of the group.
+    runs: Vec<Run>,
+    /// Places and sectors of the runs' data, in order.
+    pieces: Vec<(u64, u64)>,
+    /// Of all runs.
+    run_sectors: u64,
 }
 
 impl Merged {
-    pub(super) fn new(limits: Limits) -> Self {
-        Self { spans: BTreeMap::new(), data: Vec::new(), limits }
-    }
-
-    fn used_sectors(&self) -> u64 {
-        self.data.len() as u64 / SECTOR_BYTES
+    pub(super) fn new(limits: Limits, memory: Arc<DrainMemory>) -> Self {
+        Self {
+            spans: BTreeMap::new(),
+            pile: Pile { chunks: Vec::new(), sectors: 0, memory },
+            sectors: 0,
+            limits,
+            runs: Vec::new(),
+            pieces: Vec::new(),
+            run_sectors: 0,
+        }
     }
 
     /// Begins a new group.
     pub(super) fn clear(&mut self) {
-        self.spans.clear();
-        self.data.clear();
+        self.empty(false);
     }
 
     /// Gives memory back while there is nothing to do.
     pub(super) fn release(&mut self) {
-        self.clear();
-        self.data = Vec::new();
+        self.empty(true);
+        (self.runs, self.pieces) = (Vec::new(), Vec::new());
+    }
+
+    fn empty(&mut self, release: bool) {
+        self.spans.clear();
+        self.pile.clear(release);
+        self.runs.clear();
+        self.pieces.clear();
+        (self.sectors, self.run_sectors) = (0, 0);
     }
 
     /// More than half of the room for data is taken.
     pub(super) fn is_half_full(&self) -> bool {
-        self.data.len() as u64 > self.limits.data_bytes / 2
+        self.sectors * SECTOR_BYTES > self.limits.data_bytes / 2
     }
 
     /// Whether a write of `count` sectors, or a range of zeros if that is 0, surely fits.
-    pub(super) fn has_room(&self, count: u64) -> bool {
+    pub(super) fn has_room(&mut self, count: u64) -> bool {
         // A write in the middle of a range makes three spans of it; long runs are cut by chunks.
         let spans = self.spans.len() + 3 + (count / CHUNK_SECTORS) as usize;
-        let chunks = (self.used_sectors() + count) / CHUNK_SECTORS;
+        let chunks = (self.sectors + count) / CHUNK_SECTORS;
         let filled = 2 * spans as u64 * (self.limits.block_sectors - 1);
-        let sectors = self.used_sectors() + count + filled;
+        let sectors = self.sectors + count + filled;
         spans + chunks as usize <= self.limits.spans
             && sectors * SECTOR_BYTES <= self.limits.data_bytes
+            && self.pile.reserve(self.pile.sectors + count)
     }
 
     /// A write: `data` is exactly its sectors.
@@ -116,10 +223,8 @@ impl Merged {
         for span in old {
             if let Content::Data(place) = span.content {
                 self.append(at, part(at, span.start));
-                let place = (place * SECTOR_BYTES) as usize;
-                let new = part(span.start, span.end());
                 if !planted(Bug::OverlapSwapped) {
-                    self.data[place..place + new.len()].copy_from_slice(new);
+                    self.pile.write(place, part(span.start, span.end()));
                 }
                 at = span.end();
             } else {
@@ -143,9 +248,11 @@ impl Merged {
         if data.is_empty() {
             return;
         }
-        let content = Content::Data(self.used_sectors());
+        // Whole blocks lie so that they need not be copied again.
+        let align = if start.is_multiple_of(BLOCK_SECTORS) { BLOCK_SECTORS } else { 1 };
+        let content = Content::Data(self.pile.push(data, align));
         let count = data.len() as u64 / SECTOR_BYTES;
-        self.data.extend_from_slice(data);
+        self.sectors += count;
         self.spans.insert(start, Span { start, count, content });
     }
 
@@ -213,119 +320,103 @@ impl Merged {
         }
     }
 
-    /// The finished group: neighbours joined, data in ascending order.
-    pub(super) fn pack(&self, packed: &mut Packed) {
-        packed.clear();
-        for span in self.spans.values() {
-            match span.content {
-                Content::Data(place) => {
-                    let place = (place * SECTOR_BYTES) as usize;
-                    let length = (span.count * SECTOR_BYTES) as usize;
-                    packed.push_data(span.start, &self.data[place..place + length]);
-                }
-                content => packed.push_zero(Span { content, ..*span }),
+    /// Finishes the group: neighbours joined, data in ascending order. What is no whole blocks is
+    /// copied together, so that a device gets whole blocks of memory too.
+    pub(super) fn pack(&mut self) {
+        self.runs.clear();
+        self.pieces.clear();
+        self.run_sectors = 0;
+        let spans = std::mem::take(&mut self.spans);
+        for span in spans.values() {
+            let Content::Data(place) = span.content else {
+                self.push_zero(*span);
+                continue;
+            };
+            let whole = |sectors: u64| sectors.is_multiple_of(BLOCK_SECTORS);
+            if whole(span.start) && whole(span.count) && whole(place) {
+                self.push_data(span.start, (place, span.count));
+            } else {
+                let mut bytes = vec![0; (span.count * SECTOR_BYTES) as usize];
+                gather(&self.pile.parts(place, span.count).collect::<Vec<_>>(), &mut bytes);
+                let align = if whole(span.start) { BLOCK_SECTORS } else { 1 };
+                let place = self.pile.push(&bytes, align);
+                self.push_data(span.start, (place, span.count));
             }
         }
-    }
-}
-
-/// A finished group.
-#[derive(Default)]
-pub(super) struct Packed {
-    /// Ascending; data at most a chunk long each, and in ascending order of its place too.
-    runs: Vec<Span>,
-    chunks: Vec<PinnedBuffer>,
-    sectors: u64,
-}
-
-impl Packed {
-    fn clear(&mut self) {
-        self.runs.clear();
-        self.sectors = 0;
-    }
-
-    /// Gives memory back while there is nothing to do.
-    pub(super) fn release(&mut self) {
-        *self = Self::default();
-    }
-
-    pub(super) fn runs(&self) -> &[Span] {
-        &self.runs
-    }
-
-    pub(super) fn data_bytes(&self) -> u64 {
-        self.sectors * SECTOR_BYTES
+        self.spans = spans;
     }
 
     fn push_zero(&mut self, span: Span) {
         match self.runs.last_mut() {
-            Some(last) if last.content == span.content && last.end() == span.start => {
+            Some(Run { span: last, .. })
+                if last.content == span.content && last.end() == span.start =>
+            {
                 last.count += span.count;
             }
-            _ => self.runs.push(span),
+            _ => self.runs.push(Run { span, pieces: 0..0 }),
         }
     }
 
-    fn push_data(&mut self, mut start: u64, mut data: &[u8]) {
-        while !data.is_empty() {
-            let room = match self.runs.last() {
-                Some(Span { content: Content::Data(_), count, .. })
-                    if self.runs.last().is_some_and(|last| last.end() == start) =>
-                {
-                    CHUNK_SECTORS - count
+    fn push_data(&mut self, mut start: u64, (mut place, mut count): (u64, u64)) {
+        while count > 0 {
+            let last = self.runs.last().map(|run| run.span);
+            let room = match last {
+                Some(last @ Span { content: Content::Data(_), .. }) if last.end() == start => {
+                    CHUNK_SECTORS - last.count
                 }
                 _ => 0,
             };
             if room == 0 {
-                self.runs.push(Span { start, count: 0, content: Content::Data(self.sectors) });
+                let content = Content::Data(self.run_sectors);
+                let pieces = self.pieces.len()..self.pieces.len();
+                self.runs.push(Run { span: Span { start, count: 0, content }, pieces });
             }
-            let room = if room == 0 { CHUNK_SECTORS } else { room };
-            let inside = self.sectors % CHUNK_SECTORS;
-            let count = room.min(CHUNK_SECTORS - inside).min(data.len() as u64 / SECTOR_BYTES);
-            if inside == 0 && self.sectors / CHUNK_SECTORS == self.chunks.len() as u64 {
-                self.chunks.push(PinnedBuffer::new(CHUNK_BYTES as usize));
+            let part = count.min(if room == 0 { CHUNK_SECTORS } else { room });
+            let run = self.runs.last_mut().expect("there is one now");
+            match self.pieces[run.pieces.clone()].last_mut() {
+                Some((before, sectors)) if *before + *sectors == place => *sectors += part,
+                _ => {
+                    self.pieces.push((place, part));
+                    run.pieces.end += 1;
+                }
             }
-            let (head, rest) = data.split_at((count * SECTOR_BYTES) as usize);
-            let chunk = &self.chunks[(self.sectors / CHUNK_SECTORS) as usize];
-            chunk.segment().part((inside * SECTOR_BYTES) as usize, head.len()).copy_from(head);
-            self.runs.last_mut().expect("just pushed").count += count;
-            self.sectors += count;
-            start += count;
-            data = rest;
+            run.span.count += part;
+            self.run_sectors += part;
+            (start, place, count) = (start + part, place + part, count - part);
         }
     }
 
-    /// The memory of `count` sectors of data from `place` on.
-    pub(super) fn segments(&self, place: u64, count: u64) -> Vec<Segment> {
-        let mut segments = Vec::with_capacity(2);
-        let (mut at, end) = (place, place + count);
-        while at < end {
-            let inside = at % CHUNK_SECTORS;
-            let length = (CHUNK_SECTORS - inside).min(end - at);
-            let chunk = &self.chunks[(at / CHUNK_SECTORS) as usize];
-            let skip = (inside * SECTOR_BYTES) as usize;
-            segments.push(chunk.segment().part(skip, (length * SECTOR_BYTES) as usize));
-            at += length;
+    /// Of the finished group.
+    pub(super) fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// The memory of a run's data, in order.
+    pub(super) fn memory(&self, run: &Run) -> Vec<Segment> {
+        let pieces = self.pieces[run.pieces.clone()].iter();
+        pieces.flat_map(|(place, count)| self.pile.parts(*place, *count)).collect()
+    }
+
+    /// The data as it goes to the sidecar: about a chunk at a time, each with its byte among all
+    /// data. The last one ends where the data ends.
+    pub(super) fn stretches(&self) -> Vec<(u64, Vec<Segment>)> {
+        let mut stretches: Vec<(u64, Vec<Segment>)> = Vec::new();
+        let (mut at, mut length) = (0, CHUNK_BYTES);
+        for (place, count) in &self.pieces {
+            for mut part in self.pile.parts(*place, *count) {
+                while part.length() > 0 {
+                    if length == CHUNK_BYTES {
+                        stretches.push((at, Vec::new()));
+                        length = 0;
+                    }
+                    let head = part.part(0, (CHUNK_BYTES - length) as usize);
+                    part = part.part(head.length(), part.length());
+                    (at, length) = (at + head.length() as u64, length + head.length() as u64);
+                    stretches.last_mut().expect("just pushed").1.push(head);
+                }
+            }
         }
-        segments
-    }
-
-    /// A copy of a run's data.
-    pub(super) fn bytes(&self, place: u64, count: u64) -> Vec<u8> {
-        let mut bytes = vec![0; (count * SECTOR_BYTES) as usize];
-        crate::io::buffer::gather(&self.segments(place, count), &mut bytes);
-        bytes
-    }
-
-    /// The data as it goes to the sidecar: chunk by chunk, the last one up to a whole block of
-    /// `block` bytes.
-    pub(super) fn chunks(&self, block: u64) -> impl Iterator<Item = (u64, Segment)> {
-        let total = self.data_bytes().next_multiple_of(block);
-        self.chunks.iter().enumerate().map_while(move |(index, chunk)| {
-            let at = index as u64 * CHUNK_BYTES;
-            let length = CHUNK_BYTES.min(total.checked_sub(at)?);
-            (length > 0).then(|| (at, chunk.segment().part(0, length as usize)))
-        })
+        stretches
     }
 }
 

@@ -21,6 +21,7 @@ mod journal;
 mod journal_tail;
 pub mod layout;
 pub mod medium;
+pub mod memory;
 mod merge;
 pub mod message;
 pub mod model;

@@ -10,6 +10,7 @@ use super::record::{Batch, Kind, RecordOrigin};
 use super::root::{BackingIdentity, LogEnd, Mode, Root};
 use super::scan::{Scan, ScannedSegment, Verdict, last_won, read_root, scan};
 use super::segment::{Segment, SegmentState, Segments};
+use crate::backing::redo::Span;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::{Bytes, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind, Result};
@@ -119,6 +120,14 @@ pub struct Opened {
     pub findings: Vec<String>,
 }
 
+impl Opened {
+    /// Whether this log has all that a group does which is live in the sidecar.
+    pub fn can_finish(&self, group: &Span) -> bool {
+        let reaches = self.drained >= group.from && self.head.durable_through >= group.to;
+        self.fence.is_none() && reaches
+    }
+}
+
 /// Opens a cache for serving. Nothing else may use the allocation, and no operation of an earlier
 /// process may be under way on it.
 ///
@@ -195,7 +204,8 @@ fn renew(medium: &mut Medium, root: &mut Root, scan: &Scan, segments: &Segments)
     root.incarnation += 1;
     root.next_won = match planted(Bug::NumberReused) {
         true => scan.last_won.max(scan.drained_through) + 1,
-        false => scan.next_won,
+        // What is drained was given, whether the log still shows it or not.
+        false => scan.next_won.max(root.drained_through.saturating_add(1)),
     };
     root.next_epoch = scan.next_epoch;
     root.oldest_segment = segments.oldest_needed(root.drained_through);

@@ -6,7 +6,9 @@
 //! what was written, and each piece has its checksum. Bytes and place stay the same, so the end of
 //! the host in the middle of it changes nothing: what was whole before is whole throughout.
 //!
-//! Appends go on meanwhile; what they write is for the next flush.
+//! Appends go on meanwhile; what they write is for the next flush. But an append that had been
+//! written when the flush was submitted is one that it should have covered, though it did not count
+//! yet: all appends that had a place when the flush failed are written again when they count.
 
 use super::core::{Core, Token};
 use super::header::SegmentHeader;
@@ -28,8 +30,10 @@ const READS_MAX: u32 = 3;
 
 /// See the module.
 pub(super) struct Rewrite {
-    /// What the flush was to cover.
+    /// What counted when its part of the flush's work was taken up.
     covered: Covered,
+    /// Batches below were under way, at least, when the flush failed.
+    until: u64,
     /// What of it is not durable yet, in the log's order.
     left: VecDeque<Doubtful>,
     /// What of the first is being read or written.
@@ -52,12 +56,11 @@ impl Core {
             std::io::Error::from(errno)
         );
         count(&self.status.counters.flush_failures, 1);
-        let left: VecDeque<Doubtful> = self.segments.doubtful(covered.end).into();
-        // A segment of marks alone may be drained, and must not be used again meanwhile.
-        left.iter().for_each(|part| self.segments.pin(part.segment));
+        let left = self.rewrite_parts(covered);
         let bytes = (BLOCK_BYTES + self.shape.batch_bytes_max()).next_power_of_two();
         self.journal.rewrite = Some(Rewrite {
             covered,
+            until: self.journal.next_batch,
             left,
             buffer: PinnedBuffer::new(bytes as usize),
             length: 0,
@@ -70,14 +73,41 @@ impl Core {
         self.rewrite_next(io);
     }
 
-    /// Reads the next part, or tells that all is durable.
+    fn rewrite_parts(&mut self, covered: Covered) -> VecDeque<Doubtful> {
+        let left: VecDeque<Doubtful> = self.segments.doubtful(covered.end).into();
+        // A segment of marks alone may be drained, and must not be used again meanwhile.
+        left.iter().for_each(|part| self.segments.pin(part.segment));
+        left
+    }
+
+    /// More counts now: goes on if that was waited for.
+    pub(super) fn rewrite_more(&mut self, io: &mut dyn Io) {
+        let waits = |rewrite: &Rewrite| rewrite.left.is_empty();
+        if self.journal.rewrite.as_ref().is_some_and(waits) {
+            self.rewrite_next(io);
+        }
+    }
+
+    /// Reads the next part, takes up what has come to count, or tells that all is durable.
     fn rewrite_next(&mut self, io: &mut dyn Io) {
         let Some(rewrite) = self.journal.rewrite.as_mut() else { return };
-        let Some(first) = rewrite.left.front() else {
-            let covered = rewrite.covered;
-            self.journal.rewrite = None;
-            return self.flushed(covered, io);
-        };
+        if rewrite.left.is_empty() {
+            let (covered, until) = (rewrite.covered, rewrite.until);
+            if covered.batch + 1 >= until {
+                self.journal.rewrite = None;
+                return self.flushed(covered, io);
+            }
+            if self.journal.counted_batch == covered.batch {
+                return;
+            }
+            self.durable(covered);
+            let covered = self.journal.covered();
+            let left = self.rewrite_parts(covered);
+            let Some(rewrite) = self.journal.rewrite.as_mut() else { return };
+            (rewrite.covered, rewrite.left) = (covered, left);
+        }
+        let Some(rewrite) = self.journal.rewrite.as_mut() else { return };
+        let Some(first) = rewrite.left.front() else { return };
         let most = rewrite.buffer.segment().length() as u64;
         rewrite.length = most.min(first.to - first.from) as usize;
         rewrite.writing = false;

@@ -75,6 +75,14 @@ pub struct SegmentCounts {
     pub retiring: u64,
 }
 
+impl SegmentCounts {
+    /// Thousandths that hold records which are not drained.
+    pub fn dirty_permille(&self) -> u64 {
+        let Self { free, dirty, clean, retiring } = *self;
+        (dirty * 1000).checked_div(free + dirty + clean + retiring).unwrap_or(0)
+    }
+}
+
 impl Segments {
     /// All are free.
     pub fn new(shape: Shape, next_sequence: u64) -> Self {

@@ -46,8 +46,7 @@ pub struct CacheGauges {
 impl CacheGauges {
     /// Thousandths of the log that hold records that are not drained.
     pub fn log_fill_permille(&self) -> u64 {
-        let SegmentCounts { free, dirty, clean, retiring } = self.segments;
-        (dirty * 1000).checked_div(free + dirty + clean + retiring).unwrap_or(0)
+        self.segments.dirty_permille()
     }
 }
 
@@ -70,6 +69,12 @@ pub struct CacheCounters {
     pub dropped: AtomicU64,
     /// Replayed requests that the log had already.
     pub replayed: AtomicU64,
+    /// Clean segments that were given up for new ones, and entries of the index that were looked
+    /// at to forget them.
+    pub retired: AtomicU64,
+    pub swept: AtomicU64,
+    /// Times that writes had to wait for a free segment.
+    pub stalls: AtomicU64,
     pub drain_bytes: AtomicU64,
     pub drain_groups: AtomicU64,
     pub drain_retries: AtomicU64,

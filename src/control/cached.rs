@@ -15,6 +15,7 @@ use crate::backing::stamp::{DrainMode, Owner, Point, Stamp, State};
 use crate::base::clock::unix_ms;
 use crate::base::{Error, ErrorKind, Result};
 use crate::cache::drain::SidecarState;
+use crate::cache::memory::DrainMemory;
 use crate::cache::root::{BackingIdentity, Root};
 use crate::cache::scan::read_root;
 use crate::cache::{
@@ -37,6 +38,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 pub struct Opener {
     /// New with each start of a daemon.
     pub instance: Uuid,
+    /// For draining.
+    pub memory: Arc<DrainMemory>,
 }
 
 /// An opened cached disk, to be handed to a reactor.
@@ -136,7 +139,12 @@ impl<'a> Opening<'a> {
 
     fn run(mut self) -> Result<CachedVolume> {
         let root = self.root()?;
-        let claimed = self.claim(root.as_ref())?;
+        let claim = self.wanted(root.as_ref());
+        if let Some((opened, claimed)) = self.take_up(&claim)? {
+            let stamp = claimed.stamp.clone();
+            return self.put_together(opened, stamp, &claimed);
+        }
+        let claimed = self.claim(&claim)?;
         let opened = self.open_log(root, &claimed);
         if opened.is_err() && !self.log.formatted {
             self.give_back();
@@ -172,11 +180,12 @@ impl<'a> Opening<'a> {
         drain_mode(self.cache.drain, self.backing.sidecar_path().is_some())
     }
 
-    fn claim(&mut self, root: Option<&Root>) -> Result<Claimed> {
+    /// What is claimed.
+    fn wanted(&self, root: Option<&Root>) -> Claim {
         let log = &self.log;
         let writeback = self.backing.description().writeback;
         let dirty = writeback || self.cache.mode == CacheMode::WriteBack;
-        let claim = Claim {
+        Claim {
             owner: Owner {
                 host: host(),
                 instance: *self.opener.instance.as_bytes(),
@@ -197,8 +206,26 @@ impl<'a> Opening<'a> {
             group_bytes_max: None,
             new_disk: *Uuid::new_v4().as_bytes(),
             now_ms: unix_ms(),
-        };
-        let claimed = self.backing.claim(&claim, &mut |_| {})?;
+        }
+    }
+
+    /// Goes on where a killed daemon was within a group, without finishing that before it serves.
+    /// `None`: the log cannot finish it, or there is nothing to finish.
+    fn take_up(&mut self, claim: &Claim) -> Result<Option<(Opened, Claimed)>> {
+        let Some(claimed) = self.backing.take_up(claim)? else { return Ok(None) };
+        let Some(live) = claimed.live else { return Ok(None) };
+        if self.log.grouped && self.drain() != DrainMode::Grouped {
+            self.log.grouped = false;
+            self.note()?;
+        }
+        let identity = backing_identity(self.backing.description(), true);
+        let how = cache::OpenOptions::new(identity, self.allocation_bytes);
+        let opened = cache::recover::open(&mut self.medium, &how)?;
+        Ok(opened.can_finish(&live).then_some((opened, claimed)))
+    }
+
+    fn claim(&mut self, claim: &Claim) -> Result<Claimed> {
+        let claimed = self.backing.claim(claim, &mut |_| {})?;
         if let Some(stamp) = &claimed.stamp {
             self.log.owner_epoch = stamp.owner_epoch;
             self.log.point = stamp.point.won;
@@ -282,6 +309,7 @@ impl<'a> Opening<'a> {
         let mut options = CacheOptions::new(self.name);
         options.strong = self.cache.durability == Durability::Strong;
         options.drain = self.drain();
+        options.memory = self.opener.memory.clone();
         options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
         options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
         let (target, sidecar_target) = self.backing.targets();
@@ -293,6 +321,7 @@ impl<'a> Opening<'a> {
             layout: Layout::new(stamp.group_bytes_max),
             stamp,
             last_group: claimed.next_group - 1,
+            live_to: claimed.live.map(|live| live.to),
         });
         let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
         let mut findings = opened.findings.clone();

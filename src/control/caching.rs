@@ -45,7 +45,7 @@ const MODE_WAIT: Duration = Duration::from_secs(2);
 pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -> &AtomicU64);
 
 /// What a cached disk counts, by its name in Prometheus; the API has what differs in it.
-pub(super) const CACHE_COUNTERS: [CounterField; 13] = [
+pub(super) const CACHE_COUNTERS: [CounterField; 16] = [
     ("vflash_cache_hits_total", "Pieces of reads found in the log.", |c| &c.hits),
     ("vflash_cache_misses_total", "Parts of reads that came from the backing.", |c| &c.misses),
     ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
@@ -70,6 +70,11 @@ pub(super) const CACHE_COUNTERS: [CounterField; 13] = [
         &c.dropped
     }),
     ("vflash_cache_replayed_total", "Replayed requests that the log had already.", |c| &c.replayed),
+    ("vflash_cache_retired_total", "Clean segments given up for new ones.", |c| &c.retired),
+    ("vflash_cache_swept_total", "Entries of the index looked at to forget segments.", |c| {
+        &c.swept
+    }),
+    ("vflash_cache_stalls_total", "Times that writes waited for a free segment.", |c| &c.stalls),
     ("vflash_cache_drain_bytes_total", "Bytes written to the backing by the drain.", |c| {
         &c.drain_bytes
     }),

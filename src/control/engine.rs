@@ -16,6 +16,7 @@ use super::served::{Host, Served};
 use super::watch::Watched;
 use super::watch_cache::WatchedCache;
 use crate::base::{Error, ErrorKind, Result};
+use crate::cache::memory::DrainMemory;
 use crate::vhost::{Server, ServerOptions};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,7 +59,8 @@ impl Engine {
     pub fn start(run_dir: RunDir, options: &ServerOptions) -> Result<Self> {
         let instance = uuid::Uuid::new_v4();
         let events = Arc::new(EventLog::new(instance.to_string()));
-        let (server, opener) = (Server::start(options)?, Opener { instance });
+        let opener = Opener { instance, memory: DrainMemory::of_daemon() };
+        let server = Server::start(options)?;
         let host = Host { server, events, run_dir: Arc::new(run_dir), opener };
         host.events.add(EventKind::Started, "vflashd", env!("CARGO_PKG_VERSION"));
         Ok(Self {

@@ -54,6 +54,26 @@ impl Blocking {
         result
     }
 
+    /// Writes all parts, each with its offset; they do not overlap and have no order.
+    pub fn write_many(&mut self, parts: &[(u64, Vec<u8>)]) -> Result<(), Errno> {
+        let chunks = parts.iter().flat_map(|(offset, bytes)| {
+            let chunks = bytes.chunks(CHUNK_BYTES).enumerate();
+            chunks.map(move |(index, chunk)| (offset + (index * CHUNK_BYTES) as u64, chunk))
+        });
+        let staged: Vec<(u64, PinnedBuffer, [Segment; 1])> = chunks
+            .map(|(at, chunk)| {
+                let (buffer, segment) = staging(chunk.len());
+                segment.copy_from(chunk);
+                (at, buffer, [segment])
+            })
+            .collect();
+        let writes: Vec<Operation<'_>> = staged
+            .iter()
+            .map(|(at, _, segments)| transfer(OperationKind::Write, *at, segments))
+            .collect();
+        self.run(&writes)
+    }
+
     /// Makes every write that was completed before durable.
     pub fn flush(&mut self) -> Result<(), Errno> {
         self.run(&[Operation { kind: OperationKind::Flush, offset: 0, length: 0, segments: &[] }])

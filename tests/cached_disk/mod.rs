@@ -142,7 +142,7 @@ pub(crate) fn same(seen: &[u8], wanted: &[u8]) {
 /// How long nothing may happen where nothing must.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
 
-/// nbdkit, for as long as this lives.
+/// An NBD server, for as long as this lives.
 pub(crate) struct Nbd(Child);
 
 impl Nbd {
@@ -154,6 +154,18 @@ impl Nbd {
         command.args(["--foreground", "--unix"]).arg(socket).args(options);
         command.arg("file").arg(file).args(parameters);
         let server = Self(command.spawn().expect("nbdkit is installed"));
+        eventually("the server listens", || {
+            std::os::unix::net::UnixStream::connect(socket).is_ok()
+        });
+        server
+    }
+
+    /// As [`Self::unix`], by qemu-nbd: nbdkit fails an assertion when clients leave while it is
+    /// frozen.
+    pub(crate) fn freezable(socket: &Path, file: &Path) -> Self {
+        let mut command = Command::new("qemu-nbd");
+        command.args(["--format", "raw", "--persistent", "--shared", "0", "--socket"]);
+        let server = Self(command.arg(socket).arg(file).spawn().expect("qemu-nbd is installed"));
         eventually("the server listens", || {
             std::os::unix::net::UnixStream::connect(socket).is_ok()
         });

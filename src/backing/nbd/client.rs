@@ -359,10 +359,11 @@ impl Sender<'_> {
                     None => {
                         let mut state = self.shared.state();
                         // A server that takes connections and answers nothing.
+                        let options = &self.shared.options;
                         let now = Instant::now();
                         state
                             .queue
-                            .give_up_reads(now.checked_sub(self.shared.options.request), now);
+                            .give_up_reads(now.checked_sub(options.request.max(options.read)), now);
                         state.queue.connected(now);
                         state.status.connected = true;
                         state.status.reconnects += 1;

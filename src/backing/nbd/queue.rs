@@ -190,12 +190,12 @@ impl Queue {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let head = request(command, cookie, offset, length as u32);
-        let mut wire = head.to_vec();
         let writes = matches!(command, Command::Write | Command::WriteDurable);
-        if writes {
-            wire.resize(head.len() + length as usize, 0);
-            gather(segments, &mut wire[head.len()..]);
-        }
+        let bytes = head.len() + if writes { length as usize } else { 0 };
+        let mut wire: Arc<[u8]> = std::iter::repeat_n(0, bytes).collect();
+        let (front, data) = Arc::get_mut(&mut wire).expect("just made").split_at_mut(head.len());
+        front.copy_from_slice(&head);
+        gather(if writes { segments } else { &[] }, data);
         let segments = if writes { Vec::new() } else { segments.to_vec() };
         self.waiting.push_back(Request {
             cookie,
@@ -203,7 +203,7 @@ impl Queue {
             command,
             offset,
             end: offset + length,
-            wire: wire.into(),
+            wire,
             segments,
             again: false,
             submitted,

@@ -39,6 +39,7 @@ impl Drainer {
             log_bytes: 0,
             zeros: 0,
             begun: host.now(),
+            committed: self.dirty.committed_bytes(),
             ..self.group
         };
         self.attempts = 0;
@@ -109,7 +110,7 @@ impl Drainer {
     fn take_batch(&mut self, length: usize) -> Taken {
         let (bytes, salt) = self.reader.batch(length);
         let batch = Batch::decode(bytes, salt).expect("the reader has decoded it");
-        let grouped = self.options.mode == DrainMode::Grouped;
+        let grouped = self.options.mode == DrainMode::Grouped || self.is_finishing();
         let group = &mut self.group;
         for (index, entry) in batch.entries().enumerate().skip(usize::from(group.taken)) {
             if entry.kind == Kind::Mark || entry.won <= group.from {

@@ -24,6 +24,11 @@ const DEPTH_MAX: usize = 64;
 /// The backing is overloaded when an operation takes so many times what it takes at best.
 const OVERLOAD: u32 = 4;
 
+/// After a group the drainer rests so many times as long as it took, while the guest writes: below
+/// these thousandths of the log that are dirty. Else a burst that the log has room for would run at
+/// the speed of the backing, since both want the same flash and the same core.
+const RESTS: [(u64, u32); 2] = [(250, 3), (500, 1)];
+
 /// A commit: the log was at `won` and had `bytes` in all.
 #[derive(Clone, Copy)]
 struct Sample {
@@ -55,6 +60,11 @@ impl Dirty {
 
     pub(super) fn is_empty(&self) -> bool {
         self.head == self.drained
+    }
+
+    /// Bytes of log, ever.
+    pub(super) fn committed_bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -130,6 +140,8 @@ pub(super) struct Pace {
     counted: u32,
     /// Full speed: the log is full, or somebody waits.
     pub(super) urgent: bool,
+    /// Thousandths of the log that are dirty.
+    pub(super) fill: u64,
     /// Bytes of log a second.
     pub(super) rate: u64,
 }
@@ -137,7 +149,15 @@ pub(super) struct Pace {
 impl Pace {
     pub(super) fn new() -> Self {
         let zero = Duration::ZERO;
-        Self { depth: DEPTH_FIRST, floor: zero, recent: zero, counted: 0, urgent: false, rate: 0 }
+        Self {
+            depth: DEPTH_FIRST,
+            floor: zero,
+            recent: zero,
+            counted: 0,
+            urgent: false,
+            fill: 0,
+            rate: 0,
+        }
     }
 
     pub(super) fn depth(&self) -> usize {
@@ -158,6 +178,14 @@ impl Pace {
                 false => (self.depth + 4).min(DEPTH_MAX),
             };
         }
+    }
+
+    /// How long to leave flash and cores to the guest after a group of `bytes` that took `took`,
+    /// while the guest wrote `written`.
+    pub(super) fn rest(&self, took: Duration, bytes: u64, written: u64) -> Duration {
+        let times =
+            RESTS.iter().find(|(below, _)| self.fill < *below).map_or(0, |(_, times)| *times);
+        if written < bytes / 4 { Duration::ZERO } else { took * times }
     }
 
     /// A group of `bytes` of log took `took`, all in all.
@@ -205,6 +233,16 @@ mod tests {
         }
         dirty.drained(20_000, 0);
         assert_eq!((dirty.bytes(), dirty.oldest()), (0, None));
+    }
+
+    #[test]
+    fn a_guest_that_writes_goes_first_while_there_is_room() {
+        let (took, mib) = (Duration::from_millis(100), 1 << 20);
+        let rest = |fill, written| Pace { fill, ..Pace::new() }.rest(took, 32 * mib, written);
+        assert_eq!(rest(100, 32 * mib), took * 3);
+        assert_eq!(rest(300, 32 * mib), took);
+        assert_eq!(rest(600, 32 * mib), Duration::ZERO, "the log fills");
+        assert_eq!(rest(100, mib), Duration::ZERO, "the guest hardly writes");
     }
 
     #[test]

@@ -7,8 +7,9 @@ use crate::backing::stamp::{Point, State as StampState};
 use crate::base::clock::Nanos;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
-use crate::cache::merge::{CHUNK_BYTES, Content, Span};
-use crate::io::buffer::{PinnedBuffer, Segment};
+use crate::cache::memory::CHUNK_BYTES;
+use crate::cache::merge::{Content, Span};
+use crate::io::buffer::{PinnedBuffer, Segment, gather};
 use crate::io::disk::OperationKind;
 use crate::io::volume::DiskIndex;
 
@@ -95,20 +96,19 @@ impl Drainer {
             number: self.last_group + 1,
         };
         let mut writer = GroupWriter::new(sidecar.layout, id);
-        for run in self.packed.runs() {
-            match run.content {
-                Content::Data(place) => {
-                    writer.data(run.start, &self.packed.bytes(place, run.count));
+        let mut bytes = vec![0; CHUNK_BYTES as usize];
+        for run in self.merged.runs() {
+            let Span { start, count, content } = run.span;
+            match content {
+                Content::Data(_) => {
+                    let length = gather(&self.merged.memory(run), &mut bytes);
+                    writer.data(start, &bytes[..length]);
                 }
-                Content::Zero => writer.zero(run.start, run.count),
-                Content::Discard => writer.discard(run.start, run.count),
+                Content::Zero => writer.zero(start, count),
+                Content::Discard => writer.discard(start, count),
             }
         }
-        let data_offset = writer.data_offset();
-        let chunks: Vec<_> = self.packed.chunks(BLOCK_BYTES).collect();
-        for (at, segment) in chunks {
-            self.push(SIDECAR, OperationKind::Write, data_offset + at, vec![segment]);
-        }
+        self.plan_redo_data(writer.data_offset());
         let span = GroupSpan {
             from: self.group.from,
             to: self.group.to,
@@ -125,6 +125,20 @@ impl Drainer {
         self.push(SIDECAR, OperationKind::Write, finished.header_offset, vec![header]);
     }
 
+    fn plan_redo_data(&mut self, data_offset: u64) {
+        for (at, mut segments) in self.merged.stretches() {
+            let block = |segment: &Segment| segment.length().is_multiple_of(BLOCK_BYTES as usize);
+            if !segments.iter().all(block) {
+                // No device takes less than whole blocks of memory for sure.
+                let mut bytes = vec![0; CHUNK_BYTES as usize];
+                let length = gather(&segments, &mut bytes);
+                bytes.truncate(length.next_multiple_of(BLOCK_BYTES as usize));
+                segments = vec![self.stage(&bytes)];
+            }
+            self.push(SIDECAR, OperationKind::Write, data_offset + at, segments);
+        }
+    }
+
     /// The wall-clock time of a committed write, in milliseconds; 0 if that is not known.
     fn time_of(&self, won: u64, host: &mut dyn DrainHost) -> u64 {
         let age = self.dirty.time_of(won).map(|at| host.now() - at);
@@ -134,14 +148,13 @@ impl Drainer {
     /// The group in place.
     pub(super) fn plan_apply(&mut self) {
         self.scratch.clear();
-        let runs: Vec<Span> = self.packed.runs().to_vec();
-        for run in runs {
-            let Content::Data(place) = run.content else {
-                self.plan_zeros(run);
+        for run in self.merged.runs().to_vec() {
+            let Content::Data(_) = run.span.content else {
+                self.plan_zeros(run.span);
                 continue;
             };
-            let segments = self.packed.segments(place, run.count);
-            self.push(BACKING, OperationKind::Write, run.start * SECTOR_BYTES, segments);
+            let segments = self.merged.memory(&run);
+            self.push(BACKING, OperationKind::Write, run.span.start * SECTOR_BYTES, segments);
         }
     }
 
@@ -188,7 +201,9 @@ impl Drainer {
         stamp.dirty_bytes = self.dirty.bytes();
         let oldest = self.dirty.oldest().map(|at| (host.now() - at).as_millis() as u64);
         stamp.oldest_dirty_ms = oldest.map_or(0, |age| wall_ms.saturating_sub(age));
-        stamp.retired_group = self.last_group;
+        if !self.is_finishing() {
+            stamp.retired_group = self.last_group;
+        }
         let block = self.stage(&stamp.encode());
         for offset in stamp.offsets() {
             self.push(SIDECAR, OperationKind::Write, offset, vec![block]);
