@@ -251,7 +251,7 @@ impl Backing {
     ///
     /// The epoch stays what it is: a new one would void the group (FORMAT.md).
     pub fn take_up(&mut self, claim: &Claim) -> Result<Option<Claimed>> {
-        let named = self.named();
+        let (named, words) = (self.named(), self.words());
         let dirty = claim.remembered.is_some_and(|flash| flash.dirty);
         let Some(sidecar) = self.sidecar.as_mut().filter(|_| dirty) else { return Ok(None) };
         if self.description.reason.is_some() {
@@ -261,8 +261,8 @@ impl Backing {
             .map_err(|error| error.context(&named))?;
         let Some(standing) = standing else { return Ok(None) };
         let found = &self.description.identity;
-        let verdict =
-            fence::judge(claim, found, Some(&standing)).map_err(|error| error.context(&named))?;
+        let verdict = fence::judge(claim, found, Some(&standing), &words)
+            .map_err(|error| error.context(&named))?;
         let stamp = standing.stamp;
         let mine = stamp.owner.allocation == claim.owner.allocation && !verdict.cold;
         let same = mine && stamp.identity.difference(found).is_none();
