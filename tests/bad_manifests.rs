@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use vflash::base::units::{GIB, MIB, TIB};
 use vflash::manifest::{
-    Actual, ActualPool, ActualVolume, Class, Device, DeviceState, Source, VolumeName,
+    Actual, ActualPool, ActualVolume, Class, Device, DeviceState, Role, Source, VolumeName,
     VolumeSettings, parse, plan,
 };
 
@@ -29,6 +29,7 @@ fn host() -> Actual {
         thin,
         settings: VolumeSettings::default(),
         attached,
+        role: Role::Own,
     };
     let holds = |name: &str| DeviceState::Pool { name: name.to_owned() };
     let ext4 = DeviceState::Foreign { size_bytes: TIB, content: "an ext4 file system".to_owned() };
@@ -51,6 +52,7 @@ fn host() -> Actual {
             volume("scratch", Class::Volatile, true, false),
         ],
         devices: devices.into_iter().map(|(path, state)| (PathBuf::from(path), state)).collect(),
+        ..Actual::default()
     }
 }
 

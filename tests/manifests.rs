@@ -7,12 +7,12 @@ use vflash::manifest::export::to_yaml;
 use vflash::manifest::plan::check_sockets;
 use vflash::manifest::schema;
 use vflash::manifest::{
-    Action, Actual, ActualPool, ActualVolume, Device, DeviceState, Limits, Source, Wanted, load,
-    parse, plan, plan_deletion,
+    Action, Actual, ActualPool, ActualVolume, Device, DeviceState, Limits, Role, Source, Wanted,
+    load, parse, plan, plan_deletion,
 };
 
 /// What `vflash diff` prints for each file on a host that has an empty drive and no pool.
-const DIFFS: [(&str, &str); 7] = [
+const DIFFS: [(&str, &str); 9] = [
     (
         "demo.yaml",
         "+ pool demo: create on MANIFESTS/demo.pool, a file of 2GiB\n\
@@ -63,6 +63,26 @@ const DIFFS: [(&str, &str); 7] = [
          2 to create, 0 to change, 0 to delete.\n",
     ),
     (
+        "shared.yaml",
+        "+ pool nvme0: create on /dev/disk/by-id/nvme-EXAMPLE_SERIAL\n\
+         + volume db-1/data: /mnt/nfs/db.raw cached in 64GiB on nvme0\n\
+         + volume db-2/data: the disk of db-1/data\n\
+         + volume witness/data: the disk of db-1/data\n\
+         + volume backup/db: the disk of db-1/data, bandwidth 100MiB/s, readOnly true\n\
+         5 to create, 0 to change, 0 to delete.\n",
+    ),
+    (
+        "golden.yaml",
+        "+ pool nvme0: create on /dev/disk/by-id/nvme-EXAMPLE_SERIAL\n\
+         + volume web-1/base: /mnt/nfs/debian-12.raw cached in 16GiB on nvme0, readOnly true, \
+         cache mode read-only\n\
+         + volume web-1/changes: 16GiB on nvme0, volatile, thin\n\
+         + volume web-2/base: the disk of web-1/base, readOnly true\n\
+         + volume web-3/base: the disk of web-1/base, readOnly true\n\
+         + volume web-4/base: the disk of web-1/base, readOnly true\n\
+         6 to create, 0 to change, 0 to delete.\n",
+    ),
+    (
         "null-pool.yaml",
         "+ pool none: create on null:8GiB\n\
          + volume bench/one-queue: 4GiB on none, nonvolatile, queues 1\n\
@@ -106,7 +126,14 @@ fn created(plan: &vflash::manifest::Plan) -> Actual {
                 thin: new.thin,
                 settings: new.settings,
                 attached: false,
+                role: Role::Own,
             }),
+            Action::ShareDisk { name, of, granted, from: None, to } => {
+                let home = actual.volumes.iter().find(|volume| volume.name == of);
+                let home = home.expect("what is shared was made before").clone();
+                let role = Role::Door { of, granted };
+                actual.volumes.push(ActualVolume { name, settings: to, role, ..home });
+            }
             action => panic!("an example only creates: {action:?}"),
         }
     }
@@ -142,7 +169,8 @@ fn every_example_is_planned_as_told_and_then_done() {
         assert_eq!(plan(&wanted, &done).expect("planned again").to_string(), "No changes.\n");
         let gone = plan_deletion(&wanted, &done, false).expect("all can be deleted");
         assert_eq!(gone.steps.len(), done.volumes.len());
-        assert_eq!(gone.destroys().count(), done.volumes.len());
+        let disks = done.volumes.iter().filter(|volume| volume.role == Role::Own).count();
+        assert_eq!(gone.destroys().count(), disks);
 
         let source = Source { name: "export".to_owned(), directory: None, text: to_yaml(&done) };
         let exported = parsed(&[source]);

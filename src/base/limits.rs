@@ -26,6 +26,9 @@ pub const RANGES_MAX: usize = 16;
 /// hold a drive for long. The ranges of a request are done one after the other.
 pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
 
+/// Doors of one volume: virtual machines that share it. A journal's records have room for more.
+pub const DOORS_MAX: usize = 64;
+
 /// Bytes that groups being drained take, of all cached disks together, beside 4 MiB of each.
 pub const DRAIN_BYTES_SHARED: u64 = 256 << 20;
 

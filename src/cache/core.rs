@@ -153,7 +153,7 @@ impl Core {
 
     /// Keeps a copy of the request.
     pub(super) fn take(&mut self, request: &Request<'_>) -> u32 {
-        let Origin { queue, counter, .. } = request.origin;
+        let Origin { door, queue, counter, .. } = request.origin;
         let slot = &mut self.slots[request.id.0 as usize];
         assert!(slot.kind.is_none(), "a request's number is free until it ends");
         slot.kind = Some(request.kind);
@@ -161,7 +161,7 @@ impl Core {
         slot.ranges.extend(request.ranges.iter().filter(|range| range.count > 0));
         slot.segments.clear();
         slot.segments.extend_from_slice(request.segments);
-        slot.origin = RecordOrigin { queue, counter };
+        slot.origin = RecordOrigin { door, queue, counter };
         (slot.done, slot.under_way, slot.failed) = (0, 0, false);
         request.id.0
     }

@@ -200,7 +200,7 @@ fn submit_from(rig: &mut Rig, origin: Origin, start: u64, value: u8) -> PinnedBu
 #[test]
 fn a_replayed_request_that_the_log_has_is_not_done_again() {
     let mut rig = Rig::new(shape(5, 64 * KIB), options());
-    let origin = |counter, replayed| Origin { queue: 3, counter, replayed };
+    let origin = |counter, replayed| Origin { door: 0, queue: 3, counter, replayed };
     for (counter, value) in [(1000, 1), (1001, 2)] {
         let _data = submit_from(&mut rig, origin(counter, false), 8, value);
         while rig.reactor.ended().is_empty() {

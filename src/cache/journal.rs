@@ -754,7 +754,7 @@ impl Append {
         };
         let whole = pick.last || pick.continued;
         // The parts of a very large write are told apart: only the last one stands for it.
-        let origin = if whole { slot.origin } else { NO_ORIGIN };
+        let origin = if whole { slot.origin } else { RecordOrigin::NONE };
         let (start, count) = (pick.start, pick.count);
         let (edge, continued) = (pick.edge, pick.continued);
         self.encoder.entry(EntryHead { kind, edge, continued, origin, start, count });
@@ -779,6 +779,3 @@ impl Append {
         at
     }
 }
-
-/// Of records that do not stand for a whole request.
-const NO_ORIGIN: RecordOrigin = RecordOrigin { queue: u16::MAX, counter: u64::MAX };

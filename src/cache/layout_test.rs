@@ -96,7 +96,7 @@ fn batches_and_summaries_are_written_as_the_layout_says() {
     let mut encoder = BatchEncoder::default();
     let plan = Plan::default().write(63, 9).mark(b"noon");
     encoder.begin(plan, 4096, (6, 7));
-    let origin = RecordOrigin { queue: 3, counter: 4 };
+    let origin = RecordOrigin { door: 0, queue: 3, counter: 4 };
     encoder.entry(EntryHead {
         kind: Kind::Write,
         edge: true,

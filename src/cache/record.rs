@@ -14,6 +14,7 @@ use super::layout::{
 use super::root::seed;
 use crate::base::checksum::{content, crc32c};
 use crate::base::codec::Reader;
+use crate::base::limits::{DOORS_MAX, QUEUES_MAX};
 use crate::base::units::SECTOR_BYTES;
 
 /// Sectors of a block of the disk: no piece reaches over its edge.
@@ -69,8 +70,33 @@ pub(super) const FLAG_CONTINUED: u8 = 2;
 /// The request that a record came from: it names the same request again after a restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecordOrigin {
+    /// Of the virtual machine, among those that share the disk.
+    pub door: u16,
     pub queue: u16,
     pub counter: u64,
+}
+
+/// Bits of a record's queue field that hold the queue's number; the door's is above.
+const QUEUE_BITS: u32 = QUEUES_MAX.trailing_zeros();
+
+const _: () = assert!(QUEUES_MAX.is_power_of_two() && DOORS_MAX < (1 << 16 >> QUEUE_BITS));
+
+impl RecordOrigin {
+    /// Of a record that is no whole request: no door has that number.
+    pub const NONE: Self =
+        Self { door: u16::MAX >> QUEUE_BITS, queue: QUEUES_MAX as u16 - 1, counter: u64::MAX };
+
+    /// The field as it stands in a record.
+    fn field(self) -> u16 {
+        let fits = usize::from(self.queue) < QUEUES_MAX && self.door <= Self::NONE.door;
+        assert!(fits, "doors and queues are counted where they are made");
+        self.door << QUEUE_BITS | self.queue
+    }
+
+    fn of_field(field: u16, counter: u64) -> Self {
+        let (door, queue) = (field >> QUEUE_BITS, field & (QUEUES_MAX as u16).saturating_sub(1));
+        Self { door, queue, counter }
+    }
 }
 
 /// Why bytes are no batch.
@@ -355,7 +381,7 @@ impl<'a> Iterator for Entries<'a> {
         if !continued && kind != Kind::Mark {
             self.won = self.won.checked_add(1)?;
         }
-        let origin = RecordOrigin { queue, counter };
+        let origin = RecordOrigin::of_field(queue, counter);
         let epoch = self.epoch;
         Some(Entry {
             kind,
@@ -509,7 +535,7 @@ impl BatchEncoder {
         flags |= if head.continued { FLAG_CONTINUED } else { 0 };
         let bytes = &mut self.bytes;
         bytes.extend_from_slice(&[head.kind.code(), flags]);
-        bytes.extend_from_slice(&head.origin.queue.to_le_bytes());
+        bytes.extend_from_slice(&head.origin.field().to_le_bytes());
         bytes.extend_from_slice(&name_bytes.to_le_bytes());
         bytes.extend_from_slice(&[0; 2]);
         for word in [head.origin.counter, head.start, head.count] {

@@ -14,7 +14,7 @@ const LINK: BatchLink = BatchLink {
 };
 
 fn head(kind: Kind, start: u64, count: u64) -> EntryHead {
-    let origin = RecordOrigin { queue: 1, counter: start };
+    let origin = RecordOrigin { door: 5, queue: 1, counter: start };
     EntryHead { kind, edge: false, continued: false, origin, start, count }
 }
 
@@ -75,7 +75,7 @@ fn a_batch_is_read_as_it_was_written() {
     let pieces: Vec<_> = first.pieces().map(|piece| (piece.start, piece.count)).collect();
     assert_eq!(pieces, [(63, 1), (64, 8)], "a piece lies in one block of the disk");
     assert_eq!(batch.entries().nth(3).expect("a mark").name, b"noon!");
-    assert_eq!(first.origin, RecordOrigin { queue: 1, counter: 63 });
+    assert_eq!(first.origin, RecordOrigin { door: 5, queue: 1, counter: 63 });
 }
 
 #[test]

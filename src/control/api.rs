@@ -225,6 +225,8 @@ wire! {
         Served,
         /// Not served, or being taken down; see the message.
         Failed,
+        /// Its machine has left its disk, which stays for others.
+        Left,
         /// It failed by a defect: its socket is open and its requests fail.
         Fenced,
     }
@@ -233,6 +235,8 @@ wire! {
         /// `VM/VOLUME`
         pub name: String,
         pub pool: String,
+        /// The volume whose disk it shares; none: its own.
+        pub disk_of: Option<String>,
         pub size_bytes: u64,
         /// Bytes of the device that it holds.
         pub mapped_bytes: u64,

@@ -24,6 +24,8 @@ wire! {
     /// A cached disk beside what every volume has.
     pub struct Cache {
         pub backing: String,
+        /// Volumes that have the disk, each with a socket of its own.
+        pub doors: Vec<String>,
         pub sidecar: Option<String>,
         /// Of the pool.
         pub size_bytes: u64,

@@ -14,10 +14,11 @@ use super::engine::Engine;
 use super::inspect;
 use super::pool::NewPool;
 use super::served::socket_access;
+use super::sharing;
 use crate::io::file::Preallocation;
 use crate::manifest::{
-    self, Action, Actual, ActualPool, ActualVolume, Device, DeviceState, Mistake, Plan, Step,
-    VolumeName, VolumeSettings, Wanted,
+    self, Action, Actual, ActualPool, ActualVolume, Attributes, Device, DeviceState, Mistake, Plan,
+    Role, Step, VolumeName, VolumeSettings, Wanted,
 };
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,8 @@ enum Undo {
     DestroyVolume(String),
     ShrinkVolume { name: String, size_bytes: u64 },
     SetBack { name: String, settings: VolumeSettings },
+    Leave(String),
+    ShareAsBefore { name: String, of: String, granted: bool, settings: VolumeSettings },
 }
 
 /// What was carried out of a plan.
@@ -118,6 +121,7 @@ impl Engine {
             }
             actual.devices.insert(path.clone(), found.state);
         }
+        actual.backings = sharing::identify(manifest::plan::backings(wanted, &actual));
         Ok(actual)
     }
 
@@ -139,17 +143,33 @@ impl Engine {
         for (volume, allocation) in &facts.allocations {
             // A name of another making is not ours to plan for.
             let Some(parsed) = VolumeName::parse(volume) else { continue };
-            let served = state.volumes.get(volume);
-            actual.volumes.push(ActualVolume {
+            let served = |name: &str| {
+                state.volumes.get(name).is_some_and(|served| served.link.is_attached())
+            };
+            // Unreadable ones count as the default: an update replaces them.
+            let Attributes { settings, sharing, .. } =
+                Attributes::decode(&allocation.attributes).unwrap_or_default();
+            let home = ActualVolume {
                 name: parsed,
                 pool: name.to_owned(),
                 size_bytes: allocation.size_bytes,
                 class: manifest_class(allocation.class),
                 thin: allocation.thin,
-                // Unreadable ones count as the default: an update replaces them.
-                settings: VolumeSettings::decode(&allocation.attributes).unwrap_or_default(),
-                attached: served.is_some_and(|served| served.link.is_attached()),
-            });
+                settings,
+                attached: !sharing.left && served(volume),
+                role: if sharing.left { Role::Left } else { Role::Own },
+            };
+            for door in sharing.doors {
+                let Some(parsed) = VolumeName::parse(&door.name) else { continue };
+                actual.volumes.push(ActualVolume {
+                    name: parsed,
+                    settings: door.settings,
+                    attached: served(&door.name),
+                    role: Role::Door { of: home.name.clone(), granted: door.granted },
+                    ..home.clone()
+                });
+            }
+            actual.volumes.push(home);
         }
     }
 
@@ -228,6 +248,16 @@ impl Engine {
                 self.set_settings(&name, to)?;
                 Ok(Some(Undo::SetBack { name, settings: from.clone() }))
             }
+            Action::ShareDisk { name, of, granted, from, to } => {
+                let (name, of) = (name.to_string(), of.to_string());
+                let before = self.served(&name).is_ok_and(|served| served.granted);
+                self.share(&name, &of, *granted, to)?;
+                Ok(Some(match from.clone() {
+                    None => Undo::Leave(name),
+                    Some(settings) => Undo::ShareAsBefore { name, of, granted: before, settings },
+                }))
+            }
+            Action::LeaveDisk { name, .. } => self.leave(&name.to_string()).map(|()| None),
             Action::ShrinkVolume { name, to_bytes, .. } => {
                 self.shrink(&name.to_string(), *to_bytes).map(|()| None)
             }
@@ -250,6 +280,10 @@ impl Engine {
             Undo::DestroyVolume(name) => self.destroy(&name),
             Undo::ShrinkVolume { name, size_bytes } => self.shrink(&name, size_bytes),
             Undo::SetBack { name, settings } => self.set_settings(&name, &settings),
+            Undo::Leave(name) => self.leave(&name),
+            Undo::ShareAsBefore { name, of, granted, settings } => {
+                self.share(&name, &of, granted, &settings)
+            }
         }
     }
 
@@ -299,11 +333,11 @@ impl Engine {
                 self.note_resize(&name.to_string(), *from_bytes, *to_bytes);
                 Ok(())
             }
-            Action::CreateVolume(_) => {
+            Action::CreateVolume(_) | Action::ShareDisk { from: None, .. } => {
                 events.add(EventKind::Created, &object, action.detail());
                 Ok(())
             }
-            Action::UpdateVolume { .. } => {
+            Action::UpdateVolume { .. } | Action::ShareDisk { .. } => {
                 events.add(EventKind::Updated, &object, action.detail());
                 Ok(())
             }
@@ -347,13 +381,15 @@ fn api_mistake(mistake: &Mistake) -> api::Mistake {
 fn described(plan: &Plan, done: bool) -> api::Plan {
     let step = |step: &Step| api::Step {
         action: match step.action {
-            Action::CreatePool { .. } | Action::CreateVolume(_) => api::Action::Create,
+            Action::CreatePool { .. }
+            | Action::CreateVolume(_)
+            | Action::ShareDisk { from: None, .. } => api::Action::Create,
             Action::OpenPool { .. } => api::Action::Open,
-            Action::UpdateVolume { .. } => api::Action::Update,
+            Action::UpdateVolume { .. } | Action::ShareDisk { .. } => api::Action::Update,
             Action::GrowPool { .. } | Action::GrowVolume { .. } | Action::ShrinkVolume { .. } => {
                 api::Action::Resize
             }
-            Action::DeleteVolume { .. } => api::Action::Delete,
+            Action::DeleteVolume { .. } | Action::LeaveDisk { .. } => api::Action::Delete,
         },
         object: step.action.object(),
         detail: step.action.detail(),

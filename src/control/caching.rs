@@ -237,6 +237,7 @@ impl Served {
         };
         Some(Cache {
             backing: settings.backing.clone(),
+            doors: doors(self.disk_name(), facts),
             drain: match drain_mode(settings.drain, sidecar.is_some()) {
                 DrainMode::Grouped => DrainKind::Grouped,
                 DrainMode::Ordered => DrainKind::Ordered,
@@ -273,6 +274,13 @@ pub(super) fn backing_fails(mode: Mode) -> &'static str {
         Mode::WriteBack => "its backing fails; writes go on to the flash until the log is full",
         _ => "its backing fails; requests that need it are tried again until `backingTimeout`",
     }
+}
+
+/// Every volume that has the disk.
+fn doors(home: &str, facts: &AllocationFacts) -> Vec<String> {
+    let attributes = Attributes::decode(&facts.attributes).unwrap_or_default();
+    let own = (!attributes.sharing.left).then(|| home.to_owned());
+    own.into_iter().chain(attributes.sharing.doors.into_iter().map(|door| door.name)).collect()
 }
 
 fn counters(counters: &CacheCounters) -> Vec<CacheCounter> {
@@ -458,12 +466,13 @@ impl Engine {
     /// Begins another mode, and waits a moment for it to be in force.
     pub fn set_mode(&self, name: &str, request: &SetMode) -> Result<api::Volume> {
         let _changes = self.lock_changes();
-        let (served, _) = self.cached(name)?;
+        let home = self.home_of(name)?.name;
+        let (served, _) = self.cached(&home)?;
         let mut settings = served.settings.clone();
         if let Some(cache) = &mut settings.cache {
             cache.mode = request.mode;
         }
-        self.set_settings(name, &settings)?;
+        self.set_settings(&home, &settings)?;
         self.volume(name)
     }
 
@@ -484,12 +493,23 @@ impl Engine {
             ..served.settings.clone()
         };
         self.without(served, || self.note_settings(served, settings))?;
-        if let Some(there) = self.state().volumes.get_mut(&served.name) {
-            there.settings = settings.clone();
+        {
+            let mut state = self.state();
+            if let Some(there) = state.volumes.get_mut(&served.name) {
+                there.settings = settings.clone();
+            }
+            state.for_doors(&served.name, |door| door.settings.cache = settings.cache.clone());
         }
         if served.cached.is_none() {
             // It is opened with these, sooner or later.
             return Ok(());
+        }
+        if same != *settings && (served.left || self.holders(served).len() > 1) {
+            let mut door = Served { settings: settings.clone(), ..served.clone() };
+            if !served.left {
+                self.reopen_door(served, &mut door)?;
+            }
+            return self.tell_cache(served, cache);
         }
         if same != *settings {
             self.take_down(served)?;
@@ -570,7 +590,7 @@ impl Engine {
     /// Ends all draining; how many disks do not come to rest.
     pub(super) fn rest_caches(&self) -> usize {
         let served: Vec<Served> = self.state().volumes.values().cloned().collect();
-        let rest = |served: &&Served| served.cached.is_some();
+        let rest = |served: &&Served| served.cached.is_some() && served.home.is_none();
         let threads: Vec<_> = served
             .iter()
             .filter(rest)
@@ -586,6 +606,7 @@ impl Engine {
         let parked = state
             .volumes
             .values()
+            .filter(|served| served.home.is_none())
             .filter_map(|served| Some(served.cached.as_ref()?.status.gauges().parked as usize));
         parked.sum()
     }

@@ -39,7 +39,7 @@ impl NewVolume {
             .cache
             .as_ref()
             .map(|_| LogIdentity { uuid: uuid::Uuid::new_v4(), ..LogIdentity::default() });
-        Attributes { settings: self.settings.clone(), log }.encode()
+        Attributes { settings: self.settings.clone(), log, ..Attributes::default() }.encode()
     }
 }
 
@@ -191,7 +191,9 @@ impl Engine {
             self.remember_pools();
         } else {
             let pool = self.open_pool_named(name)?;
-            let volumes: Vec<String> = pool.facts().allocations.keys().cloned().collect();
+            let of_pool = |served: &&Served| Arc::ptr_eq(&served.pool, &pool);
+            let volumes: Vec<String> =
+                self.state().volumes.values().filter(of_pool).map(|v| v.name.clone()).collect();
             self.refuse_attached(&volumes, request.force)?;
             self.close_pool(name)?;
         }
@@ -205,8 +207,12 @@ impl Engine {
         let pool = self.open_pool_named(name)?;
         for volume in pool.facts().allocations.keys() {
             if let Ok(served) = self.served(volume) {
-                served.stop(&self.host)?;
-                self.state().volumes.remove(volume);
+                self.stop_disk(&served)?;
+                let mut state = self.state();
+                for door in state.doors_of(volume) {
+                    state.volumes.remove(&door.name);
+                }
+                state.volumes.remove(volume);
             }
         }
         {
@@ -456,8 +462,12 @@ impl Engine {
 
     pub fn reclaim(&self, name: &str, request: &api::Reclaim) -> Result<api::Plan> {
         let _changes = self.lock_changes();
-        let served = self.served(name)?;
-        self.refuse_attached(&[name.to_owned()], request.force)?;
+        let served = self.home_of(name)?;
+        let holders = self.holders(&served);
+        if holders.len() > 1 && holders.contains(&name.to_owned()) {
+            return self.reclaim_door(name, request);
+        }
+        self.refuse_attached(&holders, request.force)?;
         let what = match served.is_cached() {
             false => "the content would be destroyed of",
             true => "this would be drained and detached:",
@@ -467,7 +477,7 @@ impl Engine {
             self.refuse_dirty(&served)?;
         }
         let size = served.facts().map_or(0, |facts| facts.size_bytes);
-        self.destroy(name)?;
+        self.destroy(&served.name)?;
         let step = api::Step {
             action: api::Action::Delete,
             object: served.object(),

@@ -27,7 +27,11 @@ const LOST_PATIENCE: Duration = Duration::from_secs(20);
 impl Engine {
     pub fn detach(&self, name: &str, request: &Detach) -> Result<api::Plan> {
         let _changes = self.lock_changes();
-        let served = self.served(name)?;
+        let served = self.home_of(name)?;
+        let holders = self.holders(&served);
+        if holders.len() > 1 && holders.contains(&name.to_owned()) {
+            return self.detach_door(name, request.lost);
+        }
         let Some(cache) = served.settings.cache.clone() else {
             let text = format!(
                 "{name} is a flash volume, and its content is nowhere else: take it away from a VM \
@@ -35,7 +39,7 @@ impl Engine {
             );
             return Err(Failure::new(ErrorCode::Invalid, text));
         };
-        self.refuse_attached(&[name.to_owned()], false)?;
+        self.refuse_attached(&holders, false)?;
         let detail = match request.lost {
             false => {
                 self.detach_clean(&served)?;
@@ -49,7 +53,7 @@ impl Engine {
             detail,
             destroys: request.lost,
         };
-        let destroys = if request.lost { vec![name.to_owned()] } else { Vec::new() };
+        let destroys = if request.lost { vec![served.name.clone()] } else { Vec::new() };
         Ok(api::Plan { steps: vec![step], destroys, done: true })
     }
 
@@ -75,7 +79,7 @@ impl Engine {
             served.ask(CLOSE_WAIT, |reply| CacheMessage::Close { reply })??;
         }
         self.without(&served, || {
-            served.stop(&self.host)?;
+            self.stop_disk(&served)?;
             self.free(&served, "detached: all is in the backing")
         })
     }
@@ -107,6 +111,10 @@ impl Engine {
         self.host.run_dir.forget(&served.name);
         {
             let mut state = self.state();
+            for door in state.doors_of(&served.name) {
+                self.host.run_dir.forget(&door.name);
+                state.volumes.remove(&door.name);
+            }
             state.volumes.remove(&served.name);
             state.caches.remove(&served.name);
         }
@@ -116,10 +124,12 @@ impl Engine {
 
     /// Ends serving a cached disk; it stays in the list as one that is not open.
     pub(super) fn take_down(&self, served: &Served) -> Result<()> {
-        self.without(served, || Ok(served.stop(&self.host)?))?;
-        if let Some(there) = self.state().volumes.get_mut(&served.name) {
+        self.without(served, || self.stop_disk(served))?;
+        let mut state = self.state();
+        if let Some(there) = state.volumes.get_mut(&served.name) {
             (there.cached, there.failure) = (None, None);
         }
+        state.for_doors(&served.name, |door| (door.cached, door.failure) = (None, None));
         Ok(())
     }
 
@@ -141,7 +151,7 @@ impl Engine {
             return Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, text) });
         }
         self.without(served, || {
-            served.stop(&self.host)?;
+            self.stop_disk(served)?;
             let left = give_up(served, cache);
             self.free(served, &lost)?;
             match left {

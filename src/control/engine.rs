@@ -152,7 +152,8 @@ impl Engine {
         self.host.events.add(kind, format!("pool {}", pool.name), text);
         for (name, facts) in pool.facts().allocations {
             let served = Served::start(&self.host, &pool, &name, &facts);
-            self.state().volumes.insert(name, served);
+            self.state().volumes.insert(name, served.clone());
+            self.list_doors(&served);
         }
         self.open_caches(&pool);
         Ok(pool)
@@ -227,6 +228,10 @@ impl Engine {
     pub fn attachment(&self, name: &str) -> std::result::Result<Attachment, Failure> {
         let served = self.served(name)?;
         served.export_id()?;
+        if served.left {
+            let text = format!("{name} has left its disk to others: apply a manifest with it");
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
         Ok(Attachment {
             name: served.name.clone(),
             socket: served.socket.display().to_string(),
@@ -265,7 +270,8 @@ impl Engine {
 
     pub fn status(&self) -> Status {
         let served: Vec<Served> = self.state().volumes.values().cloned().collect();
-        let caches = served.iter().filter_map(Served::cached_disk).collect();
+        let homes = served.iter().filter(|served| served.home.is_none());
+        let caches = homes.filter_map(Served::cached_disk).collect();
         Status { caches, ..self.summary() }
     }
 

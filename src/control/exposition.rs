@@ -222,6 +222,7 @@ const CACHE_GAUGES: [CacheGauge; 12] = [
 fn write_cached(page: &mut Exposition, volumes: &[Served]) {
     let opened: Vec<_> = volumes
         .iter()
+        .filter(|volume| volume.home.is_none())
         .filter_map(|volume| {
             let (vm, name) = volume.name.split_once('/').unwrap_or(("", &volume.name));
             let status = volume.cached.as_ref()?.status.clone();

@@ -2,11 +2,11 @@
 //!
 //! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
 //! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
-//! [`opening`] (all of them, again and again), [`caching`] (what they are asked), [`detaching`]
-//! (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`] (many, all or
-//! nothing, with [`inspect`]), [`routes`] and [`http`] (how it is said), [`events`], [`watch`],
-//! [`rundir`], [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in
-//! README.md.
+//! [`opening`] (all of them, again and again), [`sharing`] (several machines on one), [`caching`]
+//! (what they are asked), [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single
+//! changes), [`apply`] (many, all or nothing, with [`inspect`]), [`routes`] and [`http`] (how it is
+//! said), [`events`], [`watch`], [`rundir`], [`openapi`], and [`daemon`], which runs it all.
+//! Threads and decisions are in README.md.
 
 #![forbid(unsafe_code)]
 
@@ -29,5 +29,6 @@ pub mod pool;
 pub mod routes;
 pub mod rundir;
 pub mod served;
+pub mod sharing;
 pub mod watch;
 pub mod watch_cache;

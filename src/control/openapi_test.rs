@@ -160,6 +160,7 @@ fn sample_volume() -> Volume {
     Volume {
         name: text("a/b"),
         pool: text("p"),
+        disk_of: Some(text("c/b")),
         size_bytes: 1,
         mapped_bytes: 1,
         thin: true,
@@ -185,6 +186,7 @@ fn sample_cache() -> cached::Cache {
     let text = String::from;
     cached::Cache {
         backing: text("/b"),
+        doors: vec![text("a/b")],
         sidecar: Some(text("/b.vflash")),
         size_bytes: 1,
         mode: cached::CacheMode::WriteBack,

@@ -7,10 +7,11 @@ use super::caching::REST_WAIT;
 use super::engine::{Engine, Everything};
 use super::pool::OpenPool;
 use super::served::{Host, Served};
+use super::sharing::stop_disk;
 use super::watch_cache::Retry;
 use crate::base::{Error, ErrorKind, Result};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long a start waits for all cached disks of a pool: those that take longer are served later.
@@ -39,10 +40,13 @@ impl Task {
             return Ok(());
         }
         self.served.renew_link(&self.host);
+        let home = self.served.name.clone();
+        let mut doors = lock(&self.everything).doors_of(&home);
+        doors.iter_mut().for_each(|door| door.renew_link(&self.host));
         let opened = cached::open(&self.host.opener, &self.served.pool, &self.served.name);
         let findings = opened.as_ref().map(|opened| opened.findings.clone()).unwrap_or_default();
         let result = match opened {
-            Ok(opened) => self.served.export_cached(&self.host, opened),
+            Ok(opened) => self.served.export_cached(&self.host, opened, &mut doors),
             Err(error) => Err(error),
         };
         if result.is_ok() {
@@ -50,25 +54,25 @@ impl Task {
                 self.host.events.add(EventKind::Error, self.served.object(), finding);
             }
         }
-        self.publish(&result);
+        self.publish(&result, doors);
         result
     }
 
     fn is_wanted(&self) -> bool {
-        let everything = self.everything.lock().unwrap_or_else(PoisonError::into_inner);
+        let everything = lock(&self.everything);
         let there = everything.volumes.get(&self.served.name);
         there.is_some_and(|there| there.id == self.served.id && there.cached.is_none())
     }
 
     /// Shows what became of it.
-    fn publish(mut self, result: &Result<()>) {
+    fn publish(mut self, result: &Result<()>, doors: Vec<Served>) {
         let name = self.served.name.clone();
         let (object, events) = (self.served.object(), self.host.events.clone());
-        let mut everything = self.everything.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut everything = lock(&self.everything);
         let Some(there) = everything.volumes.get_mut(&name) else {
             drop(everything);
             // Its pool was closed meanwhile.
-            if let Err(error) = self.served.stop(&self.host) {
+            if let Err(error) = stop_disk(&self.host, &self.served, &doors) {
                 log::error!("{object}: {error}");
             }
             return;
@@ -78,6 +82,9 @@ impl Task {
             Ok(()) => {
                 self.served.settings = there.settings.clone();
                 *there = self.served.clone();
+                for door in doors {
+                    everything.volumes.insert(door.name.clone(), door);
+                }
                 everything.caches.remove(&name);
                 drop(everything);
                 self.served.resume_mode(&self.host);
@@ -89,6 +96,7 @@ impl Task {
                 let text = error.to_string();
                 let told = before.as_ref() == Some(&text);
                 there.failure = Some(text.clone());
+                everything.for_doors(&name, |door| door.failure = Some(text.clone()));
                 let retry = everything.caches.entry(name).or_default();
                 retry.retry = retry.retry.and_then(|retry| retry.next(error.kind()));
                 drop(everything);
@@ -100,6 +108,10 @@ impl Task {
     }
 }
 
+fn lock(everything: &Mutex<Everything>) -> MutexGuard<'_, Everything> {
+    everything.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn under_way(name: &str) -> Error {
     let text = format!("cached disk {name} is being opened: its backing takes long; try again");
     Error::new(ErrorKind::Busy, text)
@@ -108,7 +120,9 @@ fn under_way(name: &str) -> Error {
 impl Engine {
     /// Opens all cached disks of a pool, side by side.
     pub(super) fn open_caches(&self, pool: &Arc<OpenPool>) {
-        let of_pool = |served: &&Served| served.is_opening() && Arc::ptr_eq(&served.pool, pool);
+        let of_pool = |served: &&Served| {
+            served.home.is_none() && served.is_opening() && Arc::ptr_eq(&served.pool, pool)
+        };
         let wanted: Vec<Served> = self.state().volumes.values().filter(of_pool).cloned().collect();
         let begun: Vec<_> = wanted.into_iter().map(|served| self.begin_opening(served)).collect();
         let deadline = Instant::now() + START_WAIT;
@@ -148,7 +162,9 @@ impl Engine {
         let now = Instant::now();
         let due: Vec<Served> = {
             let mut state = self.state();
-            let failed = |served: &&Served| served.is_cached() && served.failure.is_some();
+            let failed = |served: &&Served| {
+                served.home.is_none() && served.is_cached() && served.failure.is_some()
+            };
             let failed: Vec<Served> = state.volumes.values().filter(failed).cloned().collect();
             let due = |served: &Served| {
                 let watched = state.caches.entry(served.name.clone()).or_default();

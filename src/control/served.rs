@@ -14,10 +14,10 @@ use crate::base::{Error, ErrorKind, Result};
 use crate::flash::{self, AllocationId, FullPolicy, VolumeCounters, VolumeOptions};
 use crate::io::disk::{DiskGeometry, DiskTarget};
 use crate::io::volume::Volume;
-use crate::manifest::{Principal, VolumeSettings, WhenFull};
+use crate::manifest::{Attributes, Door, Principal, VolumeSettings, WhenFull};
 use crate::metrics::{OperationClass, VolumeMetrics};
 use crate::qos;
-use crate::vhost::{Export, ExportEvent, ExportId, Server, SocketAccess};
+use crate::vhost::{Export, ExportEvent, ExportId, NewDoor, Server, SocketAccess};
 use crate::virtio::Device;
 use std::any::Any;
 use std::path::PathBuf;
@@ -52,6 +52,14 @@ pub struct Served {
     pub cached: Option<Arc<Cached>>,
     /// Of a cached disk: held while it is opened, and by whoever takes it down.
     pub opening: Arc<Mutex<()>>,
+    /// The volume whose disk this is a door to; `None`: it is its own.
+    pub home: Option<String>,
+    /// Of its door.
+    pub number: u16,
+    /// By `sharedWith` of its home.
+    pub granted: bool,
+    /// Its machine has left its disk to others: it has no socket.
+    pub left: bool,
 }
 
 /// The way to a volume on its reactor, and what its socket last told.
@@ -101,7 +109,7 @@ impl Link {
         }
     }
 
-    fn open(&self, id: ExportId) {
+    pub(super) fn open(&self, id: ExportId) {
         let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
         if let Route::Waiting(messages) = std::mem::replace(&mut *route, Route::Known(id)) {
             messages.into_iter().for_each(|message| deliver(&self.server, id, message));
@@ -138,7 +146,9 @@ fn deliver(server: &Server, id: ExportId, message: Box<dyn Any + Send>) {
 impl Served {
     /// Serves the allocation, or says in `failure` why not.
     pub fn start(host: &Host, pool: &Arc<OpenPool>, name: &str, facts: &AllocationFacts) -> Self {
-        let settings = VolumeSettings::decode(&facts.attributes);
+        let attributes = Attributes::decode(&facts.attributes);
+        let left = attributes.as_ref().is_ok_and(|attributes| attributes.sharing.left);
+        let settings = attributes.map(|attributes| attributes.settings);
         let link = Link::new(host.server.clone(), host.run_dir.write_cache(name));
         let mut served = Self {
             name: name.to_owned(),
@@ -153,6 +163,10 @@ impl Served {
             failure: None,
             cached: None,
             opening: Arc::default(),
+            home: None,
+            number: 0,
+            granted: false,
+            left,
         };
         let exported = settings.and_then(|settings| match settings.cache {
             Some(_) => Ok(()),
@@ -162,6 +176,31 @@ impl Served {
             served.fail(host, &error);
         }
         served
+    }
+
+    /// A door to this disk, which is opened with it.
+    pub(super) fn door(&self, host: &Host, door: &Door) -> Self {
+        let Door { name, number, granted, settings } = door.clone();
+        let link = Link::new(host.server.clone(), host.run_dir.write_cache(&name));
+        Self {
+            socket: host.run_dir.socket(&name).unwrap_or_default(),
+            link: Arc::new(link),
+            metrics: Arc::default(),
+            counters: Arc::default(),
+            settings: VolumeSettings { cache: self.settings.cache.clone(), ..settings },
+            name,
+            number,
+            granted,
+            home: Some(self.name.clone()),
+            left: false,
+            cached: None,
+            ..self.clone()
+        }
+    }
+
+    /// The allocation's name, which is its home's.
+    pub fn disk_name(&self) -> &str {
+        self.home.as_deref().unwrap_or(&self.name)
     }
 
     /// A cached disk, which takes longer to open: [`super::opening`] does it.
@@ -211,25 +250,71 @@ impl Served {
         added
     }
 
-    /// Serves a cached disk that was opened.
-    pub(super) fn export_cached(&mut self, host: &Host, opened: CachedVolume) -> Result<()> {
+    /// Serves a cached disk that was opened, to all that have it. A door that cannot be opened
+    /// keeps nobody else from the disk.
+    pub(super) fn export_cached(
+        &mut self,
+        host: &Host,
+        opened: CachedVolume,
+        doors: &mut [Self],
+    ) -> Result<()> {
         let CachedVolume { disk, disks, side, .. } = opened;
+        let mut doors = doors.iter_mut();
+        let first = match self.left {
+            false => &mut *self,
+            true => doors.next().ok_or_else(|| super::sharing::nobody(&self.name))?,
+        };
+        first.show(host, &side)?;
+        let read_only = first.settings.read_only || side.read_only;
+        first.add(host, (side.geometry, read_only), Box::new(disk), disks)?;
+        let export = first.export_id()?;
+        if self.left {
+            self.link.open(export);
+            (self.cached, self.failure) = (Some(side.clone()), None);
+        }
+        for door in doors {
+            if let Err(error) = door.join(host, export, &side) {
+                door.fail(host, &error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens one more door to a disk that is served as `export`.
+    pub(super) fn join(&mut self, host: &Host, export: ExportId, side: &Arc<Cached>) -> Result<()> {
+        self.show(host, side)?;
+        let read_only = self.settings.read_only || side.read_only;
+        let door = self.new_door(host, (side.geometry, read_only))?;
+        self.link.open(host.server.join(export, self.number, door)?);
+        Ok(())
+    }
+
+    /// What a guest and an operator see of an opened disk.
+    fn show(&mut self, host: &Host, side: &Arc<Cached>) -> Result<()> {
         self.socket = host.run_dir.prepare(&self.name)?;
         self.serial = cached_serial(side.disk);
-        let read_only = self.settings.read_only || side.read_only;
-        self.add(host, (side.geometry, read_only), Box::new(disk), disks)?;
-        (self.cached, self.failure) = (Some(side), None);
+        (self.cached, self.failure) = (Some(side.clone()), None);
         Ok(())
     }
 
     fn add(
         &self,
         host: &Host,
-        (geometry, read_only): (DiskGeometry, bool),
+        device: (DiskGeometry, bool),
         volume: Box<dyn Volume>,
         disks: Vec<DiskTarget>,
     ) -> Result<()> {
-        let export = Export {
+        let export = Export::new(self.new_door(host, device)?, volume, disks);
+        self.link.open(host.server.add_with_door(self.number, export)?);
+        Ok(())
+    }
+
+    fn new_door(
+        &self,
+        host: &Host,
+        (geometry, read_only): (DiskGeometry, bool),
+    ) -> Result<NewDoor> {
+        Ok(NewDoor {
             name: self.name.clone(),
             socket: self.socket.clone(),
             access: socket_access(&self.settings.access)?,
@@ -243,14 +328,10 @@ impl Served {
                 queues: self.queues(),
             },
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
-            volume,
-            disks,
             limits: limits(self.settings.limits),
             metrics: self.metrics.clone(),
             events: self.listener(host),
-        };
-        self.link.open(host.server.add(export)?);
-        Ok(())
+        })
     }
 
     /// Queues that a front end may use.
@@ -299,9 +380,19 @@ impl Served {
     /// [`ErrorKind::Busy`]: something is, and does not end. Its socket goes as soon as it has; what
     /// was to follow must be asked for again.
     pub fn stop(&self, host: &Host) -> Result<()> {
-        if let Some(export) = self.link.export() {
+        if self.link.export().is_some() {
             // The thread that removes serves everybody's sockets: nothing may keep it waiting.
             self.rest(super::caching::REST_WAIT)?;
+            self.close_socket(host)?;
+            self.detach_from_pool();
+        }
+        Ok(())
+    }
+
+    /// Closes this door: nothing that came through it is under way when this returns. With the
+    /// last one, the disk must have come to rest before.
+    pub(super) fn close_socket(&self, host: &Host) -> Result<()> {
+        if let Some(export) = self.link.export().filter(|_| !self.left) {
             match host.server.remove(export) {
                 // One that ended Busy the last time has ended since.
                 Err(error) if error.kind() == ErrorKind::Gone => {}
@@ -312,10 +403,9 @@ impl Served {
                 }
                 Ok(()) => {}
             }
-            self.link.close();
-            self.link.attached.store(false, Ordering::Relaxed);
-            self.detach_from_pool();
         }
+        self.link.close();
+        self.link.attached.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -346,6 +436,7 @@ impl Served {
             (Some(failure), _) => (VolumeState::Failed, Some(failure.clone())),
             (None, Some((state, text))) => (state, Some(text)),
             (None, None) if self.is_opening() => (VolumeState::Opening, None),
+            (None, None) if self.left => (VolumeState::Left, None),
             (None, None) => (VolumeState::Served, None),
         }
     }
@@ -360,7 +451,8 @@ impl Served {
 
     /// What somebody should look after.
     pub fn problem(&self) -> Option<String> {
-        self.condition().1.or_else(|| self.cache_problem()).or_else(|| self.waiting_problem())
+        let cache = || self.cache_problem().filter(|_| self.home.is_none());
+        self.condition().1.or_else(cache).or_else(|| self.waiting_problem())
     }
 
     /// Requests of a flash volume that wait.
@@ -384,7 +476,7 @@ impl Served {
     }
 
     pub fn facts(&self) -> Result<AllocationFacts> {
-        self.pool.allocation(&self.name).ok_or_else(|| {
+        self.pool.allocation(self.disk_name()).ok_or_else(|| {
             let text = format!("volume {} is no more in pool {}", self.name, self.pool.name);
             Error::new(ErrorKind::Gone, text)
         })
@@ -392,12 +484,14 @@ impl Served {
 
     pub fn report(&self, host: &Host) -> Result<api::Volume> {
         let facts = self.facts()?;
-        let status = self.link.export().and_then(|id| host.server.status(id).ok());
+        let export = self.link.export().filter(|_| !self.left);
+        let status = export.and_then(|id| host.server.status(id).ok());
         let status = status.unwrap_or_default();
         let (state, message) = self.condition();
         Ok(api::Volume {
             name: self.name.clone(),
             pool: self.pool.name.clone(),
+            disk_of: self.home.clone(),
             size_bytes: self.size_bytes(&facts),
             mapped_bytes: facts.mapped_bytes,
             thin: facts.thin,

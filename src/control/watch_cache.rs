@@ -84,7 +84,7 @@ impl Engine {
     pub fn look_after_caches(&self) {
         self.retry_caches();
         let served: Vec<Served> = self.state().volumes.values().cloned().collect();
-        for served in served {
+        for served in served.into_iter().filter(|served| served.home.is_none()) {
             let Some(cached) = &served.cached else { continue };
             let gauges = cached.status.gauges();
             if gauges.dirty_bytes > 0 {

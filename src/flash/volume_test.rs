@@ -446,7 +446,7 @@ fn the_fast_path_is_one_operation_and_takes_no_memory() {
     let mut volume = bench.reactor.volume;
     let buffer = PinnedBuffer::new(4096);
     let segments = [buffer.segment()];
-    let origin = crate::io::volume::Origin { queue: 0, counter: 0, replayed: false };
+    let origin = crate::io::volume::Origin { door: 0, queue: 0, counter: 0, replayed: false };
     let mut io = Counts::default();
     let capacity = volume.parked.capacity() + volume.holds.capacity();
     let rounds = 10_000;

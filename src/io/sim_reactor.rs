@@ -128,7 +128,12 @@ impl<V: Volume> SimReactor<V> {
         ranges: &[SectorRange],
         segments: &[Segment],
     ) -> Option<RequestId> {
-        self.submit_from(Origin { queue: 0, counter: 0, replayed: false }, kind, ranges, segments)
+        self.submit_from(
+            Origin { door: 0, queue: 0, counter: 0, replayed: false },
+            kind,
+            ranges,
+            segments,
+        )
     }
 
     /// As [`SimReactor::submit`], from a named place in a queue.

@@ -1,4 +1,4 @@
-//! What the daemon serves: a volume takes checked requests of one guest and completes them.
+//! What the daemon serves: a volume takes checked requests of its guests and completes them.
 //!
 //! A volume lives on one reactor and is called by it alone, so it needs no locks. It never blocks:
 //! it submits operations through [`Io`] and is called back with their completions. The same volume
@@ -46,6 +46,9 @@ pub enum RequestKind {
 /// counter of its queue. It names the same request again after the daemon was restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
+    /// The door that it came through, which stands for the in-flight area: each virtual machine
+    /// that shares the volume has its own.
+    pub door: u16,
     pub queue: u16,
     pub counter: u64,
     /// The request was under way when an earlier daemon died.
@@ -121,6 +124,7 @@ pub trait Volume: Send {
     }
 
     /// The guest switched its write cache (virtio-blk `writeback` in the config space).
-    /// False: every write must be durable when it completes.
+    /// False: every write must be durable when it completes. Of several guests the strictest
+    /// counts.
     fn set_write_cache(&mut self, _enabled: bool) {}
 }

@@ -1,6 +1,6 @@
 //! What exists, as the manifest that wants it: to start one from, or to make it all anew elsewhere.
 
-use super::plan::{Actual, ActualPool, ActualVolume};
+use super::plan::{Actual, ActualPool, ActualVolume, Role};
 use super::schema::{API_VERSION, Device, POOL_BYTES_MIN};
 use super::settings::{Access, CacheSettings, Limits, Principal, VolumeSettings};
 use crate::base::units::{Bytes, EXTENT_BYTES};
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// no step, and on an empty host makes the same.
 pub fn to_yaml(actual: &Actual) -> String {
     let mut machines: BTreeMap<&str, Vec<&ActualVolume>> = BTreeMap::new();
-    for volume in &actual.volumes {
+    for volume in actual.volumes.iter().filter(|volume| is_declared(volume)) {
         machines.entry(volume.name.machine.as_str()).or_default().push(volume);
     }
     let mut pools: Vec<&ActualPool> = actual.pools.iter().collect();
@@ -19,7 +19,7 @@ pub fn to_yaml(actual: &Actual) -> String {
     let pools = pools.into_iter().map(|pool| document("Pool", &pool.name, self::pool(pool)));
     let machines = machines.into_iter().map(|(name, mut volumes)| {
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
-        document("VirtualMachine", name, machine(&volumes))
+        document("VirtualMachine", name, machine(&volumes, actual))
     });
     let texts: Vec<String> = pools.chain(machines).map(|document| text(&document)).collect();
     texts.join("---\n")
@@ -56,7 +56,24 @@ fn pool(pool: &ActualPool) -> Mapping {
     spec
 }
 
-fn machine(volumes: &[&ActualVolume]) -> Mapping {
+/// It stands among its machine's volumes, not in another's `sharedWith`.
+fn is_declared(volume: &ActualVolume) -> bool {
+    !matches!(volume.role, Role::Left | Role::Door { granted: true, .. })
+}
+
+/// The volume that brings the disk's cache: another one's, where its own machine has left it.
+fn home<'a>(volume: &'a ActualVolume, actual: &'a Actual) -> Option<&'a ActualVolume> {
+    let Role::Door { of, .. } = &volume.role else { return Some(volume) };
+    let home = actual.volumes.iter().find(|home| home.name == *of)?;
+    let first = actual
+        .volumes
+        .iter()
+        .filter(|door| is_declared(door))
+        .find(|door| matches!(&door.role, Role::Door { of: other, .. } if other == of))?;
+    (home.role == Role::Left && first.name == volume.name).then_some(home)
+}
+
+fn machine(volumes: &[&ActualVolume], actual: &Actual) -> Mapping {
     let mut spec = Mapping::new();
     // The manifest gives access by machine; volumes differ only if someone changed one by hand.
     if let Some(access) = volumes.first().map(|volume| access(&volume.settings.access))
@@ -64,14 +81,19 @@ fn machine(volumes: &[&ActualVolume]) -> Mapping {
     {
         spec.insert("access".into(), access.into());
     }
-    let volumes: Vec<Value> = volumes.iter().map(|actual| volume(actual).into()).collect();
+    let volumes: Vec<Value> = volumes.iter().map(|one| volume(one, actual).into()).collect();
     spec.insert("volumes".into(), volumes.into());
     spec
 }
 
-fn volume(actual: &ActualVolume) -> Mapping {
-    let VolumeSettings { limits, queues, read_only, when_full, access: _, cache } =
+fn volume(actual: &ActualVolume, all: &Actual) -> Mapping {
+    let VolumeSettings { limits, queues, read_only, when_full, access: _, cache: _ } =
         &actual.settings;
+    let home = home(actual, all);
+    let of = match &actual.role {
+        Role::Door { of, .. } => all.volumes.iter().find(|home| home.name == *of),
+        Role::Own | Role::Left => Some(actual),
+    };
     let mut flash = mapping([
         ("pool", actual.pool.as_str().into()),
         ("size", Bytes(actual.size_bytes).to_string().into()),
@@ -82,12 +104,20 @@ fn volume(actual: &ActualVolume) -> Mapping {
         flash.insert("whenFull".into(), when_full.name().into());
     }
     let mut volume = mapping([("name", actual.name.volume.as_str().into())]);
-    match cache {
+    match of.and_then(|of| of.settings.cache.as_ref()) {
         None => drop(volume.insert("flash".into(), flash.into())),
         Some(cache) => {
-            volume.insert("cache".into(), self::cache(actual, cache).into());
+            if let Some(home) = home {
+                volume.insert("cache".into(), self::cache(home, cache).into());
+            }
             volume.insert("backing".into(), cache.backing.as_str().into());
         }
+    }
+    let granted = Role::Door { of: actual.name.clone(), granted: true };
+    let granted = all.volumes.iter().filter(|door| door.role == granted);
+    let granted: Vec<Value> = granted.map(|door| door.name.machine.as_str().into()).collect();
+    if !granted.is_empty() {
+        volume.insert("sharedWith".into(), granted.into());
     }
     let limits = self::limits(limits);
     if !limits.is_empty() {

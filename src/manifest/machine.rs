@@ -58,14 +58,16 @@ fn volume(
     names: &mut HashMap<String, Place>,
     decoder: &mut Decoder<'_>,
 ) -> Option<Volume> {
-    let keys = ["name", "flash", "cache", "backing", "readOnly", "queues", "limits"];
+    let keys = ["name", "flash", "cache", "backing", "sharedWith", "readOnly", "queues", "limits"];
     let fields = decoder.fields(item, item.at, "a volume", &keys)?;
     let name = decoder
         .required(&fields, "name", "name: scratch")
         .and_then(|node| decoder.located_scalar(node, value::name));
     let new = claim(names, name.as_ref(), "volume", decoder);
-    let storage = storage(&fields, decoder);
     let read_only = decoder.optional(&fields, "readOnly", Decoder::truth);
+    let storage = storage(&fields, read_only == Some(Some(true)), decoder);
+    let shared_with = decoder
+        .optional(&fields, "sharedWith", |decoder, node| shared_with(node, &fields, decoder));
     let queues = decoder.optional(&fields, "queues", |decoder, node| {
         let max = QUEUES_MAX as u64;
         let count = decoder.scalar(node, |text, plain| value::whole(text, plain, 1, max))?;
@@ -76,7 +78,7 @@ fn volume(
     });
     let (storage, when_full) = storage?;
     let cache = match &storage {
-        Storage::Flash(_) => None,
+        Storage::Flash(_) | Storage::Shared(_) => None,
         Storage::Cached(cached) => Some(cached.settings()),
     };
     let settings = VolumeSettings {
@@ -87,20 +89,55 @@ fn volume(
         access: Access::default(),
         cache,
     };
-    new.then_some(Volume { name: name?, storage, settings })
+    let shared_with = shared_with?.unwrap_or_default();
+    new.then_some(Volume { name: name?, storage, shared_with, settings })
 }
 
-fn storage(fields: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<(Storage, WhenFull)> {
+/// Names of other machines, each once.
+fn shared_with(
+    node: &Node,
+    volume: &Fields<'_>,
+    decoder: &mut Decoder<'_>,
+) -> Option<Vec<Located<String>>> {
+    if volume.get("cache").is_none() {
+        let text = "`sharedWith` is for a cached disk, and stands where its `cache` is";
+        decoder.mistake(volume.key_at("sharedWith"), text);
+        return None;
+    }
+    let Value::List(items) = &node.value else {
+        let text = "`sharedWith` is a list of machines: write `sharedWith: [web-2, web-3]`";
+        decoder.mistake(node.at, text);
+        return None;
+    };
+    let mut names = HashMap::new();
+    let mut machines = Vec::new();
+    for item in items {
+        let name = decoder.located_scalar(item, value::name);
+        let new = claim(&mut names, name.as_ref(), "machine", decoder);
+        machines.push(name.filter(|_| new));
+    }
+    machines.into_iter().collect()
+}
+
+fn storage(
+    fields: &Fields<'_>,
+    read_only: bool,
+    decoder: &mut Decoder<'_>,
+) -> Option<(Storage, WhenFull)> {
     if fields.get("cache").is_some() {
         if fields.get("flash").is_some() {
             let text = "a volume has either `flash` or `cache` with `backing`: remove one";
             decoder.mistake(fields.key_at("flash"), text);
             return None;
         }
-        let cached = cached(fields, decoder)?;
+        let cached = cached(fields, read_only, decoder)?;
         return Some((Storage::Cached(Box::new(cached)), WhenFull::default()));
     }
-    if fields.get("backing").is_some() {
+    if let Some(node) = fields.get("backing") {
+        if fields.get("flash").is_none() {
+            let shared = Storage::Shared(backing(node, decoder)?);
+            return Some((shared, WhenFull::default()));
+        }
         let text = "`backing` is for a cached disk: add `cache: {pool: nvme0, size: 16GiB}`, or \
                     leave it out";
         decoder.mistake(fields.key_at("backing"), text);
@@ -187,28 +224,33 @@ fn access(node: &Node, at: Position, decoder: &mut Decoder<'_>) -> Option<Access
     Some(Access { owner: owner?, group: group?, mode: mode?.unwrap_or(default.mode) })
 }
 
+fn backing(node: &Node, decoder: &mut Decoder<'_>) -> Option<Located<Backing>> {
+    let directory = decoder.directory;
+    decoder.located_scalar(node, |text, plain| value::backing(text, plain, directory))
+}
+
+const CACHE_KEYS: [&str; 9] = [
+    "pool",
+    "size",
+    "mode",
+    "drain",
+    "maxStaleness",
+    "consistencyGroup",
+    "durability",
+    "backingTimeout",
+    "sidecar",
+];
+
 /// `cache:` and `backing:` of a volume.
-fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
+fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Option<Cached> {
     let directory = decoder.directory;
     let example = "backing: /mnt/nfs/web-1.raw";
-    let backing = decoder.required(volume, "backing", example).and_then(|node| {
-        decoder.located_scalar(node, |text, plain| value::backing(text, plain, directory))
-    });
+    let backing =
+        decoder.required(volume, "backing", example).and_then(|node| backing(node, decoder));
     let example = "cache: {pool: nvme0, size: 16GiB}";
     let node = decoder.required(volume, "cache", example)?;
     let at = volume.key_at("cache");
-    let keys = [
-        "pool",
-        "size",
-        "mode",
-        "drain",
-        "maxStaleness",
-        "consistencyGroup",
-        "durability",
-        "backingTimeout",
-        "sidecar",
-    ];
-    let fields = decoder.fields(node, at, "`cache`", &keys)?;
+    let fields = decoder.fields(node, at, "`cache`", &CACHE_KEYS)?;
     let (pool, size) = pool_and_size(&fields, decoder);
     let mode = decoder.optional(&fields, "mode", cache_mode);
     let drain = decoder.optional(&fields, "drain", |decoder, node| {
@@ -229,8 +271,15 @@ fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
     let sidecar = decoder.optional(&fields, "sidecar", |decoder, node| {
         decoder.located_scalar(node, |text, plain| value::path(text, plain, directory))
     });
-    let (mode, sidecar, backing) = (mode?.unwrap_or_default(), sidecar?, backing?);
-    let drain = drain?;
+    let (mode, sidecar, backing) = (mode?, sidecar?, backing?);
+    if read_only && !matches!(mode, None | Some(CacheMode::ReadOnly | CacheMode::Bypass)) {
+        let text = "a read-only disk is cached for reading alone: leave `mode` out, or write \
+                    `mode: read-only`";
+        decoder.mistake(fields.key_at("mode"), text);
+        return None;
+    }
+    let default = if read_only { CacheMode::ReadOnly } else { CacheMode::default() };
+    let (mode, drain) = (mode.unwrap_or(default), drain?);
     if sidecar.is_none()
         && has_no_neighbour(&backing.value)
         && let Some((key, text)) = lacks_sidecar(mode, drain, &backing.value)
@@ -239,8 +288,13 @@ fn cached(volume: &Fields<'_>, decoder: &mut Decoder<'_>) -> Option<Cached> {
         decoder.mistake(at, text);
         return None;
     }
+    let given = CACHE_KEYS.into_iter().filter_map(|key| {
+        let value = fields.get(key)?;
+        Some((key, decoder.mistakes.place(value.at)))
+    });
     Some(Cached {
         place: decoder.mistakes.place(at),
+        given: given.collect(),
         pool: pool?,
         size: size?,
         mode,

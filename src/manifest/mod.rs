@@ -26,6 +26,7 @@ pub mod plan;
 mod plan_test;
 mod planner;
 mod planner_cached;
+mod planner_shared;
 pub mod schema;
 pub mod settings;
 pub mod step;
@@ -37,9 +38,10 @@ mod value;
 pub use document::{SOURCE_BYTES_MAX, Source, parse};
 pub use load::load;
 pub use mistake::{Located, Mistake, Place};
-pub use plan::{Actual, ActualPool, ActualVolume, DeviceState, plan, plan_deletion};
+pub use plan::{Actual, ActualPool, ActualVolume, DeviceState, Role, plan, plan_deletion};
 pub use schema::{CacheMode, Class, Device, Drain, Durability, VolumeName, Wanted};
 pub use settings::{
-    Access, Attributes, CacheSettings, Limits, LogIdentity, Principal, VolumeSettings, WhenFull,
+    Access, Attributes, CacheSettings, Door, Limits, LogIdentity, Principal, Sharing,
+    VolumeSettings, WhenFull,
 };
 pub use step::{Action, Plan, Step};

@@ -11,7 +11,7 @@
 
 use super::mistake::Mistake;
 use super::planner::Planner;
-use super::schema::{Class, Device, VirtualMachine, Volume, VolumeName, Wanted};
+use super::schema::{Backing, Class, Device, VirtualMachine, Volume, VolumeName, Wanted};
 use super::settings::VolumeSettings;
 use super::step::Plan;
 use std::collections::BTreeMap;
@@ -30,6 +30,16 @@ pub struct Actual {
     pub volumes: Vec<ActualVolume>,
     /// What is at the paths of [`Wanted::devices`]; a path left out counts as missing.
     pub devices: BTreeMap<PathBuf, DeviceState>,
+    /// What backings are known by, by how manifests write them: two names of one disk have the same
+    /// identity. One left out is known by its name.
+    pub backings: BTreeMap<String, String>,
+}
+
+impl Actual {
+    /// What the disk that a manifest writes so is known by.
+    pub(super) fn identity<'a>(&'a self, backing: &'a str) -> &'a str {
+        self.backings.get(backing).map_or(backing, String::as_str)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +64,22 @@ pub struct ActualVolume {
     pub settings: VolumeSettings,
     /// A machine has it connected.
     pub attached: bool,
+    pub role: Role,
+}
+
+/// Whose disk a volume is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    #[default]
+    Own,
+    /// Its own by name; its machine has left it to others.
+    Left,
+    /// Another volume's: pool and size are that one's.
+    Door {
+        of: VolumeName,
+        /// By that one's `sharedWith`.
+        granted: bool,
+    },
 }
 
 /// What is at a path that a pool is wanted on.
@@ -72,6 +98,7 @@ pub enum DeviceState {
 /// The steps that make `actual` what is `wanted`.
 pub fn plan(wanted: &Wanted, actual: &Actual) -> Result<Plan, Vec<Mistake>> {
     let mut planner = Planner::new(actual);
+    planner.find_homes(wanted);
     wanted.pools.iter().for_each(|pool| planner.pool(pool));
     for machine in &wanted.machines {
         machine.volumes.iter().for_each(|volume| planner.volume(machine, volume));
@@ -86,6 +113,10 @@ pub fn plan_deletion(wanted: &Wanted, actual: &Actual, force: bool) -> Result<Pl
     let mut planner = Planner::new(actual);
     for (machine, volume) in wanted.volumes() {
         planner.deletion(&full_name(machine, volume), &volume.name.place, force);
+        for other in &volume.shared_with {
+            let name = VolumeName::new(other.value.as_str(), volume.name.value.as_str());
+            planner.deletion(&name, &other.place, force);
+        }
     }
     planner.finish()
 }
@@ -110,6 +141,18 @@ pub fn check_sockets(wanted: &Wanted, run_dir: &Path) -> Vec<Mistake> {
         })
     };
     wanted.volumes().filter_map(too_long).collect()
+}
+
+/// What the disks of all cached volumes are called, in manifest and pools, for
+/// [`Actual::backings`].
+pub fn backings(wanted: &Wanted, actual: &Actual) -> Vec<String> {
+    let wanted = wanted.volumes().filter_map(|(_, volume)| volume.storage.backing());
+    let wanted = wanted.map(|backing| Backing::to_string(&backing.value));
+    let actual = actual.volumes.iter().filter_map(|volume| volume.settings.cache.as_ref());
+    let mut names: Vec<String> = wanted.chain(actual.map(|cache| cache.backing.clone())).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 pub(super) fn full_name(machine: &VirtualMachine, volume: &Volume) -> VolumeName {

@@ -4,10 +4,11 @@
 
 use super::document::{Source, parse};
 use super::export::to_yaml;
-use super::plan::{Actual, ActualPool, ActualVolume, DeviceState, check_sockets};
+use super::plan::{Actual, ActualPool, ActualVolume, DeviceState, Role, check_sockets};
 use super::schema::{CacheMode, Class, Device, Drain, Durability, Wanted};
 use super::settings::{
-    Access, Attributes, CacheSettings, Limits, LogIdentity, Principal, VolumeSettings, WhenFull,
+    Access, Attributes, CacheSettings, Door, Limits, LogIdentity, Principal, Sharing,
+    VolumeSettings, WhenFull,
 };
 use super::step::{Action, Step};
 use super::{VolumeName, plan, plan_deletion};
@@ -56,6 +57,7 @@ fn carry_out(actual: &mut Actual, step: &Step) {
                 thin: new.thin,
                 settings: new.settings,
                 attached: false,
+                role: Role::Own,
             });
         }
         Action::GrowVolume { name, pool, from_bytes, to_bytes } => {
@@ -74,10 +76,29 @@ fn carry_out(actual: &mut Actual, step: &Step) {
             assert_eq!(volume.settings, from, "the step tells what is");
             volume.settings = to;
         }
+        action @ (Action::ShareDisk { .. } | Action::LeaveDisk { .. }) => share(actual, action),
         Action::DeleteVolume { name, pool, size_bytes, .. } => {
             pool_of(actual, &pool).free_bytes += size_bytes;
             actual.volumes.retain(|volume| volume.name != name);
         }
+    }
+}
+
+/// As [`carry_out`], of doors.
+fn share(actual: &mut Actual, action: Action) {
+    match action {
+        Action::ShareDisk { name, of, granted, from, to } if name != of => {
+            let home = volume_of(actual, &of).clone();
+            let there = actual.volumes.iter().find(|volume| volume.name == name);
+            assert_eq!(there.map(|there| there.settings.clone()), from, "the step tells what is");
+            actual.volumes.retain(|volume| volume.name != name);
+            let role = Role::Door { of, granted };
+            actual.volumes.push(ActualVolume { name, settings: to, role, ..home });
+        }
+        Action::ShareDisk { name, .. } => volume_of(actual, &name).role = Role::Own,
+        Action::LeaveDisk { name, of } if name == of => volume_of(actual, &name).role = Role::Left,
+        Action::LeaveDisk { name, .. } => actual.volumes.retain(|volume| volume.name != name),
+        action => panic!("not of doors: {action:?}"),
     }
 }
 
@@ -326,7 +347,30 @@ fn cached() -> Attributes {
     Attributes {
         settings: VolumeSettings { cache: Some(cache), ..VolumeSettings::default() },
         log: Some(log),
+        sharing: Sharing::default(),
     }
+}
+
+#[test]
+fn doors_survive_the_pool_in_few_bytes_and_older_builds_refuse_them() {
+    let read_only = VolumeSettings { read_only: true, ..VolumeSettings::default() };
+    let door = |name: &str, number, settings| Door {
+        name: name.to_owned(),
+        number,
+        granted: number == 1,
+        settings,
+    };
+    let doors = vec![door("b/d", 1, VolumeSettings::default()), door("c/d", 2, read_only)];
+    let shared = Attributes { sharing: Sharing { left: true, doors }, ..cached() };
+    let bytes = shared.encode();
+    assert_eq!(Attributes::decode(&bytes).expect("readable"), shared);
+    let told = String::from_utf8(bytes).expect("JSON");
+    assert!(told.starts_with("{\"version\":3,"), "{told}");
+    let format = "\"sharing\":{\"left\":true,\"doors\":[{\"name\":\"b/d\",\"number\":1,\
+                  \"granted\":true},{\"name\":\"c/d\",\"number\":2,\"readOnly\":true}]}}";
+    assert!(told.ends_with(format), "the format on flash; a change takes a new version: {told}");
+    let older = told.replace("\"version\":3", "\"version\":2");
+    assert!(Attributes::decode(older.as_bytes()).is_err(), "no doors in version 2");
 }
 
 #[test]
@@ -422,7 +466,7 @@ fn settings_half_understood_are_refused() {
     let bad = [
         ("", "cannot be read"),
         ("{}", "cannot be read"),
-        (&good.replace("\"version\":1", "\"version\":3"), "have version 3"),
+        (&good.replace("\"version\":1", "\"version\":4"), "have version 4"),
         (&good.replace("\"version\":1", "\"version\":2"), "contradict each other"),
         (&good.replace("\"version\":1", "\"version\":1,\"more\":1"), "unknown field `more`"),
         (&good.replace("\"queues\"", "\"queue\""), "unknown field `queue`"),

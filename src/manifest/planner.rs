@@ -3,10 +3,12 @@
 
 use super::decode::nearest;
 use super::mistake::{Located, Mistake, Place};
-use super::plan::{Actual, ActualPool, ActualVolume, DeviceState, full_name};
+use super::plan::{Actual, ActualPool, ActualVolume, DeviceState, Role, full_name};
+use super::planner_shared::Homes;
 use super::schema::{
     Class, Device, Flash, POOL_BYTES_MIN, Pool, Storage, VirtualMachine, Volume, VolumeName,
 };
+use super::settings::VolumeSettings;
 use super::step::{Action, NewVolume, Plan, Step};
 use crate::base::limits::EXPORTS_MAX;
 use crate::base::units::Bytes;
@@ -17,17 +19,22 @@ pub(super) struct Planner<'a> {
     pub(super) actual: &'a Actual,
     pools: Vec<Step>,
     creations: Vec<Step>,
+    pub(super) shares: Vec<Step>,
     growths: Vec<Step>,
     updates: Vec<Step>,
-    destructions: Vec<Step>,
+    pub(super) destructions: Vec<Step>,
     pub(super) mistakes: Vec<Mistake>,
     /// Bytes that each pool has left to give; what this plan destroys is not among them. Of a pool
     /// that is yet to be made all bytes: its own tables are the executor's to count.
     free_bytes: BTreeMap<String, u64>,
     /// Volumes that there will be before anything is destroyed.
-    volume_count: usize,
-    /// Backings and sidecars, and the volume that has each.
-    pub(super) shared: BTreeMap<String, VolumeName>,
+    pub(super) volume_count: usize,
+    pub(super) homes: Homes,
+    /// Volumes of cached disks that go, and where that is asked for: what becomes of a disk shows
+    /// when all are known.
+    pub(super) leaving: BTreeMap<VolumeName, Place>,
+    /// Backings and sidecars, and the volume that has each, as which of the two.
+    pub(super) taken: BTreeMap<String, (VolumeName, &'static str)>,
 }
 
 /// The space that a volume takes of a pool: all of a flash volume, the cache of a cached disk.
@@ -39,17 +46,20 @@ struct Space<'a> {
     cached: bool,
 }
 
-impl<'a> From<&'a Storage> for Space<'a> {
-    fn from(storage: &'a Storage) -> Self {
+impl<'a> Space<'a> {
+    /// `None`: it is another volume's.
+    fn of(storage: &'a Storage) -> Option<Self> {
         match storage {
             Storage::Flash(flash) => {
                 let (class, thin) = (flash.class.value, flash.thin.value);
-                Self { pool: &flash.pool, size: &flash.size, class, thin, cached: false }
+                let (pool, size) = (&flash.pool, &flash.size);
+                Some(Self { pool, size, class, thin, cached: false })
             }
             Storage::Cached(cached) => {
-                let class = Class::Nonvolatile;
-                Self { pool: &cached.pool, size: &cached.size, class, thin: false, cached: true }
+                let (pool, size, class) = (&cached.pool, &cached.size, Class::Nonvolatile);
+                Some(Self { pool, size, class, thin: false, cached: true })
             }
+            Storage::Shared(_) => None,
         }
     }
 }
@@ -61,22 +71,27 @@ impl<'a> Planner<'a> {
             actual,
             pools: Vec::new(),
             creations: Vec::new(),
+            shares: Vec::new(),
             growths: Vec::new(),
             updates: Vec::new(),
             destructions: Vec::new(),
             mistakes: Vec::new(),
             free_bytes: actual.pools.iter().map(free).collect(),
             volume_count: actual.volumes.len(),
-            shared: BTreeMap::new(),
+            homes: Homes::default(),
+            leaving: BTreeMap::new(),
+            taken: BTreeMap::new(),
         }
     }
 
-    pub(super) fn finish(self) -> Result<Plan, Vec<Mistake>> {
+    pub(super) fn finish(mut self) -> Result<Plan, Vec<Mistake>> {
+        self.finish_leaving();
         if !self.mistakes.is_empty() {
             return Err(self.mistakes);
         }
-        let phases = [self.pools, self.creations, self.growths, self.updates, self.destructions];
-        Ok(Plan { steps: phases.into_iter().flatten().collect() })
+        let made = [self.pools, self.creations, self.shares];
+        let phases = made.into_iter().chain([self.growths, self.updates, self.destructions]);
+        Ok(Plan { steps: phases.flatten().collect() })
     }
 
     pub(super) fn mistake(&mut self, place: &Place, message: impl Into<String>) {
@@ -218,20 +233,27 @@ impl<'a> Planner<'a> {
 
     pub(super) fn volume(&mut self, machine: &VirtualMachine, volume: &Volume) {
         let name = full_name(machine, volume);
+        if self.shared(&name, volume) {
+            return;
+        }
         if let Storage::Cached(cached) = &volume.storage
             && !self.cached(&name, cached)
         {
             return;
         }
-        let space = Space::from(&volume.storage);
+        let Some(space) = Space::of(&volume.storage) else { return };
         if !self.free_bytes.contains_key(&space.pool.value) {
             return self.unknown_pool(space.pool);
         }
         let actual = self.actual.volumes.iter().find(|actual| actual.name == name);
         match actual {
             None => self.create_volume(name, &space, volume),
-            Some(actual) => self.change_volume(actual, &space, volume),
+            Some(actual) => {
+                self.change_volume(actual, &space, volume);
+                self.come_back(actual, volume);
+            }
         }
+        self.grants(machine, volume);
     }
 
     fn unknown_pool(&mut self, pool: &Located<String>) {
@@ -286,25 +308,14 @@ impl<'a> Planner<'a> {
         let name = &actual.name;
         let refused = match &volume.storage {
             Storage::Flash(flash) => self.refuse_fixed(actual, flash),
-            Storage::Cached(cached) => self.refuse_fixed_cached(actual, cached),
+            Storage::Cached(cached) => self.refuse_fixed_cached(actual, cached, volume),
+            Storage::Shared(_) => true,
         };
         if refused {
             return;
         }
         let settings = &volume.settings;
-        let fixed_while_attached = [
-            ("queues", actual.settings.queues != settings.queues),
-            ("readOnly", actual.settings.read_only != settings.read_only),
-        ];
-        for (field, differs) in fixed_while_attached {
-            if differs && actual.attached {
-                let text = format!(
-                    "{name} is attached, and `{field}` cannot change under a running guest: \
-                     detach it first, or leave `{field}` as it was"
-                );
-                self.mistake(&volume.name.place, text);
-            }
-        }
+        self.refuse_while_attached(actual, settings, &volume.name.place);
         let pool = actual.pool.clone();
         if actual.settings != *settings {
             let (from, to) = (actual.settings.clone(), settings.clone());
@@ -327,6 +338,29 @@ impl<'a> Planner<'a> {
                 self.destructions.push(Step { place, action });
             }
         }
+    }
+
+    /// True, after a complaint, if something is to change that a running guest would not bear.
+    pub(super) fn refuse_while_attached(
+        &mut self,
+        actual: &ActualVolume,
+        settings: &VolumeSettings,
+        place: &Place,
+    ) -> bool {
+        let name = &actual.name;
+        let fixed = [
+            ("queues", actual.settings.queues != settings.queues),
+            ("readOnly", actual.settings.read_only != settings.read_only),
+        ];
+        let before = self.mistakes.len();
+        for (field, _) in fixed.iter().filter(|(_, differs)| *differs && actual.attached) {
+            let text = format!(
+                "{name} is attached, and `{field}` cannot change under a running guest: detach it \
+                 first, or leave `{field}` as it was"
+            );
+            self.mistake(place, text);
+        }
+        self.mistakes.len() != before
     }
 
     /// True, after a complaint, if something is to change that is fixed when a volume is made.
@@ -369,7 +403,8 @@ impl<'a> Planner<'a> {
         let actual = self.actual;
         let of_machine = |volume: &&ActualVolume| volume.name.machine == machine.name.value;
         for volume in actual.volumes.iter().filter(of_machine) {
-            if !wanted(&volume.name) {
+            let granted = matches!(volume.role, Role::Door { granted: true, .. } | Role::Left);
+            if !wanted(&volume.name) && !granted {
                 let or = ", or put it back into `volumes`";
                 self.delete(volume, &machine.name.place, !volume.attached, or);
             }
@@ -383,15 +418,18 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn delete(&mut self, volume: &ActualVolume, place: &Place, allowed: bool, or: &str) {
+    pub(super) fn delete(&mut self, volume: &ActualVolume, place: &Place, allowed: bool, or: &str) {
         let name = volume.name.clone();
         if !allowed {
             let text = format!("{name} is to be deleted, and is attached: detach it first{or}");
             return self.mistake(place, text);
         }
+        if volume.settings.cache.is_some() || volume.role != Role::Own {
+            self.leaving.insert(name, place.clone());
+            return;
+        }
         let (pool, size_bytes) = (volume.pool.clone(), volume.size_bytes);
-        let backing = volume.settings.cache.as_ref().map(|cache| cache.backing.clone());
-        let action = Action::DeleteVolume { name, pool, size_bytes, backing };
+        let action = Action::DeleteVolume { name, pool, size_bytes, backing: None };
         self.destructions.push(Step { place: place.clone(), action });
     }
 }

@@ -4,7 +4,8 @@
 use super::mistake::Place;
 use super::plan::ActualVolume;
 use super::planner::Planner;
-use super::schema::{Cached, VolumeName};
+use super::schema::{Cached, Volume, VolumeName};
+use super::settings::VolumeSettings;
 use crate::base::units::Bytes;
 
 /// What makes a sidecar of a backing's own path.
@@ -20,45 +21,51 @@ impl Planner<'_> {
             self.mistake(&group.place, text);
         }
         let backing = &cached.backing;
-        self.share(name, &backing.value.to_string(), &backing.place, "backing");
+        self.take_place(name, &backing.value.to_string(), &backing.place, "backing");
         if let Some(sidecar) = &cached.sidecar {
             let path = sidecar.value.display().to_string();
-            self.share(name, &path, &sidecar.place, "sidecar");
+            self.take_place(name, &path, &sidecar.place, "sidecar");
         } else {
             let path = format!("{}{SIDECAR_END}", backing.value);
-            self.share(name, &path, &backing.place, "sidecar");
+            self.take_place(name, &path, &backing.place, "sidecar");
         }
         self.mistakes.len() == before
     }
 
     /// Notes that `name` has the place for itself, or complains.
-    fn share(&mut self, name: &VolumeName, what: &str, place: &Place, kind: &str) {
-        let other = self.shared.get(what).cloned().or_else(|| self.owner_of(what));
-        match other.filter(|other| other != name) {
-            Some(other) => {
+    fn take_place(&mut self, name: &VolumeName, what: &str, place: &Place, kind: &'static str) {
+        let other = self.taken.get(what).cloned().or_else(|| self.owner_of(what));
+        match other.filter(|(other, _)| other != name) {
+            Some((other, there)) => {
                 let text = format!(
-                    "{other} has {what} already, and {kind}s are not shared in this version of \
-                     vflash: name another, or detach that one first with `vflash detach {other}`"
+                    "{other} has {what} as its {there}, and this wants it as its {kind}: name \
+                     another, or detach that one first with `vflash detach {other}`"
                 );
                 self.mistake(place, text);
             }
-            None => drop(self.shared.insert(what.to_owned(), name.clone())),
+            None => drop(self.taken.insert(what.to_owned(), (name.clone(), kind))),
         }
     }
 
-    /// The volume that has a path or URL as backing or sidecar.
-    fn owner_of(&self, what: &str) -> Option<VolumeName> {
-        let has = |volume: &&ActualVolume| {
-            volume.settings.cache.as_ref().is_some_and(|cache| {
-                let beside = || format!("{}{SIDECAR_END}", cache.backing);
-                cache.backing == what || cache.sidecar.clone().unwrap_or_else(beside) == what
-            })
-        };
-        self.actual.volumes.iter().find(has).map(|volume| volume.name.clone())
+    /// The volume that has a path or URL, and what as.
+    fn owner_of(&self, what: &str) -> Option<(VolumeName, &'static str)> {
+        self.actual.volumes.iter().find_map(|volume| {
+            let cache = volume.settings.cache.as_ref()?;
+            let beside = || format!("{}{SIDECAR_END}", cache.backing);
+            let sidecar = cache.sidecar.clone().unwrap_or_else(beside);
+            let places = [("backing", &cache.backing), ("sidecar", &sidecar)];
+            let (kind, _) = places.into_iter().find(|(_, place)| *place == what)?;
+            Some((volume.name.clone(), kind))
+        })
     }
 
     /// True, after a complaint, if something is to change that is fixed when a cache is made.
-    pub(super) fn refuse_fixed_cached(&mut self, actual: &ActualVolume, cached: &Cached) -> bool {
+    pub(super) fn refuse_fixed_cached(
+        &mut self,
+        actual: &ActualVolume,
+        cached: &Cached,
+        volume: &Volume,
+    ) -> bool {
         let name = &actual.name;
         let Some(cache) = &actual.settings.cache else {
             let text = format!(
@@ -72,7 +79,10 @@ impl Planner<'_> {
         let sidecar = |path: &Option<String>| path.clone().unwrap_or_else(|| "beside it".into());
         let sidecar_place = cached.sidecar.as_ref().map_or(&cached.place, |path| &path.place);
         let size = (Bytes(actual.size_bytes).to_string(), Bytes(cached.size.value).to_string());
+        let read_only = |settings: &VolumeSettings| settings.read_only.to_string();
+        let read_only = (read_only(&actual.settings), read_only(&volume.settings));
         let fixed = [
+            (&volume.name.place, "readOnly", read_only),
             (&cached.pool.place, "pool", (actual.pool.clone(), cached.pool.value.clone())),
             (&cached.size.place, "size", size),
             (&cached.backing.place, "backing", (cache.backing.clone(), wanted.backing.clone())),

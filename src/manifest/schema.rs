@@ -80,6 +80,8 @@ pub struct VirtualMachine {
 pub struct Volume {
     pub name: Located<String>,
     pub storage: Storage,
+    /// Machines that have the disk too, each as a volume of the same name.
+    pub shared_with: Vec<Located<String>>,
     /// The machine's `access:` included.
     pub settings: VolumeSettings,
 }
@@ -89,6 +91,18 @@ pub struct Volume {
 pub enum Storage {
     Flash(Flash),
     Cached(Box<Cached>),
+    /// A disk that another volume of the host caches.
+    Shared(Located<Backing>),
+}
+
+impl Storage {
+    pub fn backing(&self) -> Option<&Located<Backing>> {
+        match self {
+            Self::Flash(_) => None,
+            Self::Cached(cached) => Some(&cached.backing),
+            Self::Shared(backing) => Some(backing),
+        }
+    }
 }
 
 /// `flash:` — an allocation of a pool.
@@ -127,6 +141,8 @@ impl Class {
 pub struct Cached {
     /// Of `cache:`.
     pub place: Place,
+    /// Its keys, and where each has its value.
+    pub given: Vec<(&'static str, Place)>,
     pub pool: Located<String>,
     /// Bytes of the pool that journal and clean data take; whole extents.
     pub size: Located<u64>,

@@ -12,6 +12,10 @@ const VERSION: u32 = 1;
 /// it were the disk.
 const VERSION_CACHED: u32 = 2;
 
+/// The version of a cached disk's that has more doors than its own: a build that does not know
+/// them would leave machines without their disks.
+const VERSION_SHARED: u32 = 3;
+
 /// The settings of a volume; the default is what an empty manifest means.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -82,12 +86,35 @@ pub struct LogIdentity {
     pub formatted: bool,
 }
 
+/// A further machine's way to a cached disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Door {
+    /// `VM/VOLUME`
+    pub name: String,
+    /// From 1; the disk's own door is 0. It names requests in the log, so it stays.
+    pub number: u16,
+    /// By `sharedWith` of the disk's own volume, not by a volume of the machine.
+    pub granted: bool,
+    /// Without `cache`, which the disk has once.
+    pub settings: VolumeSettings,
+}
+
+/// Who else has a cached disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sharing {
+    /// The volume that the disk is named after has left it to the others.
+    pub left: bool,
+    pub doors: Vec<Door>,
+}
+
 /// All that a pool keeps of a volume beside its extents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     pub settings: VolumeSettings,
     /// Of a cached disk.
     pub log: Option<LogIdentity>,
+    /// Likewise.
+    pub sharing: Sharing,
 }
 
 /// Rate limits; the default is none.
@@ -175,16 +202,77 @@ struct Stored {
     settings: VolumeSettings,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     log: Option<LogIdentity>,
+    #[serde(default, skip_serializing_if = "StoredSharing::is_default")]
+    sharing: StoredSharing,
+}
+
+#[derive(Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredSharing {
+    left: bool,
+    doors: Vec<StoredDoor>,
+}
+
+/// A door in few bytes: what is as by default is left out.
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StoredDoor {
+    name: String,
+    number: u16,
+    #[serde(default, skip_serializing_if = "is_default")]
+    granted: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    limits: Limits,
+    #[serde(default, skip_serializing_if = "is_default")]
+    queues: Option<u16>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    read_only: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    access: Access,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl StoredSharing {
+    fn is_default(&self) -> bool {
+        is_default(self)
+    }
+}
+
+impl From<Door> for StoredDoor {
+    fn from(door: Door) -> Self {
+        let Door { name, number, granted, settings } = door;
+        // The pattern names every field, so that a new one cannot be forgotten here.
+        let VolumeSettings { limits, queues, read_only, when_full: _, access, cache: _ } = settings;
+        Self { name, number, granted, limits, queues, read_only, access }
+    }
+}
+
+impl From<StoredDoor> for Door {
+    fn from(door: StoredDoor) -> Self {
+        let StoredDoor { name, number, granted, limits, queues, read_only, access } = door;
+        let settings =
+            VolumeSettings { limits, queues, read_only, access, ..VolumeSettings::default() };
+        Self { name, number, granted, settings }
+    }
 }
 
 impl Attributes {
     /// The bytes that a pool keeps; below 1 KiB for any settings that a manifest can give, but for
-    /// the paths of a cached disk.
+    /// the paths and the further doors of a cached disk.
     #[allow(clippy::expect_used)]
     pub fn encode(&self) -> Vec<u8> {
-        let Self { settings, log } = self.clone();
-        let version = if settings.cache.is_some() { VERSION_CACHED } else { VERSION };
-        let stored = Stored { version, settings, log };
+        let Self { settings, log, sharing } = self.clone();
+        let version = match (&settings.cache, sharing == Sharing::default()) {
+            (None, _) => VERSION,
+            (Some(_), true) => VERSION_CACHED,
+            (Some(_), false) => VERSION_SHARED,
+        };
+        let Sharing { left, doors } = sharing;
+        let sharing = StoredSharing { left, doors: doors.into_iter().map(Into::into).collect() };
+        let stored = Stored { version, settings, log, sharing };
         serde_json::to_vec(&stored).expect("strings and numbers always go into JSON")
     }
 
@@ -197,29 +285,35 @@ impl Attributes {
             Error::with(ErrorKind::Corrupt, text, error)
         };
         let version: Version = serde_json::from_slice(bytes).map_err(corrupt)?;
-        if ![VERSION, VERSION_CACHED].contains(&version.version) {
+        if !(VERSION..=VERSION_SHARED).contains(&version.version) {
             let text = format!(
                 "the settings of a volume in the pool have version {}, and this vflashd reads \
-                 versions {VERSION} and {VERSION_CACHED}: start the vflashd that wrote them",
+                 versions {VERSION} to {VERSION_SHARED}: start the vflashd that wrote them",
                 version.version
             );
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         let stored: Stored = serde_json::from_slice(bytes).map_err(corrupt)?;
         let cached = stored.settings.cache.is_some();
-        if cached != (version.version == VERSION_CACHED) || cached != stored.log.is_some() {
+        let shared = !stored.sharing.is_default();
+        if cached != (version.version >= VERSION_CACHED)
+            || shared != (version.version == VERSION_SHARED)
+            || cached != stored.log.is_some()
+        {
             let text = "the settings of a volume in the pool contradict each other; `vflash pool \
                         check` tells whether the pool is whole";
             return Err(Error::new(ErrorKind::Corrupt, text));
         }
-        Ok(Self { settings: stored.settings, log: stored.log })
+        let StoredSharing { left, doors } = stored.sharing;
+        let sharing = Sharing { left, doors: doors.into_iter().map(Into::into).collect() };
+        Ok(Self { settings: stored.settings, log: stored.log, sharing })
     }
 }
 
 impl VolumeSettings {
     /// As [`Attributes::encode`], of a flash volume.
     pub fn encode(&self) -> Vec<u8> {
-        Attributes { settings: self.clone(), log: None }.encode()
+        Attributes { settings: self.clone(), ..Attributes::default() }.encode()
     }
 
     /// As [`Attributes::decode`].

@@ -44,12 +44,24 @@ pub enum Action {
     GrowPool { name: String, from_bytes: u64, to_bytes: u64 },
     /// Undo: remove.
     CreateVolume(NewVolume),
+    /// Opens a door to the disk of another volume, or changes its settings; `of` itself gets its
+    /// own door back. Undo: leave, or set back.
+    ShareDisk {
+        name: VolumeName,
+        of: VolumeName,
+        granted: bool,
+        /// Of a door that is there.
+        from: Option<VolumeSettings>,
+        to: VolumeSettings,
+    },
     /// Undo: shrink back; the guest cannot have written behind the old end before it was told.
     GrowVolume { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
     /// Undo: set back.
     UpdateVolume { name: VolumeName, pool: String, from: VolumeSettings, to: VolumeSettings },
     /// Destroys what lies behind the new end.
     ShrinkVolume { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
+    /// Closes a door; the disk stays for those who have others.
+    LeaveDisk { name: VolumeName, of: VolumeName },
     /// Destroys the volume.
     DeleteVolume {
         name: VolumeName,
@@ -116,6 +128,8 @@ impl Action {
             Self::CreateVolume(NewVolume { name, .. })
             | Self::GrowVolume { name, .. }
             | Self::UpdateVolume { name, .. }
+            | Self::ShareDisk { name, .. }
+            | Self::LeaveDisk { name, .. }
             | Self::ShrinkVolume { name, .. }
             | Self::DeleteVolume { name, .. } => format!("volume {name}"),
         }
@@ -124,12 +138,16 @@ impl Action {
     /// `+` makes, `~` changes, `-` deletes.
     pub fn symbol(&self) -> char {
         match self {
-            Self::CreatePool { .. } | Self::OpenPool { .. } | Self::CreateVolume(_) => '+',
+            Self::CreatePool { .. }
+            | Self::OpenPool { .. }
+            | Self::CreateVolume(_)
+            | Self::ShareDisk { from: None, .. } => '+',
             Self::GrowPool { .. }
+            | Self::ShareDisk { .. }
             | Self::GrowVolume { .. }
             | Self::UpdateVolume { .. }
             | Self::ShrinkVolume { .. } => '~',
-            Self::DeleteVolume { .. } => '-',
+            Self::DeleteVolume { .. } | Self::LeaveDisk { .. } => '-',
         }
     }
 
@@ -152,6 +170,17 @@ impl Action {
             | Self::GrowVolume { from_bytes, to_bytes, .. } => sizes(*from_bytes, *to_bytes),
             Self::CreateVolume(volume) => created(volume),
             Self::UpdateVolume { from, to, .. } => changes(from, to),
+            Self::ShareDisk { name, of, from: None, to, .. } => {
+                let disk = if name == of { "its disk again".to_owned() } else { disk_of(of) };
+                differences(disk, to, &VolumeSettings::default())
+            }
+            Self::ShareDisk { from: Some(from), to, .. } if from != to => changes(from, to),
+            Self::ShareDisk { of, granted: true, .. } => format!("granted by {of}"),
+            Self::ShareDisk { .. } => "declared by its own machine".to_owned(),
+            Self::LeaveDisk { name, of } if name == of => {
+                "leave its disk to those who share it".to_owned()
+            }
+            Self::LeaveDisk { of, .. } => format!("leave {}", disk_of(of)),
             Self::ShrinkVolume { from_bytes, to_bytes, .. } => {
                 let sizes = sizes(*from_bytes, *to_bytes);
                 format!("{sizes}, destroying what lies behind {}", Bytes(*to_bytes))
@@ -184,7 +213,7 @@ impl fmt::Display for Plan {
 fn created(volume: &NewVolume) -> String {
     let size = Bytes(volume.size_bytes);
     let thin = if volume.thin { ", thin" } else { "" };
-    let mut text = match &volume.settings.cache {
+    let text = match &volume.settings.cache {
         None => format!("{size} on {}, {}{thin}", volume.pool, volume.class.name()),
         Some(cache) => {
             let mut text = format!("{} cached in {size} on {}", cache.backing, volume.pool);
@@ -198,8 +227,16 @@ fn created(volume: &NewVolume) -> String {
         cache: volume.settings.cache.as_ref().map(|_| default_cache()),
         ..VolumeSettings::default()
     };
-    let default = described(&default);
-    for ((field, value), (_, default)) in described(&volume.settings).into_iter().zip(default) {
+    differences(text, &volume.settings, &default)
+}
+
+fn disk_of(home: &VolumeName) -> String {
+    format!("the disk of {home}")
+}
+
+/// The text, and every setting that is not as by default.
+fn differences(mut text: String, settings: &VolumeSettings, default: &VolumeSettings) -> String {
+    for ((field, value), (_, default)) in described(settings).into_iter().zip(described(default)) {
         if value != default {
             text.push_str(&format!(", {field} {value}"));
         }

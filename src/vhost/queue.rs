@@ -18,6 +18,7 @@ use std::rc::Rc;
 
 /// Everything a queue is started with.
 pub struct QueueSetup {
+    pub door: u16,
     pub index: u16,
     pub size: u16,
     pub addresses: RingAddresses,
@@ -43,6 +44,7 @@ pub struct Candidate {
 }
 
 pub struct Queue {
+    door: u16,
     index: u16,
     ring: Ring,
     memory: MemoryTable,
@@ -80,9 +82,8 @@ fn counter_base(greatest_survivor: Option<u64>) -> u64 {
 
 impl Queue {
     pub fn new(setup: QueueSetup, bell: Rc<Bell>) -> Result<Self> {
-        let QueueSetup { index, size, addresses, base, event_index, memory, mut inflight, .. } =
-            setup;
-        let mut ring = Ring::new(&memory, addresses, size, base, event_index)?;
+        let QueueSetup { door, index, size, addresses, base, memory, mut inflight, .. } = setup;
+        let mut ring = Ring::new(&memory, addresses, size, base, setup.event_index)?;
         let mut survivors = VecDeque::new();
         if let Some(area) = &mut inflight {
             survivors = area.recover(ring.used_index()).into();
@@ -93,6 +94,7 @@ impl Queue {
         let counter = counter_base(survivors.back().map(|last| last.counter));
         ring.suppress_kicks();
         let queue = Self {
+            door,
             index,
             ring,
             memory,
@@ -194,7 +196,8 @@ impl Queue {
             Some(survivor) => (survivor.head, survivor.counter, true),
             None => (self.ring.peek()?, self.counter, false),
         };
-        Ok(Candidate { head, origin: Origin { queue: self.index, counter, replayed } })
+        let origin = Origin { door: self.door, queue: self.index, counter, replayed };
+        Ok(Candidate { head, origin })
     }
 
     /// Reads the chain of `head`.

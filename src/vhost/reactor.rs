@@ -9,6 +9,7 @@
 //! and requests pile up while it sleeps, and one waking takes care of them all.
 
 use super::bell::Bell;
+use super::door::{AddDoor, QueueId};
 use super::mailbox::{Inbox, Mailbox, mailbox};
 use super::queue::{Queue, QueueSetup};
 use super::served::{DiskPort, Disks, Lent, Served};
@@ -51,12 +52,14 @@ const DEPTH_HEAVY: u32 = 6;
 const SPIN_MAX: Duration = Duration::from_micros(100);
 const SPIN_FIRST: Duration = Duration::from_micros(8);
 
-/// Names an export: its reactor, its slot there, and which export of that slot it is.
+/// Names a door of an export: its reactor, its slot there, which export of that slot it is, and the
+/// door's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ExportId {
     pub(super) reactor: u16,
     pub(super) slot: u16,
     pub(super) generation: u32,
+    pub(super) door: u16,
 }
 
 /// What control and the socket thread ask of a reactor. Messages arrive in order.
@@ -67,6 +70,16 @@ pub enum Message {
         generation: u32,
         export: Box<AddExport>,
         reply: Sender<Result<()>>,
+    },
+    /// One more door to an export.
+    AddDoor {
+        slot: u16,
+        door: Box<AddDoor>,
+    },
+    /// Its queues must have been stopped.
+    RemoveDoor {
+        slot: u16,
+        door: u16,
     },
     /// Stop serving; the slot's queues must have been stopped. Replied once nothing is under way.
     Remove {
@@ -81,29 +94,31 @@ pub enum Message {
     /// Answered by [`Event::QueueStopped`] once its requests have ended.
     StopQueue {
         slot: u16,
-        queue: u16,
+        queue: QueueId,
     },
     /// The front end of a queue that is being stopped has gone: what only waits is forgotten.
     LetGo {
         slot: u16,
-        queue: u16,
+        queue: QueueId,
     },
     SetCall {
         slot: u16,
-        queue: u16,
+        queue: QueueId,
         call: Option<File>,
     },
     SetError {
         slot: u16,
-        queue: u16,
+        queue: QueueId,
         error: Option<File>,
     },
+    /// For all doors.
     SetCapacity {
         slot: u16,
         sectors: u64,
     },
     SetWriteCache {
         slot: u16,
+        door: u16,
         enabled: bool,
     },
     /// From control, which may not know yet that the export is gone: the slot may be another's by
@@ -111,6 +126,7 @@ pub enum Message {
     SetLimits {
         slot: u16,
         generation: u32,
+        door: u16,
         limits: Limits,
     },
     /// As `SetLimits`.
@@ -129,21 +145,20 @@ pub enum Message {
 
 pub struct AddExport {
     pub name: String,
-    pub device: crate::virtio::Device,
     pub volume: Box<dyn crate::io::volume::Volume>,
     pub disks: Vec<DiskTarget>,
-    pub limits: Limits,
-    pub metrics: std::sync::Arc<crate::metrics::VolumeMetrics>,
+    /// The first.
+    pub door: AddDoor,
 }
 
 /// What a reactor tells the socket thread.
 pub enum Event {
     /// A queue has no request under way any more; it goes on at `base`.
-    QueueStopped { reactor: u16, slot: u16, queue: u16, base: u16 },
+    QueueStopped { reactor: u16, slot: u16, queue: QueueId, base: u16 },
     /// The volume has failed by a defect and is not called any more.
     Fenced { reactor: u16, slot: u16, reason: String },
-    /// The front end cut guest memory short; its connection must go.
-    Faulted { reactor: u16, slot: u16 },
+    /// The front end behind that door cut guest memory short; its connection must go.
+    Faulted { reactor: u16, slot: u16, door: u16 },
 }
 
 /// What a slot holds besides the export.
@@ -154,12 +169,12 @@ struct Slot {
     /// Rings are looked at in every turn.
     hot: bool,
     last_request: Nanos,
-    stopping: Vec<u16>,
+    stopping: Vec<QueueId>,
     removing: Option<Sender<()>>,
     /// Tells the polls of successive queues apart.
     kick_generation: u32,
-    kicks: Vec<Option<u64>>,
-    fault_reported: bool,
+    /// Tokens of the polls of running queues.
+    kicks: Vec<(QueueId, u64)>,
     /// A [`Message::Poll`] is on its way.
     poll_sent: Arc<AtomicBool>,
 }
@@ -371,8 +386,9 @@ impl Reactor {
         if !ended.more {
             // The kernel ended the poll (its completion queue overflowed): ask again, if the queue
             // is still the one that asked.
-            let queue = slot.kicks.iter().position(|kick| *kick == Some(ended.token));
-            let kick = queue.and_then(|queue| slot.served.queues[queue].as_ref()?.kick());
+            let asked = slot.kicks.iter().find(|(_, token)| *token == ended.token);
+            let queue = asked.and_then(|(queue, _)| slot.served.queue_mut(*queue));
+            let kick = queue.as_ref().and_then(|queue| queue.kick());
             if let Some(kick) = kick {
                 self.ring.poll(kick, ended.token);
             }
@@ -467,30 +483,31 @@ impl Reactor {
                 self.finish_stops(index);
             } else if slot.removing.is_some() {
                 self.finish_removal(index);
-            } else if !slot.fault_reported && slot.served.faulted() {
-                slot.fault_reported = true;
-                self.events.send(Event::Faulted { reactor: self.index, slot: index });
+            } else {
+                for door in slot.served.faults() {
+                    self.events.send(Event::Faulted { reactor: self.index, slot: index, door });
+                }
             }
         }
     }
 
     fn finish_stops(&mut self, index: u16) {
         let Some(slot) = self.slots[usize::from(index)].as_mut() else { return };
-        let (queues, kicks, ring) = (&mut slot.served.queues, &mut slot.kicks, &mut self.ring);
+        let (served, kicks, ring) = (&mut slot.served, &mut slot.kicks, &mut self.ring);
         slot.stopping.retain(|at| {
-            let number = usize::from(*at);
-            let base = match queues.get(number).and_then(Option::as_ref) {
+            let base = match served.queue_mut(*at) {
                 Some(queue) if !queue.is_quiet() => return true,
                 Some(queue) => queue.base(),
                 None => 0,
             };
-            if let Some(token) = kicks.get_mut(number).and_then(Option::take) {
+            if let Some(polled) = kicks.iter().position(|(queue, _)| queue == at) {
+                let (_, token) = kicks.swap_remove(polled);
                 ring.cancel_poll(token, KIND_IGNORED << KIND_SHIFT);
                 // The kernel lets go of the descriptor before the queue closes it.
                 ring.submit();
             }
-            if let Some(queue) = queues.get_mut(number) {
-                *queue = None;
+            if let Some(place) = served.place_mut(*at) {
+                *place = None;
             }
             let (reactor, slot, queue) = (self.index, index, *at);
             self.events.send(Event::QueueStopped { reactor, slot, queue, base });
@@ -541,8 +558,8 @@ impl Reactor {
             Message::StopQueue { slot, queue } => {
                 self.heat(slot);
                 if let Some(entry) = self.slots[usize::from(slot)].as_mut() {
-                    if let Some(Some(queue)) = entry.served.queues.get_mut(usize::from(queue)) {
-                        queue.pause();
+                    if let Some(running) = entry.served.queue_mut(queue) {
+                        running.pause();
                     }
                     entry.stopping.push(queue);
                 }
@@ -574,15 +591,24 @@ impl Reactor {
             Message::SetError { slot, queue, error } => self.with_queue(slot, queue, |queue| {
                 queue.set_error(error);
             }),
-            Message::SetCapacity { slot, sectors } => {
-                self.with(slot, |slot, _| slot.served.device.capacity_sectors = sectors);
+            Message::AddDoor { slot, door } => {
+                self.with(slot, |slot, lent| slot.served.open_door(*door, lent));
             }
-            Message::SetWriteCache { slot, enabled } => {
-                self.with(slot, |slot, lent| slot.served.set_write_cache(enabled, lent));
+            Message::RemoveDoor { slot, door } => {
+                self.with(slot, |slot, lent| slot.served.close_door(door, lent));
                 self.heat(slot);
             }
-            Message::SetLimits { slot, generation, limits } if self.serves(slot, generation) => {
-                self.with(slot, |slot, _| slot.served.set_limits(limits, now));
+            Message::SetCapacity { slot, sectors } => {
+                self.with(slot, |slot, _| slot.served.set_capacity(sectors));
+            }
+            Message::SetWriteCache { slot, door, enabled } => {
+                self.with(slot, |slot, lent| slot.served.set_write_cache(door, enabled, lent));
+                self.heat(slot);
+            }
+            Message::SetLimits { slot, generation, door, limits }
+                if self.serves(slot, generation) =>
+            {
+                self.with(slot, |slot, _| slot.served.set_limits(door, limits, now));
                 self.heat(slot);
             }
             Message::Volume { slot, generation, message } if self.serves(slot, generation) => {
@@ -601,9 +627,9 @@ impl Reactor {
         slot.is_some_and(|slot| slot.generation == generation)
     }
 
-    fn with_queue(&mut self, slot: u16, queue: u16, call: impl FnOnce(&mut Queue)) {
+    fn with_queue(&mut self, slot: u16, queue: QueueId, call: impl FnOnce(&mut Queue)) {
         self.with(slot, |slot, _| {
-            if let Some(Some(queue)) = slot.served.queues.get_mut(usize::from(queue)) {
+            if let Some(queue) = slot.served.queue_mut(queue) {
                 call(queue);
             }
         });
@@ -619,27 +645,18 @@ impl Reactor {
                 return Err(error.context(&export.name));
             }
         }
-        let limiter = crate::qos::Limiter::new(export.limits, self.now);
-        let queues = usize::from(export.device.queues);
-        let served = Served::new(
-            export.name,
-            export.device,
-            export.volume,
-            disks,
-            (limiter, export.metrics),
-        );
         self.slots[usize::from(index)] = Some(Slot {
-            served,
+            served: Served::new(export.name, export.volume, disks),
             generation,
             hot: false,
             last_request: self.now,
             stopping: Vec::new(),
             removing: None,
             kick_generation: 0,
-            kicks: vec![None; queues],
-            fault_reported: false,
+            kicks: Vec::new(),
             poll_sent,
         });
+        self.with(index, |slot, lent| slot.served.open_door(export.door, lent));
         Ok(())
     }
 
@@ -654,15 +671,18 @@ impl Reactor {
     }
 
     fn start_queue(&mut self, index: u16, setup: QueueSetup) -> Result<()> {
-        let number = usize::from(setup.index);
+        let at = QueueId { door: setup.door, queue: setup.index };
+        let number = setup.index;
         let Some(slot) = self.slots[usize::from(index)].as_mut() else {
             return Err(Error::new(ErrorKind::Gone, "the export is gone"));
         };
+        let Some(door) = slot.served.door_mut(at.door) else {
+            return Err(Error::new(ErrorKind::Gone, "the door is gone"));
+        };
         let queue = Queue::new(setup, self.bell.clone())
-            .map_err(|error| error.context(format_args!("{}: queue {number}", slot.served.name)))?;
-        assert!(slot.served.queues[number].is_none(), "a queue is stopped before it starts again");
+            .map_err(|error| error.context(format_args!("{}: queue {number}", door.name)))?;
         if queue.survivors() > 0 {
-            let (name, count) = (&slot.served.name, queue.survivors());
+            let (name, count) = (&door.name, queue.survivors());
             log::info!("{name}: queue {number}: {count} requests under way are done again");
         }
         slot.kick_generation = (slot.kick_generation + 1) & ((1 << TOKEN_BITS) - 1);
@@ -671,10 +691,12 @@ impl Reactor {
                 | u64::from(index) << SLOT_SHIFT
                 | u64::from(slot.kick_generation);
             self.ring.poll(kick, token);
-            slot.kicks[number] = Some(token);
+            slot.kicks.push((at, token));
         }
-        slot.served.queues[number] = Some(queue);
-        slot.fault_reported = false;
+        door.fault_reported = false;
+        let place = &mut door.queues[usize::from(number)];
+        assert!(place.is_none(), "a queue is stopped before it starts again");
+        *place = Some(queue);
         self.heat(index);
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! One export on its reactor: a volume, its disks, and the queues that feed it.
+//! One export on its reactor: a volume, its disks, and the doors through which it is fed.
 //!
 //! Everything of one volume is here and nothing of another, so a panic in it is caught at this
 //! border: the volume is fenced, its requests fail, and nobody else notices.
 
+use super::door::{AddDoor, Door, QueueId, Shares};
 use super::queue::{Candidate, Queue};
 use crate::base::clock::Nanos;
 use crate::base::error::panic_text;
@@ -11,14 +12,12 @@ use crate::io::buffer::{Segment, scatter};
 use crate::io::disk::{Completion, Disk, Errno, Operation};
 use crate::io::uring::{FileIndex, Ring};
 use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
-use crate::metrics::{OperationClass, VolumeMetrics};
-use crate::qos::{Limiter, Limits};
+use crate::metrics::OperationClass;
+use crate::qos::Limits;
 use crate::virtio::chain::Chain;
-use crate::virtio::config::Device;
 use crate::virtio::request::{Action, Request as Parsed, status_byte};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 /// Requests of one export under way at a time; more wait in their rings.
 pub const REQUESTS_MAX: u32 = 1024;
@@ -42,7 +41,7 @@ pub enum DiskPort {
 
 /// A request between its start and its end.
 struct Pending {
-    queue: u16,
+    queue: QueueId,
     head: u16,
     status: Segment,
     written: u32,
@@ -114,10 +113,11 @@ pub struct Disks {
 
 pub struct Served {
     pub name: String,
-    pub device: Device,
-    pub queues: Vec<Option<Queue>>,
-    limiter: Limiter,
-    metrics: Arc<VolumeMetrics>,
+    /// By number.
+    doors: Vec<Option<Door>>,
+    shares: Shares,
+    /// The door that is looked at first: each turn another, so that none is always last.
+    first: usize,
     volume: Box<dyn Volume>,
     disks: Disks,
     /// Taken from disks with threads of their own; empty between calls.
@@ -129,8 +129,6 @@ pub struct Served {
     operations: u32,
     /// When the volume wants [`Volume::timer`].
     wake: Option<Nanos>,
-    /// No request is taken before: the limit is used up.
-    throttled_until: Option<Nanos>,
     /// Why the volume is no longer called.
     fenced: Option<String>,
     fence_told: bool,
@@ -139,21 +137,14 @@ pub struct Served {
 }
 
 impl Served {
-    pub fn new(
-        name: String,
-        device: Device,
-        mut volume: Box<dyn Volume>,
-        disks: Disks,
-        (limiter, metrics): (Limiter, Arc<VolumeMetrics>),
-    ) -> Self {
+    /// Serves nobody before a door is opened.
+    pub fn new(name: String, mut volume: Box<dyn Volume>, disks: Disks) -> Self {
         volume.attach(REQUESTS_MAX);
-        let queues = (0..device.queues).map(|_| None).collect();
         Self {
             name,
-            device,
-            queues,
-            limiter,
-            metrics,
+            doors: Vec::new(),
+            shares: Shares::default(),
+            first: 0,
             volume,
             disks,
             polled: Vec::new(),
@@ -162,12 +153,53 @@ impl Served {
             done: Vec::with_capacity(REQUESTS_MAX as usize),
             operations: 0,
             wake: None,
-            throttled_until: None,
             fenced: None,
             fence_told: false,
             chain: Chain::new(),
             parsed: Parsed::new(),
         }
+    }
+
+    pub fn open_door(&mut self, door: AddDoor, lent: &mut Lent<'_>) {
+        let number = usize::from(door.number);
+        if self.doors.len() <= number {
+            self.doors.resize_with(number + 1, || None);
+        }
+        assert!(self.doors[number].is_none(), "{}: a door's number is its own", self.name);
+        self.doors[number] = Some(Door::new(door, lent.now));
+        self.doors_changed(lent);
+    }
+
+    /// The door's queues must have been stopped.
+    pub fn close_door(&mut self, number: u16, lent: &mut Lent<'_>) {
+        let door = self.doors.get_mut(usize::from(number)).and_then(Option::take);
+        let running = door.iter().flat_map(|door| &door.queues).flatten().count();
+        assert_eq!(running, 0, "{}: queues are stopped before their door is closed", self.name);
+        self.doors_changed(lent);
+    }
+
+    fn doors_changed(&mut self, lent: &mut Lent<'_>) {
+        self.shares.divide(REQUESTS_MAX, self.doors.iter().flatten());
+        self.tell_write_cache(lent);
+    }
+
+    /// The strictest guest counts: a log has one order for all of them.
+    fn tell_write_cache(&mut self, lent: &mut Lent<'_>) {
+        let enabled = self.doors.iter().flatten().all(|door| door.write_cache);
+        self.call(lent, |volume, _| volume.set_write_cache(enabled));
+    }
+
+    pub fn door_mut(&mut self, number: u16) -> Option<&mut Door> {
+        self.doors.get_mut(usize::from(number))?.as_mut()
+    }
+
+    /// Where a queue is, or would be; `None`: the device behind that door has no such queue.
+    pub fn place_mut(&mut self, at: QueueId) -> Option<&mut Option<Queue>> {
+        self.door_mut(at.door)?.queues.get_mut(usize::from(at.queue))
+    }
+
+    pub fn queue_mut(&mut self, at: QueueId) -> Option<&mut Queue> {
+        queue_of(&mut self.doors, at)
     }
 
     pub fn disks(&self) -> &[DiskPort] {
@@ -193,10 +225,8 @@ impl Served {
 
     /// The next moment at which [`Served::timers`] has work.
     pub fn next_timer(&self) -> Option<Nanos> {
-        match (self.wake, self.throttled_until) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        let throttled = self.doors.iter().flatten().filter_map(|door| door.throttled_until);
+        throttled.chain(self.wake).min()
     }
 
     /// Calls the volume; a panic in it fences it.
@@ -227,36 +257,45 @@ impl Served {
         }
     }
 
-    /// Takes what the guest has queued; returns the requests taken.
+    /// Takes what the guests have queued; returns the requests taken.
     pub fn serve(&mut self, lent: &mut Lent<'_>) -> usize {
         let mut taken = 0;
-        if self.throttled_until.is_some_and(|until| until > lent.now) {
-            return 0;
+        let count = self.doors.len();
+        for at in 0..count {
+            taken += self.serve_door((self.first + at) % count, lent);
         }
-        self.throttled_until = None;
-        for index in 0..self.queues.len() {
-            taken += self.serve_queue(index, lent);
-        }
+        self.first = (self.first + 1) % count.max(1);
         if taken > 0 && self.fenced.is_none() {
             self.call(lent, |volume, io| volume.gathered(io));
         }
         taken
     }
 
-    fn serve_queue(&mut self, index: usize, lent: &mut Lent<'_>) -> usize {
-        let Some(queue) = &mut self.queues[index] else { return 0 };
+    fn serve_door(&mut self, number: usize, lent: &mut Lent<'_>) -> usize {
+        let Some(door) = &mut self.doors[number] else { return 0 };
+        if door.throttled_until.is_some_and(|until| until > lent.now) {
+            return 0;
+        }
+        door.throttled_until = None;
+        let queues = door.queues.len() as u16;
+        let at = |queue| QueueId { door: number as u16, queue };
+        (0..queues).map(|queue| self.serve_queue(at(queue), lent)).sum()
+    }
+
+    fn serve_queue(&mut self, at: QueueId, lent: &mut Lent<'_>) -> usize {
+        let Some(queue) = self.queue_mut(at) else { return 0 };
         queue.suppress_kicks();
         let pending = match queue.pending() {
             Ok(0) => return 0,
             Ok(pending) => pending.min(BATCH_MAX),
             Err(_) => {
-                self.broken(index, "its available index is impossible");
+                self.broken(at, "its available index is impossible");
                 return 0;
             }
         };
         let (mut taken, mut together) = (0, 1);
-        while taken < pending && !self.free.is_empty() {
-            if !self.serve_one(index, lent) {
+        while taken < pending && self.has_room(at.door) {
+            if !self.serve_one(at, lent) {
                 break;
             }
             taken += 1;
@@ -268,57 +307,66 @@ impl Served {
         taken
     }
 
-    fn broken(&mut self, index: usize, why: &str) {
-        if let Some(queue) = &mut self.queues[index] {
-            log::warn!("{}: queue {index} is stopped: {why}", self.name);
+    /// Whether one more request may come through a door.
+    fn has_room(&self, door: u16) -> bool {
+        let door = self.doors.get(usize::from(door)).and_then(Option::as_ref);
+        door.is_some_and(|door| self.shares.allow(door.in_flight, self.free.len()))
+    }
+
+    fn broken(&mut self, at: QueueId, why: &str) {
+        let Some(door) = self.door_mut(at.door) else { return };
+        if let Some(queue) = &mut door.queues[usize::from(at.queue)] {
+            log::warn!("{}: queue {} is stopped: {why}", door.name, at.queue);
             queue.mark_broken();
-            self.metrics.malformed();
+            door.metrics.malformed();
         }
     }
 
     /// Takes one request; false if none can be taken now.
-    fn serve_one(&mut self, index: usize, lent: &mut Lent<'_>) -> bool {
-        let Some(queue) = &mut self.queues[index] else { return false };
+    fn serve_one(&mut self, at: QueueId, lent: &mut Lent<'_>) -> bool {
+        let Some(Some(door)) = self.doors.get_mut(usize::from(at.door)) else { return false };
+        let Some(queue) = &mut door.queues[usize::from(at.queue)] else { return false };
         let Ok(candidate) = queue.peek() else {
-            self.broken(index, "an available entry names no descriptor");
+            self.broken(at, "an available entry names no descriptor");
             return false;
         };
         let action = match queue.read(candidate.head, &mut self.chain) {
-            Ok(()) => self.parsed.parse(&self.chain, &self.device),
+            Ok(()) => self.parsed.parse(&self.chain, &door.device),
             Err(malformed) => {
-                log::debug!("{}: queue {index}: {malformed:?}", self.name);
+                log::debug!("{}: queue {}: {malformed:?}", door.name, at.queue);
                 None
             }
         };
         match action {
             None => {
                 // Nobody to tell: the head goes back with nothing written.
-                self.metrics.malformed();
+                door.metrics.malformed();
                 queue.start(candidate);
                 queue.finish(candidate.head, 0);
             }
             Some(Action::GetId) => {
                 queue.start(candidate);
-                let written = scatter(&self.device.id(), &self.parsed.data) as u32;
-                self.answer(index, candidate.head, Outcome::Done, written);
+                let written = scatter(&door.device.id(), &self.parsed.data) as u32;
+                self.answer(at, candidate.head, Outcome::Done, written);
             }
             Some(Action::Refuse(outcome)) => {
-                self.metrics.malformed();
+                door.metrics.malformed();
                 queue.start(candidate);
-                self.answer(index, candidate.head, outcome, 0);
+                self.answer(at, candidate.head, outcome, 0);
             }
             Some(Action::Volume(_)) if self.fenced.is_some() => {
                 queue.start(candidate);
-                self.answer(index, candidate.head, Outcome::Failed, 0);
+                self.answer(at, candidate.head, Outcome::Failed, 0);
             }
-            Some(Action::Volume(kind)) => return self.submit(index, candidate, kind, lent),
+            Some(Action::Volume(kind)) => return self.submit(at, candidate, kind, lent),
         }
         true
     }
 
     /// Ends a request that the volume never saw. `data` bytes were written before the status.
-    fn answer(&mut self, index: usize, head: u16, outcome: Outcome, data: u32) {
-        let (Some(queue), Some(status)) = (&mut self.queues[index], self.parsed.status) else {
+    fn answer(&mut self, at: QueueId, head: u16, outcome: Outcome, data: u32) {
+        let (Some(queue), Some(status)) = (queue_of(&mut self.doors, at), self.parsed.status)
+        else {
             return;
         };
         status.copy_from(&[status_byte(outcome)]);
@@ -327,7 +375,7 @@ impl Served {
 
     fn submit(
         &mut self,
-        index: usize,
+        at: QueueId,
         candidate: Candidate,
         kind: RequestKind,
         lent: &mut Lent<'_>,
@@ -337,21 +385,26 @@ impl Served {
             RequestKind::Read | RequestKind::Write => self.parsed.bytes,
             _ => self.parsed.ranges.iter().map(|range| range.count * SECTOR_BYTES).sum(),
         };
+        let Some(Some(door)) = self.doors.get_mut(usize::from(at.door)) else { return false };
         if kind != RequestKind::Flush
-            && let Err(until) = self.limiter.admit(cost(kind, bytes), lent.now)
+            && let Err(until) = door.limiter.admit(cost(kind, bytes), lent.now)
         {
-            self.throttled_until = Some(until);
-            self.metrics.throttled();
+            door.throttled_until = Some(until);
+            door.metrics.throttled();
             return false;
         }
-        let (Some(queue), Some(status)) = (&mut self.queues[index], self.parsed.status) else {
+        let (Some(queue), Some(status)) =
+            (&mut door.queues[usize::from(at.queue)], self.parsed.status)
+        else {
             return false;
         };
         let id = self.free.pop().expect("the caller looked");
+        self.shares.begin(door.in_flight);
+        door.in_flight += 1;
         queue.start(candidate);
         let written = 1 + if kind == RequestKind::Read { bytes as u32 } else { 0 };
         self.pending[id as usize] = Some(Pending {
-            queue: index as u16,
+            queue: at,
             head: candidate.head,
             status,
             written,
@@ -411,27 +464,43 @@ impl Served {
         }
     }
 
-    pub fn set_write_cache(&mut self, enabled: bool, lent: &mut Lent<'_>) {
-        self.call(lent, |volume, _| volume.set_write_cache(enabled));
+    pub fn set_write_cache(&mut self, door: u16, enabled: bool, lent: &mut Lent<'_>) {
+        if let Some(door) = self.door_mut(door) {
+            door.write_cache = enabled;
+            self.tell_write_cache(lent);
+        }
     }
 
-    pub fn set_limits(&mut self, limits: Limits, now: Nanos) {
-        self.limiter.set(limits, now);
-        self.throttled_until = None;
+    pub fn set_limits(&mut self, door: u16, limits: Limits, now: Nanos) {
+        if let Some(door) = self.door_mut(door) {
+            door.limiter.set(limits, now);
+            door.throttled_until = None;
+        }
+    }
+
+    /// Every guest sees the volume's new size.
+    pub fn set_capacity(&mut self, sectors: u64) {
+        let doors = self.doors.iter_mut().flatten();
+        doors.for_each(|door| door.device.capacity_sectors = sectors);
     }
 
     /// Forgets the requests of front ends that have gone, as far as they only wait.
     pub fn let_go(&mut self, lent: &mut Lent<'_>) {
         for id in 0..REQUESTS_MAX {
             let Some(pending) = &self.pending[id as usize] else { continue };
-            let index = usize::from(pending.queue);
-            if self.fenced.is_some() || !self.queues[index].as_ref().is_some_and(Queue::is_gone) {
+            let at = pending.queue;
+            let gone = self.queue_mut(at).is_some_and(|queue| queue.is_gone());
+            if self.fenced.is_some() || !gone {
                 continue;
             }
             let mut forgotten = false;
             self.call(lent, |volume, io| forgotten = volume.let_go(RequestId(id), io));
-            if let (true, Some(queue)) = (forgotten, &mut self.queues[index]) {
+            if let (true, Some(door)) = (forgotten, &mut self.doors[usize::from(at.door)])
+                && let Some(queue) = &mut door.queues[usize::from(at.queue)]
+            {
                 queue.abandon();
+                door.in_flight -= 1;
+                self.shares.end(door.in_flight);
                 self.pending[id as usize] = None;
                 self.free.push(id);
             }
@@ -461,36 +530,60 @@ impl Served {
         self.free.push(id.0);
         pending.status.copy_from(&[status_byte(outcome)]);
         let ok = outcome == Outcome::Done;
-        self.metrics.completed(pending.class, pending.bytes, now - pending.started, ok);
-        let queue = self.queues[usize::from(pending.queue)].as_mut();
+        let door = self.doors[usize::from(pending.queue.door)].as_mut();
+        let door = door.expect("a door outlives its requests");
+        door.in_flight -= 1;
+        self.shares.end(door.in_flight);
+        door.metrics.completed(pending.class, pending.bytes, now - pending.started, ok);
+        let queue = door.queues[usize::from(pending.queue.queue)].as_mut();
         queue.expect("a queue outlives its requests").finish(pending.head, pending.written);
     }
 
     /// Shows guests what has ended.
     pub fn publish(&mut self) {
-        for queue in self.queues.iter_mut().flatten() {
-            queue.publish();
+        for door in self.doors.iter_mut().flatten() {
+            for queue in door.queues.iter_mut().flatten() {
+                queue.publish();
+            }
+            door.metrics.set_in_flight(u64::from(door.in_flight));
         }
-        self.metrics.set_in_flight(u64::from(self.in_flight()));
     }
 
     /// Before sleeping: guests must kick. True if requests are waiting already.
     pub fn enable_kicks(&mut self) -> bool {
-        let mut waiting = false;
-        for index in 0..self.queues.len() {
-            match self.queues[index].as_mut().map(Queue::enable_kicks) {
-                None | Some(Ok(false)) => {}
-                Some(Ok(true)) => waiting = true,
-                Some(Err(_)) => self.broken(index, "its available index is impossible"),
+        let mut any = false;
+        for number in 0..self.doors.len() as u16 {
+            let mut waiting = false;
+            let queues = self.door_mut(number).map_or(0, |door| door.queues.len() as u16);
+            for queue in 0..queues {
+                let at = QueueId { door: number, queue };
+                match self.queue_mut(at).map(Queue::enable_kicks) {
+                    None | Some(Ok(false)) => {}
+                    Some(Ok(true)) => waiting = true,
+                    Some(Err(_)) => self.broken(at, "its available index is impossible"),
+                }
             }
+            let throttled =
+                self.door_mut(number).is_some_and(|door| door.throttled_until.is_some());
+            any |= waiting && !throttled && self.has_room(number);
         }
-        waiting && self.throttled_until.is_none() && !self.free.is_empty()
+        any
     }
 
-    /// A front end cut guest memory short.
-    pub fn faulted(&self) -> bool {
-        self.queues.iter().flatten().any(Queue::faulted)
+    /// Doors whose front end cut guest memory short, each told once for each time that its queues
+    /// are set up.
+    pub fn faults(&mut self) -> impl Iterator<Item = u16> + '_ {
+        (0u16..).zip(&mut self.doors).filter_map(|(number, door)| {
+            let door = door.as_mut().filter(|door| !door.fault_reported)?;
+            door.fault_reported = door.queues.iter().flatten().any(Queue::faulted);
+            door.fault_reported.then_some(number)
+        })
     }
+}
+
+fn queue_of(doors: &mut [Option<Door>], at: QueueId) -> Option<&mut Queue> {
+    let door = doors.get_mut(usize::from(at.door))?.as_mut()?;
+    door.queues.get_mut(usize::from(at.queue))?.as_mut()
 }
 
 /// Bytes that a request takes of its volume's bandwidth, as the kernel's own limits (blk-throttle)

@@ -63,7 +63,7 @@ pub enum ExportEvent {
 
 pub type ExportEvents = Arc<dyn Fn(ExportEvent) + Send + Sync>;
 
-/// A volume to be served on a socket.
+/// A volume to be served on a socket: its first door, and what is behind all of them.
 pub struct Export {
     /// `vm/volume`, for messages.
     pub name: String,
@@ -78,6 +78,33 @@ pub struct Export {
     pub limits: Limits,
     pub metrics: Arc<VolumeMetrics>,
     pub events: ExportEvents,
+}
+
+/// A socket of its own for a virtual machine that shares a volume.
+pub struct NewDoor {
+    /// `vm/volume`, for messages.
+    pub name: String,
+    pub socket: PathBuf,
+    pub access: SocketAccess,
+    pub device: Device,
+    /// As [`Export::write_cache`].
+    pub write_cache: bool,
+    pub limits: Limits,
+    pub metrics: Arc<VolumeMetrics>,
+    pub events: ExportEvents,
+}
+
+impl Export {
+    pub fn new(door: NewDoor, volume: Box<dyn Volume>, disks: Vec<DiskTarget>) -> Self {
+        let NewDoor { name, socket, access, device, write_cache, limits, metrics, events } = door;
+        Self { name, socket, access, device, write_cache, volume, disks, limits, metrics, events }
+    }
+
+    pub(super) fn split(self) -> (NewDoor, Box<dyn Volume>, Vec<DiskTarget>) {
+        let Self { name, socket, access, device, write_cache, limits, metrics, events, .. } = self;
+        let door = NewDoor { name, socket, access, device, write_cache, limits, metrics, events };
+        (door, self.volume, self.disks)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,19 +150,32 @@ impl Server {
 
     /// Serves `export` on its socket from now on, replacing a stale socket of that name.
     pub fn add(&self, export: Export) -> Result<ExportId> {
-        let export = Box::new(export);
-        self.ask(|reply| Command::Add { export, reply })?
+        self.add_with_door(0, export)
     }
 
-    /// Disconnects the front end, waits until nothing is under way, closes and removes the socket
-    /// and drops the volume. [`ErrorKind::Busy`]: the drive still works on requests, and the export
-    /// goes as soon as they have ended.
+    /// As [`Server::add`], with another number for the first door: below
+    /// [`DOORS_MAX`](crate::base::limits::DOORS_MAX), and the same for the same machine under every
+    /// daemon.
+    pub fn add_with_door(&self, number: u16, export: Export) -> Result<ExportId> {
+        let export = Box::new(export);
+        self.ask(|reply| Command::Add { number, export, reply })?
+    }
+
+    /// Opens one more door to the volume behind `id`, with a number that is free.
+    pub fn join(&self, id: ExportId, number: u16, door: NewDoor) -> Result<ExportId> {
+        let door = Box::new(door);
+        self.ask(|reply| Command::Join { id, number, door, reply })?
+    }
+
+    /// Disconnects the front end, waits until nothing of it is under way, closes and removes the
+    /// socket, and with the last door drops the volume. [`ErrorKind::Busy`]: the drive still works
+    /// on requests, and the door goes as soon as they have ended.
     pub fn remove(&self, id: ExportId) -> Result<()> {
         self.ask(|reply| Command::Remove { id, reply })?
     }
 
-    /// Tells the guest a new capacity, in 512-byte sectors. Before a larger one the volume must
-    /// have been told; after a smaller one it may be.
+    /// Tells all guests of the volume a new capacity, in 512-byte sectors. Before a larger one the
+    /// volume must have been told; after a smaller one it may be.
     pub fn set_capacity(&self, id: ExportId, sectors: u64) -> Result<()> {
         self.ask(|reply| Command::SetCapacity { id, sectors, reply })?
     }
@@ -146,7 +186,8 @@ impl Server {
 
     /// Changes the limits of a running export.
     pub fn set_limits(&self, id: ExportId, limits: Limits) -> Result<()> {
-        self.send(id, Message::SetLimits { slot: id.slot, generation: id.generation, limits })
+        let ExportId { slot, generation, door, .. } = id;
+        self.send(id, Message::SetLimits { slot, generation, door, limits })
     }
 
     /// Delivers `message` to the volume, on its reactor; to nobody if the export is gone.

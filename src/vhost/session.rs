@@ -5,6 +5,7 @@
 //! ring stopped (`sockets.rs`), so here every ring that is touched stands still.
 
 use super::dirty::DirtyLog;
+use super::door::QueueId;
 use super::inflight::{InflightArea, queue_bytes};
 use super::mailbox::Mailbox;
 use super::memory::{MemoryTable, Region, RegionInfo};
@@ -58,6 +59,7 @@ pub struct Session {
     /// The `writeback` byte of the config space.
     pub write_cache: bool,
     slot: u16,
+    door: u16,
     reactor: Mailbox<Message>,
     features: u64,
     protocol_features: u64,
@@ -83,12 +85,12 @@ fn eventfd(file: File) -> Reply<File> {
 }
 
 impl Session {
-    /// `reactor` is where the export lives, with its slot there.
+    /// `reactor` is where the export lives, with its slot there and the session's door to it.
     pub fn new(
         name: String,
         device: Device,
         write_cache: bool,
-        (slot, reactor): (u16, Mailbox<Message>),
+        (slot, door, reactor): (u16, u16, Mailbox<Message>),
     ) -> Self {
         let vrings = (0..device.queues).map(|_| Vring::default()).collect();
         Self {
@@ -96,6 +98,7 @@ impl Session {
             device,
             write_cache,
             slot,
+            door,
             reactor,
             features: 0,
             protocol_features: 0,
@@ -110,8 +113,20 @@ impl Session {
         self.vrings.get_mut(index).ok_or(Refusal::InvalidParam)
     }
 
-    pub fn slot(&self) -> u16 {
-        self.slot
+    /// Asks the reactor to stop ring `index`.
+    pub fn stop(&self, index: u16) {
+        let queue = self.queue(index);
+        self.reactor.send(Message::StopQueue { slot: self.slot, queue });
+    }
+
+    /// Tells the reactor that the front end of ring `index`, which is being stopped, has gone.
+    pub fn let_go(&self, index: u16) {
+        let queue = self.queue(index);
+        self.reactor.send(Message::LetGo { slot: self.slot, queue });
+    }
+
+    fn queue(&self, index: u16) -> QueueId {
+        QueueId { door: self.door, queue: index }
     }
 
     /// The rings that the reactor has, by number.
@@ -168,6 +183,7 @@ impl Session {
         };
         let logging = self.features & features::LOG_ALL != 0;
         let setup = QueueSetup {
+            door: self.door,
             index: number,
             size: vring.size,
             addresses,
@@ -214,7 +230,8 @@ impl Session {
     fn apply_write_cache(&self) {
         let can_flush = self.features & (features::FLUSH | features::CONFIG_WCE) != 0;
         let enabled = self.write_cache && can_flush;
-        self.reactor.send(Message::SetWriteCache { slot: self.slot, enabled });
+        let (slot, door) = (self.slot, self.door);
+        self.reactor.send(Message::SetWriteCache { slot, door, enabled });
     }
 
     /// The queues in use, as status shows them.
@@ -321,27 +338,27 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Reply<()> {
-        let slot = self.slot;
+        let (slot, queue) = (self.slot, self.queue(u16::from(index)));
         let fd = fd.map(eventfd).transpose()?;
         let vring = self.vring(usize::from(index))?;
         let call =
             fd.as_ref().map(File::try_clone).transpose().map_err(Refusal::ReqHandlerError)?;
         vring.call = fd;
         if vring.running {
-            self.reactor.send(Message::SetCall { slot, queue: u16::from(index), call });
+            self.reactor.send(Message::SetCall { slot, queue, call });
         }
         Ok(())
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Reply<()> {
-        let slot = self.slot;
+        let (slot, queue) = (self.slot, self.queue(u16::from(index)));
         let fd = fd.map(eventfd).transpose()?;
         let vring = self.vring(usize::from(index))?;
         let error =
             fd.as_ref().map(File::try_clone).transpose().map_err(Refusal::ReqHandlerError)?;
         vring.error = fd;
         if vring.running {
-            self.reactor.send(Message::SetError { slot, queue: u16::from(index), error });
+            self.reactor.send(Message::SetError { slot, queue, error });
         }
         Ok(())
     }

@@ -11,12 +11,13 @@
 //!     +-- all at rest -- closing <-- peer gone, protocol broken, memory cut short, removal
 //! ```
 
+use super::door::AddDoor;
 use super::mailbox::{Inbox, Mailbox};
 use super::peek::{Peeked, Touches, peek, peek_descriptor, peek_unwelcome, request};
 use super::reactor::{AddExport, Event, ExportId, Message, SLOTS_MAX};
-use super::server::{Export, ExportEvent, ExportEvents, ExportStatus, SocketAccess};
+use super::server::{Export, ExportEvent, ExportEvents, ExportStatus, NewDoor, SocketAccess};
 use super::session::Session;
-use crate::base::limits::EXPORTS_MAX;
+use crate::base::limits::{DOORS_MAX, EXPORTS_MAX};
 use crate::base::{Error, ErrorKind, Result};
 use crate::virtio::Device;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -24,6 +25,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket, sockopt,
 };
 use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -40,7 +42,8 @@ const TOKEN_EVENTS: u64 = u64::MAX - 1;
 
 /// What the handle asks of this thread.
 pub enum Command {
-    Add { export: Box<Export>, reply: Sender<Result<ExportId>> },
+    Add { number: u16, export: Box<Export>, reply: Sender<Result<ExportId>> },
+    Join { id: ExportId, number: u16, door: Box<NewDoor>, reply: Sender<Result<ExportId>> },
     Remove { id: ExportId, reply: Sender<Result<()>> },
     SetCapacity { id: ExportId, sectors: u64, reply: Sender<Result<()>> },
     Status { id: ExportId, reply: Sender<Result<ExportStatus>> },
@@ -66,7 +69,15 @@ impl Connection {
     }
 }
 
-/// One export as this thread sees it.
+/// Where a door is, to find its socket by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    reactor: u16,
+    slot: u16,
+    door: u16,
+}
+
+/// One door as this thread sees it.
 struct Socket {
     id: ExportId,
     name: String,
@@ -84,8 +95,7 @@ struct Sockets {
     commands: Inbox<Command>,
     events: Inbox<Event>,
     reactors: Vec<Mailbox<Message>>,
-    /// By reactor, then slot.
-    sockets: Vec<Vec<Option<Socket>>>,
+    sockets: BTreeMap<Place, Socket>,
     generation: u32,
     stopping: Option<Sender<()>>,
     /// To a thread that closes what may take long to close, and may wait for it for ever.
@@ -103,7 +113,7 @@ pub fn start(
     let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
     epoll.add(commands.event(), readable(TOKEN_COMMANDS)).map_err(os)?;
     epoll.add(events.event(), readable(TOKEN_EVENTS)).map_err(os)?;
-    let sockets = reactors.iter().map(|_| Vec::new()).collect();
+    let sockets = BTreeMap::new();
     let (closer, to_close) = channel();
     std::thread::Builder::new()
         .name("closer".into())
@@ -124,8 +134,20 @@ pub fn start(
         .map_err(|error| Error::io("cannot start the socket thread", error))
 }
 
-fn token(id: ExportId) -> u64 {
-    u64::from(id.reactor) << 16 | u64::from(id.slot)
+impl From<ExportId> for Place {
+    fn from(ExportId { reactor, slot, door, .. }: ExportId) -> Self {
+        Self { reactor, slot, door }
+    }
+}
+
+impl Place {
+    fn token(self) -> u64 {
+        u64::from(self.reactor) << 32 | u64::from(self.slot) << 16 | u64::from(self.door)
+    }
+
+    fn of_token(token: u64) -> Self {
+        Self { reactor: (token >> 32) as u16, slot: (token >> 16) as u16, door: token as u16 }
+    }
 }
 
 impl Sockets {
@@ -141,10 +163,10 @@ impl Sockets {
                 match event.data() {
                     TOKEN_COMMANDS => self.commands(),
                     TOKEN_EVENTS => self.reactor_events(),
-                    token => self.readable((token >> 16) as u16, token as u16),
+                    token => self.readable(Place::of_token(token)),
                 }
             }
-            if self.stopping.is_some() && self.sockets.iter().flatten().all(Option::is_none) {
+            if self.stopping.is_some() && self.sockets.is_empty() {
                 return self.finish_stop();
             }
         }
@@ -163,13 +185,16 @@ impl Sockets {
         self.commands.acknowledge();
         while let Some(command) = self.commands.take() {
             match command {
-                Command::Add { export, reply } => {
-                    let _ = reply.send(self.add(*export));
+                Command::Add { number, export, reply } => {
+                    let _ = reply.send(self.add(number, *export));
+                }
+                Command::Join { id, number, door, reply } => {
+                    let _ = reply.send(self.join(id, number, *door));
                 }
                 Command::Remove { id, reply } => match self.find(id) {
                     Ok(socket) => {
                         socket.removing = Some(reply);
-                        self.close(id.reactor, id.slot, "the volume is being removed");
+                        self.close(id.into(), "the volume is being removed");
                     }
                     Err(error) => {
                         let _ = reply.send(Err(error));
@@ -183,10 +208,9 @@ impl Sockets {
                 }
                 Command::Stop { reply } => {
                     self.stopping = Some(reply);
-                    let ids: Vec<_> =
-                        self.sockets.iter().flatten().flatten().map(|socket| socket.id).collect();
-                    for id in ids {
-                        self.close(id.reactor, id.slot, "vflashd stops");
+                    let places: Vec<Place> = self.sockets.keys().copied().collect();
+                    for place in places {
+                        self.close(place, "vflashd stops");
                     }
                 }
             }
@@ -194,76 +218,92 @@ impl Sockets {
     }
 
     fn find(&mut self, id: ExportId) -> Result<&mut Socket> {
-        self.slot(id.reactor, id.slot)
+        self.sockets
+            .get_mut(&id.into())
             .filter(|socket| socket.id == id)
             .ok_or_else(|| Error::new(ErrorKind::Gone, "no such export"))
     }
 
-    fn slot(&mut self, reactor: u16, slot: u16) -> Option<&mut Socket> {
-        self.sockets.get_mut(usize::from(reactor))?.get_mut(usize::from(slot))?.as_mut()
+    /// Refuses one socket more than there may be.
+    fn check_room(&self, name: &str) -> Result<()> {
+        let text = if self.stopping.is_some() {
+            return Err(Error::new(ErrorKind::Gone, "vflashd is stopping"));
+        } else if self.sockets.len() >= EXPORTS_MAX {
+            format!("{name}: this daemon serves {EXPORTS_MAX} volumes at most")
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(ErrorKind::Full, text))
     }
 
-    fn add(&mut self, export: Export) -> Result<ExportId> {
-        if self.stopping.is_some() {
-            return Err(Error::new(ErrorKind::Gone, "vflashd is stopping"));
-        }
-        let count = |slots: &Vec<Option<Socket>>| slots.iter().flatten().count();
-        let full = || {
-            let text = format!("{}: this daemon serves {EXPORTS_MAX} volumes at most", export.name);
-            Error::new(ErrorKind::Full, text)
+    /// A free slot of the reactor that has the fewest exports.
+    fn free_slot(&self) -> Option<(u16, u16)> {
+        let taken = |reactor| {
+            let places = self.sockets.keys().filter(move |place| place.reactor == reactor);
+            places.map(|place| place.slot).collect::<std::collections::BTreeSet<u16>>()
         };
-        let total: usize = self.sockets.iter().map(count).sum();
-        let (reactor, slots) = (0u16..)
-            .zip(&mut self.sockets)
-            .min_by_key(|(_, slots)| count(slots))
-            .filter(|(_, slots)| total < EXPORTS_MAX && count(slots) < SLOTS_MAX)
-            .ok_or_else(full)?;
-        let free = slots.iter().position(Option::is_none).unwrap_or(slots.len());
-        self.generation = self.generation.wrapping_add(1);
-        let id = ExportId { reactor, slot: free as u16, generation: self.generation };
+        let reactors = 0..self.reactors.len() as u16;
+        let (reactor, taken) = reactors
+            .map(|reactor| (reactor, taken(reactor)))
+            .min_by_key(|(_, taken)| taken.len())?;
+        let free = (0..SLOTS_MAX as u16).find(|slot| !taken.contains(slot))?;
+        Some((reactor, free))
+    }
 
-        let listener = bind_socket(&export.socket, export.access)
-            .map_err(|error| error.context(&export.name))?;
-        let socket = Socket {
-            id,
-            name: export.name.clone(),
-            path: export.socket,
-            listener,
-            device: export.device.clone(),
-            write_cache: export.write_cache,
-            events: export.events,
-            connection: None,
-            removing: None,
-        };
+    fn add(&mut self, number: u16, export: Export) -> Result<ExportId> {
+        self.check_room(&export.name)?;
+        let (reactor, slot) = self.free_slot().ok_or_else(|| {
+            Error::new(ErrorKind::Full, format!("{}: every reactor is full", export.name))
+        })?;
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let id = ExportId { reactor, slot, generation, door: number };
+        let (door, volume, disks) = export.split();
+        let (socket, door) = Socket::bind(id, door)?;
         let (reply, added) = channel();
-        let export = Box::new(AddExport {
-            name: export.name,
-            device: export.device,
-            volume: export.volume,
-            disks: export.disks,
-            limits: export.limits,
-            metrics: export.metrics,
-        });
-        let (slot, generation) = (id.slot, id.generation);
+        let export = Box::new(AddExport { name: door.name.clone(), volume, disks, door });
         let add = Message::Add { slot, generation, export, reply };
         self.reactors[usize::from(reactor)].send(add);
         added.recv().map_err(|_| Error::new(ErrorKind::Gone, "a reactor has ended"))??;
         socket.listen(&self.epoll)?;
-        if free == slots.len() {
-            slots.push(None);
-        }
-        slots[free] = Some(socket);
+        self.sockets.insert(id.into(), socket);
         Ok(id)
     }
 
+    fn join(&mut self, id: ExportId, number: u16, door: NewDoor) -> Result<ExportId> {
+        self.check_room(&door.name)?;
+        let _there = self.find(id)?;
+        let id = ExportId { door: number, ..id };
+        if usize::from(number) >= DOORS_MAX || self.sockets.contains_key(&id.into()) {
+            let text = format!("{}: there is no door {number} to be had", door.name);
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        let (socket, door) = Socket::bind(id, door)?;
+        let add = Message::AddDoor { slot: id.slot, door: Box::new(door) };
+        self.reactors[usize::from(id.reactor)].send(add);
+        socket.listen(&self.epoll)?;
+        self.sockets.insert(id.into(), socket);
+        Ok(id)
+    }
+
+    /// All doors of the export behind `id`.
+    fn doors_mut(&mut self, id: ExportId) -> impl Iterator<Item = &mut Socket> {
+        let of_export = move |socket: &&mut Socket| {
+            (socket.id.reactor, socket.id.slot) == (id.reactor, id.slot)
+        };
+        self.sockets.values_mut().filter(of_export)
+    }
+
     fn set_capacity(&mut self, id: ExportId, sectors: u64) -> Result<()> {
-        let reactor = self.reactors[usize::from(id.reactor)].clone();
-        let socket = self.find(id)?;
-        socket.device.capacity_sectors = sectors;
-        reactor.send(Message::SetCapacity { slot: id.slot, sectors });
-        if let Some(connection) = &socket.connection {
-            connection.session().device.capacity_sectors = sectors;
-            connection.announce_config_change(&socket.name);
+        let _there = self.find(id)?;
+        self.reactors[usize::from(id.reactor)]
+            .send(Message::SetCapacity { slot: id.slot, sectors });
+        for socket in self.doors_mut(id) {
+            socket.device.capacity_sectors = sectors;
+            if let Some(connection) = &socket.connection {
+                connection.session().device.capacity_sectors = sectors;
+                connection.announce_config_change(&socket.name);
+            }
         }
         Ok(())
     }
@@ -273,54 +313,56 @@ impl Sockets {
         while let Some(event) = self.events.take() {
             match event {
                 Event::QueueStopped { reactor, slot, queue, base } => {
-                    if let Some(socket) = self.slot(reactor, slot)
+                    let place = Place { reactor, slot, door: queue.door };
+                    if let Some(socket) = self.sockets.get_mut(&place)
                         && let Some(connection) = &mut socket.connection
                     {
-                        connection.session().stopped(queue, base);
-                        connection.stopping.retain(|stopping| *stopping != queue);
+                        connection.session().stopped(queue.queue, base);
+                        connection.stopping.retain(|stopping| *stopping != queue.queue);
                     }
-                    self.progress(reactor, slot);
+                    self.progress(place);
                 }
                 Event::Fenced { reactor, slot, reason } => {
-                    if let Some(socket) = self.slot(reactor, slot) {
-                        (socket.events)(ExportEvent::Fenced { reason });
+                    // It fails for all that share it.
+                    for socket in self.sockets.values() {
+                        if (socket.id.reactor, socket.id.slot) == (reactor, slot) {
+                            (socket.events)(ExportEvent::Fenced { reason: reason.clone() });
+                        }
                     }
                 }
-                Event::Faulted { reactor, slot } => {
-                    self.close(reactor, slot, "the front end cut guest memory short");
+                Event::Faulted { reactor, slot, door } => {
+                    let place = Place { reactor, slot, door };
+                    self.close(place, "the front end cut guest memory short");
                 }
             }
         }
     }
 
-    fn readable(&mut self, reactor: u16, slot: u16) {
-        let Some(socket) = self.sockets[usize::from(reactor)][usize::from(slot)].as_mut() else {
-            return;
-        };
+    fn readable(&mut self, place: Place) {
+        let Some(socket) = self.sockets.get_mut(&place) else { return };
         if socket.connection.is_none()
             && let Err(error) = socket.accept(&self.epoll, &self.reactors)
         {
             log::warn!("{}: a front end could not connect: {error}", socket.name);
             return;
         }
-        self.progress(reactor, slot);
+        self.progress(place);
     }
 
     /// Handles the messages that can be handled now.
-    fn progress(&mut self, reactor: u16, slot: u16) {
+    fn progress(&mut self, place: Place) {
         loop {
-            let mailbox = self.reactors[usize::from(reactor)].clone();
-            let Some(socket) = self.slot(reactor, slot) else { return };
+            let Some(socket) = self.sockets.get_mut(&place) else { return };
             let Some(connection) = &mut socket.connection else { return };
             if !connection.stopping.is_empty() {
                 return;
             }
             if connection.closing {
-                return self.closed(reactor, slot);
+                return self.closed(place);
             }
             let (request, touches) = match peek(&connection.stream) {
                 Peeked::Partial => return,
-                Peeked::Closed => return self.close(reactor, slot, ""),
+                Peeked::Closed => return self.close(place, ""),
                 Peeked::Message { request, touches } => (request, touches),
             };
             let unwelcome = peek_unwelcome(&connection.stream);
@@ -328,9 +370,9 @@ impl Sockets {
                 // One that has ended closes nothing: they stay open then.
                 let _ = self.closer.send(unwelcome);
                 let reason = format!("message {request} {UNWELCOME}");
-                return self.close(reactor, slot, &reason);
+                return self.close(place, &reason);
             }
-            if connection.stop_touched(touches, &mailbox) {
+            if connection.stop_touched(touches) {
                 return;
             }
             if request == request::SET_BACKEND_REQ_FD {
@@ -339,19 +381,18 @@ impl Sockets {
             let handled = connection.handler.handle_request();
             let started = connection.session().start_ready();
             if let Err(error) = handled {
-                return self.close(reactor, slot, &format!("message {request}: {error}"));
+                return self.close(place, &format!("message {request}: {error}"));
             }
             if let Err(error) = started {
-                return self.close(reactor, slot, &error.to_string());
+                return self.close(place, &error.to_string());
             }
             socket.note_write_cache();
         }
     }
 
     /// Ends a connection once its rings are at rest. `reason` is empty if the peer simply left.
-    fn close(&mut self, reactor: u16, slot: u16, reason: &str) {
-        let mailbox = self.reactors[usize::from(reactor)].clone();
-        let Some(socket) = self.slot(reactor, slot) else { return };
+    fn close(&mut self, place: Place, reason: &str) {
+        let Some(socket) = self.sockets.get_mut(&place) else { return };
         if let Some(connection) = &mut socket.connection
             && !std::mem::replace(&mut connection.closing, true)
         {
@@ -359,20 +400,18 @@ impl Sockets {
                 log::warn!("{}: the front end is disconnected: {reason}", socket.name);
                 (socket.events)(ExportEvent::Refused { reason: reason.into() });
             }
-            connection.stop_touched(Touches::All, &mailbox);
-            connection.let_go(&mailbox);
+            connection.stop_touched(Touches::All);
+            connection.let_go();
         }
         if socket.connection.as_ref().is_none_or(|connection| connection.stopping.is_empty()) {
-            self.closed(reactor, slot);
+            self.closed(place);
         }
     }
 
     /// Nothing of the connection is under way any more.
-    fn closed(&mut self, reactor: u16, slot: u16) {
+    fn closed(&mut self, place: Place) {
         let stopping = self.stopping.is_some();
-        let Some(socket) = self.sockets[usize::from(reactor)][usize::from(slot)].as_mut() else {
-            return;
-        };
+        let Some(socket) = self.sockets.get_mut(&place) else { return };
         if let Some(connection) = socket.connection.take() {
             let _ = self.epoll.delete(&connection.stream);
             drop(connection);
@@ -381,21 +420,26 @@ impl Sockets {
             let _ = self.epoll.delete(&socket.listener);
         }
         if stopping || socket.removing.is_some() {
-            self.dispose(reactor, slot);
+            self.dispose(place);
         } else if let Err(error) = socket.listen(&self.epoll) {
             log::error!("{}: cannot listen again: {error}", socket.name);
         }
     }
 
-    fn dispose(&mut self, reactor: u16, slot: u16) {
-        let mailbox = &self.reactors[usize::from(reactor)];
-        let Some(socket) = self.sockets[usize::from(reactor)][usize::from(slot)].take() else {
-            return;
+    /// Closes a door at rest; with the last one the export goes.
+    fn dispose(&mut self, place: Place) {
+        let Some(socket) = self.sockets.remove(&place) else { return };
+        let mailbox = self.reactors[usize::from(place.reactor)].clone();
+        let Place { slot, door, .. } = place;
+        let result = if self.doors_mut(socket.id).next().is_some() {
+            mailbox.send(Message::RemoveDoor { slot, door });
+            Ok(())
+        } else {
+            let (reply, removed) = channel();
+            mailbox.send(Message::Remove { slot, reply });
+            // All rings are at rest, so at most the volume's own housekeeping is under way.
+            removed.recv().map_err(|_| Error::new(ErrorKind::Gone, "a reactor has ended"))
         };
-        let (reply, removed) = channel();
-        mailbox.send(Message::Remove { slot, reply });
-        // All rings are at rest, so at most the volume's own housekeeping is under way.
-        let result = removed.recv().map_err(|_| Error::new(ErrorKind::Gone, "a reactor has ended"));
         if let Some(reply) = socket.removing {
             let _ = std::fs::remove_file(&socket.path);
             let _ = reply.send(result);
@@ -404,6 +448,24 @@ impl Sockets {
 }
 
 impl Socket {
+    /// Makes the listening socket of a door; the rest is for the reactor.
+    fn bind(id: ExportId, door: NewDoor) -> Result<(Self, AddDoor)> {
+        let NewDoor { name, socket: path, access, device, write_cache, events, .. } = door;
+        let listener = bind_socket(&path, access).map_err(|error| error.context(&name))?;
+        let (limits, metrics) = (door.limits, door.metrics);
+        let add = AddDoor {
+            number: id.door,
+            name: name.clone(),
+            device: device.clone(),
+            limits,
+            metrics,
+        };
+        let (connection, removing) = (None, None);
+        let socket =
+            Self { id, name, path, listener, device, write_cache, events, connection, removing };
+        Ok((socket, add))
+    }
+
     fn status(&self) -> ExportStatus {
         match &self.connection {
             None => ExportStatus::default(),
@@ -417,7 +479,7 @@ impl Socket {
 
     fn listen(&self, epoll: &Epoll) -> Result<()> {
         epoll
-            .add(&self.listener, EpollEvent::new(EpollFlags::EPOLLIN, token(self.id)))
+            .add(&self.listener, EpollEvent::new(EpollFlags::EPOLLIN, Place::from(self.id).token()))
             .map_err(|error| Error::io("cannot watch a socket", error.into()))
     }
 
@@ -429,7 +491,7 @@ impl Socket {
             self.name.clone(),
             self.device.clone(),
             self.write_cache,
-            (self.id.slot, reactors[usize::from(self.id.reactor)].clone()),
+            (self.id.slot, self.id.door, reactors[usize::from(self.id.reactor)].clone()),
         );
         let session = Arc::new(Mutex::new(session));
         let handler =
@@ -437,7 +499,7 @@ impl Socket {
         // Edge-triggered: a partial message must not keep this thread awake.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         epoll
-            .add(&stream, EpollEvent::new(flags, token(self.id)))
+            .add(&stream, EpollEvent::new(flags, Place::from(self.id).token()))
             .and_then(|()| epoll.delete(&self.listener))
             .map_err(|error| os(error.into()))?;
         let peer_pid = credentials.map(|credentials| credentials.pid());
@@ -466,9 +528,8 @@ impl Socket {
 
 impl Connection {
     /// Has the running rings among those touched stopped; true if there are any to wait for.
-    fn stop_touched(&mut self, touches: Touches, reactor: &Mailbox<Message>) -> bool {
+    fn stop_touched(&mut self, touches: Touches) -> bool {
         let session = self.session.lock().expect("see Connection::session");
-        let slot = session.slot();
         let running: Vec<u16> = session
             .running()
             .filter(|index| match touches {
@@ -479,18 +540,16 @@ impl Connection {
             .filter(|index| !self.stopping.contains(index))
             .collect();
         for queue in running {
-            reactor.send(Message::StopQueue { slot, queue });
+            session.stop(queue);
             self.stopping.push(queue);
         }
         !self.stopping.is_empty()
     }
 
     /// The front end is gone: nobody waits for requests that wait for something themselves.
-    fn let_go(&self, reactor: &Mailbox<Message>) {
-        let slot = self.session().slot();
-        for queue in &self.stopping {
-            reactor.send(Message::LetGo { slot, queue: *queue });
-        }
+    fn let_go(&self) {
+        let session = self.session();
+        self.stopping.iter().for_each(|queue| session.let_go(*queue));
     }
 
     /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG: the front end reads the config space again.

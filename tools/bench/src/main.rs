@@ -8,6 +8,7 @@ use vflash::base::units::Bytes;
 use vflash_bench::device::DeviceOptions;
 use vflash_bench::kill::{self, KillOptions, KillReport};
 use vflash_bench::limits::{self, Limited};
+use vflash_bench::linear::{self, LinearOptions};
 use vflash_bench::load::{self, LoadOptions};
 use vflash_bench::queue::Waiting;
 use vflash_bench::runner::{Mix, Workload};
@@ -40,6 +41,8 @@ enum Command {
     Idle(IdleArguments),
     /// Ask for more than limits allow, and measure how near to them it comes; fails beyond 5 %
     Limits(LimitsArguments),
+    /// Be several guests of one disk, and check that all they see can have happened in one order
+    Linear(LinearArguments),
     /// Serve a file to try the client on, honestly or not
     Serve(ServeArguments),
 }
@@ -209,6 +212,34 @@ struct LimitsArguments {
 }
 
 #[derive(Args)]
+struct LinearArguments {
+    /// The sockets of one disk, one for each guest; its first blocks must read as zeros
+    #[arg(required = true)]
+    sockets: Vec<PathBuf>,
+    /// Virtqueues of each guest
+    #[arg(long, default_value_t = 4)]
+    queues: u16,
+    /// Requests in flight per queue
+    #[arg(long, default_value_t = 2)]
+    depth: u16,
+    /// Blocks of 4 KiB that the guests meet on
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    blocks: u32,
+    /// Requests of all guests together
+    #[arg(long, default_value_t = 1_000_000)]
+    ops: u64,
+    /// Seed of all that is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A command to run now and then meanwhile, as `vflash drain VM/VOLUME`; may be given again
+    #[arg(long, value_name = "COMMAND")]
+    meanwhile: Vec<String>,
+    /// Requests from one such command to the next
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+}
+
+#[derive(Args)]
 struct ServeArguments {
     /// Where to listen
     #[arg(long)]
@@ -329,6 +360,34 @@ fn measure_limits(arguments: &LimitsArguments) -> Outcome {
     Ok((lines?.join("\n"), reports.iter().all(limits::LimitReport::passed)))
 }
 
+fn check_order(arguments: LinearArguments) -> Outcome {
+    let LinearArguments { sockets, queues, depth, blocks, ops, seed, meanwhile, every } = arguments;
+    let options = LinearOptions { sockets, queues, depth, blocks, operations: ops, seed };
+    let report = linear::run(&options, |guests| {
+        let mut commands = meanwhile.iter().cycle();
+        let mut next = every;
+        while !guests.is_over() {
+            if guests.operations() < next {
+                std::thread::yield_now();
+                continue;
+            }
+            next += every;
+            let Some(command) = commands.next() else { return Ok(()) };
+            let mut words = command.split_whitespace();
+            let program = words.next().ok_or("--meanwhile wants a command")?;
+            let status = std::process::Command::new(program).args(words).status()?;
+            if !status.success() {
+                eprintln!("{command}: {status}");
+            }
+        }
+        Ok(())
+    })?;
+    for text in &report.violations {
+        eprintln!("{text}");
+    }
+    Ok((serde_json::to_string(&report)?, report.passed()))
+}
+
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Load(arguments) => load(&arguments),
@@ -336,6 +395,7 @@ fn main() -> ExitCode {
         Command::Fill { socket } => fill(&socket),
         Command::Idle(arguments) => idle(&arguments),
         Command::Limits(arguments) => measure_limits(&arguments),
+        Command::Linear(arguments) => check_order(arguments),
         Command::Serve(ServeArguments { socket, file, size, lie }) => {
             serve(&socket, &file, size.0, lie).map(|()| (String::new(), true))
         }

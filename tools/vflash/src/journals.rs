@@ -251,6 +251,7 @@ struct Record {
     kind: &'static str,
     start_sector: u64,
     sectors: u64,
+    door: u16,
     queue: u16,
     counter: u64,
     segment: u64,
@@ -275,6 +276,7 @@ impl From<DumpedRecord> for Record {
             },
             start_sector: record.start,
             sectors: record.count,
+            door: record.origin.door,
             queue: record.origin.queue,
             counter: record.origin.counter,
             segment: record.segment,
@@ -327,10 +329,14 @@ fn line(format: Format, record: Record) -> Result<String> {
             };
             let edge = if record.edge { " after FLUSH" } else { "" };
             let state = if record.drained { "drained" } else { "dirty" };
+            let door = match record.door {
+                0 => String::new(),
+                door => format!("door {door} "),
+            };
             let right = if record.right { "" } else { " DAMAGED" };
             Ok(format!(
-                "{:>10}  epoch {:<6} {:<8} {what}, queue {} request {}, segment {} batch {} byte \
-                 {}, {state}{right}{edge}\n",
+                "{:>10}  epoch {:<6} {:<8} {what}, {door}queue {} request {}, segment {} batch {} \
+                 byte {}, {state}{right}{edge}\n",
                 record.won,
                 record.epoch,
                 record.kind,

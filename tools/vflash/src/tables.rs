@@ -93,6 +93,9 @@ pub(crate) fn volume(volume: &Volume) -> String {
     let mut table = Table::plain();
     table.pair("Name", &volume.name);
     table.pair("Pool", &volume.pool);
+    if let Some(home) = &volume.disk_of {
+        table.pair("Disk of", home);
+    }
     table.pair("Size", size(volume.size_bytes));
     table.pair("Used", size(volume.mapped_bytes));
     table.pair("Class", volume.class);
@@ -135,6 +138,9 @@ fn waiting(Waiting { requests, oldest_ms }: Waiting) -> String {
 
 fn cache(cache: &Cache, table: &mut Table) {
     table.pair("Backing", &cache.backing);
+    if cache.doors.len() > 1 {
+        table.pair("Shared by", cache.doors.join(", "));
+    }
     table.pair("Sidecar", cache.sidecar.as_deref().unwrap_or("-"));
     table.pair("Cache", size(cache.size_bytes));
     let mut mode = cache.mode.name().to_owned();

@@ -1,0 +1,325 @@
+//! One cached disk that several machines have, on the real daemon.
+
+mod cached_disk;
+mod vflashd;
+
+use cached_disk::{ask, cache, connect, contents, drain, image, load, operate, read, same, write};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use vflash_bench::linear::{self, LinearOptions, Meanwhile};
+use vflash_bench::queue::Kind;
+use vflashd::{Vflashd, change, confirmed, eventually, pool_manifest};
+
+/// A machine's document with its volumes as YAML, a line each.
+fn machine(name: &str, volumes: &[&str]) -> String {
+    let volumes: String = volumes.iter().map(|volume| format!("  - {volume}\n")).collect();
+    format!(
+        "---\napiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: {name}}}\n\
+         spec:\n  volumes:\n{volumes}"
+    )
+}
+
+/// The volume that brings the cache.
+fn home(backing: &Path, words: &str) -> String {
+    let backing = backing.display();
+    format!("{{name: disk, cache: {{pool: p0, size: 16MiB}}, backing: {backing}{words}}}")
+}
+
+fn door(backing: &Path, words: &str) -> String {
+    format!("{{name: disk, backing: {}{words}}}", backing.display())
+}
+
+/// A daemon with an image.
+fn with_image() -> (Vflashd, PathBuf) {
+    let daemon = Vflashd::start();
+    let backing = daemon.path("disk.raw");
+    image(&backing);
+    (daemon, backing)
+}
+
+fn lines(plan: &serde_json::Value) -> Vec<String> {
+    let steps = plan["steps"].as_array().unwrap().iter();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    steps.map(|step| format!("{}: {}", text(&step["object"]), text(&step["detail"]))).collect()
+}
+
+fn detached(daemon: &Vflashd, volume: &str) {
+    let path = format!("/v1/volumes/{volume}");
+    eventually("it is let go", || daemon.get(&path)["attached"] == false);
+}
+
+/// The message with which an apply is refused.
+fn refusal(daemon: &Vflashd, manifest: &str) -> String {
+    let (status, body) = daemon.ask("POST", "/v1/apply", &change(manifest));
+    assert_ne!(status, 200, "{body}");
+    body.to_string().replace(daemon.folder.path().to_str().unwrap(), "DIR")
+}
+
+#[test]
+fn machines_that_share_a_disk_see_each_others_writes_at_once_and_after_a_kill() {
+    let (mut daemon, backing) = with_image();
+    let manifest = pool_manifest(daemon.folder.path())
+        + &machine("one", &[&home(&backing, ", sharedWith: [two, three]")]);
+    let plan = daemon.apply(&manifest);
+    assert_eq!(
+        lines(&plan)[2..],
+        ["volume two/disk: the disk of one/disk", "volume three/disk: the disk of one/disk"]
+    );
+    assert_eq!(daemon.volumes(), ["one/disk", "three/disk", "two/disk"]);
+    let pools = daemon.get("/v1/pools");
+    assert_eq!(pools["pools"][0]["volumes"], 1, "one copy on the flash");
+    let (mut one, mut two) =
+        (connect(&daemon, "one/disk", 2, 8), connect(&daemon, "two/disk", 2, 8));
+    for round in 1..20 {
+        write(&mut one, 63, round);
+        assert_eq!(read(&mut two, 63), round);
+        write(&mut two, 63, 100 + round);
+        assert_eq!(read(&mut one, 63), 100 + round);
+    }
+    assert_eq!(ask(&mut two, Kind::Flush, 0, &mut []), 0, "covers what the other wrote, too");
+    let serial = |name: &str| daemon.get(&format!("/v1/volumes/{name}"))["serial"].clone();
+    assert_eq!(serial("one/disk"), serial("two/disk"));
+    let described = daemon.get("/v1/volumes/two/disk");
+    assert_eq!(described["diskOf"], "one/disk");
+    assert_eq!(described["cache"]["doors"], json!(["one/disk", "two/disk", "three/disk"]));
+    assert_eq!(daemon.get("/v1/status")["caches"].as_array().unwrap().len(), 1);
+    daemon.kill();
+    daemon.run(&[]);
+    one.reconnect().unwrap();
+    two.reconnect().unwrap();
+    let mut three = connect(&daemon, "three/disk", 1, 8);
+    assert_eq!((read(&mut one, 63), read(&mut two, 63), read(&mut three, 63)), (119, 119, 119));
+    assert_eq!(daemon.apply(&manifest)["steps"], json!([]), "a plan made again gives nothing");
+    let plan =
+        daemon.post("/v1/diff", &change(&daemon.get("/v1/manifest")["text"].as_str().unwrap()));
+    assert_eq!(plan["steps"], json!([]), "what there is, as a manifest");
+    daemon.stop();
+}
+
+#[test]
+fn loads_of_two_machines_on_halves_of_one_disk_outlive_kills_and_each_other() {
+    let (mut daemon, backing) = with_image();
+    daemon.apply(
+        &(pool_manifest(daemon.folder.path())
+            + &machine("one", &[&home(&backing, "")])
+            + &machine("two", &[&door(&backing, "")])),
+    );
+    let mut quiet = connect(&daemon, "two/disk", 1, 8);
+    write(&mut quiet, 40_000, 9);
+    let mut runner = load(&daemon, "one/disk", 21);
+    operate(&mut runner, 500);
+    // The other machine dies with requests under way, and comes back as another.
+    for sector in 0..4 {
+        let slot = quiet.queues[0].take_slot().unwrap();
+        quiet.queues[0].submit(&quiet.memory, slot, Kind::Read, sector * 8, 4096);
+    }
+    quiet.queues[0].publish(&quiet.memory);
+    drop(quiet);
+    operate(&mut runner, 500);
+    let mut quiet = connect(&daemon, "two/disk", 1, 8);
+    daemon.kill();
+    daemon.run(&[]);
+    runner.device.reconnect().unwrap();
+    operate(&mut runner, 500);
+    runner.drain().unwrap();
+    runner.read_back().unwrap();
+    assert_eq!(runner.errors, 0);
+    quiet.reconnect().unwrap();
+    let seen = contents(&mut runner.device);
+    same(&contents(&mut quiet), &seen);
+    runner.device.stop().unwrap();
+    drain(&daemon, "two/disk");
+    same(&std::fs::read(&backing).unwrap(), &seen);
+    daemon.stop();
+}
+
+#[test]
+fn a_disk_is_one_under_whatever_name_and_its_cache_is_said_once() {
+    let (daemon, backing) = with_image();
+    let (hard, soft) = (daemon.path("hard.raw"), daemon.path("soft.raw"));
+    std::fs::hard_link(&backing, &hard).unwrap();
+    std::os::unix::fs::symlink(&backing, &soft).unwrap();
+    let pool = pool_manifest(daemon.folder.path());
+    let text = refusal(&daemon, &(pool.clone() + &machine("two", &[&door(&hard, "")])));
+    assert!(text.contains("no volume of this host caches DIR/hard.raw"), "{text}");
+    let one = machine("one", &[&home(&backing, "")]);
+    daemon.apply(&(pool.clone() + &one));
+    daemon.apply(&machine("two", &[&door(&hard, ", limits: {iops: 100}")]));
+    daemon.apply(&machine("three", &[&home(&soft, ", readOnly: true")]));
+    let volume = daemon.get("/v1/volumes/two/disk");
+    assert_eq!((&volume["limits"]["iops"], &volume["diskOf"]), (&json!(100), &json!("one/disk")));
+    assert_eq!(daemon.get("/v1/volumes/one/disk")["limits"]["iops"], json!(null));
+    let mut one_device = connect(&daemon, "one/disk", 1, 8);
+    let mut three = connect(&daemon, "three/disk", 1, 8);
+    write(&mut one_device, 8, 77);
+    assert_eq!(read(&mut three, 8), 77);
+    assert_eq!(ask(&mut three, Kind::Write, 8, &mut [1; 4096]), 1, "read-only for this machine");
+
+    let other = "{name: disk, cache: {pool: p0, size: 32MiB, mode: write-through}, backing: FILE}";
+    let other = other.replace("FILE", soft.to_str().unwrap());
+    let text = refusal(&daemon, &machine("four", &[&other]));
+    for part in [
+        "one/disk brings the cache of this disk, with `size: 16MiB`: write that, or leave `size`",
+        "with `mode: write-back`",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    let twice = [home(&backing, "").as_str(), &door(&soft, "").replace("disk,", "again,")]
+        .map(str::to_owned);
+    let text = refusal(&daemon, &machine("one", &[&twice[0], &twice[1]]));
+    assert!(
+        text.contains("one/disk is this disk already, and a machine has a disk once"),
+        "{text}"
+    );
+    let flash = "{name: disk, flash: {pool: p0, size: 1MiB}}";
+    let text = refusal(&daemon, &machine("two", &[flash]));
+    assert!(text.contains("two/disk shares the disk of one/disk"), "{text}");
+}
+
+#[test]
+fn a_machine_leaves_its_disk_to_the_others_and_the_last_one_drains_it() {
+    let (mut daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let one = machine("one", &[&home(&backing, "").replace("16MiB", "16MiB, maxStaleness: 1h")]);
+    daemon.apply(&(pool.clone() + &one));
+    daemon.apply(&machine("two", &[&door(&backing, "")]));
+    daemon.apply(&machine("three", &[&door(&backing, "")]));
+    let mut device = connect(&daemon, "one/disk", 1, 8);
+    write(&mut device, 0, 5);
+    daemon.refused("/v1/volumes/one/disk/detach", &json!({}), 409);
+    device.stop().unwrap();
+    drop(device);
+    detached(&daemon, "one/disk");
+    let mut two = connect(&daemon, "two/disk", 1, 8);
+    let left = daemon.post("/v1/volumes/one/disk/detach", &json!({}));
+    assert_eq!(left["destroys"], json!([]));
+    assert!(lines(&left)[0].contains("which stays for"), "{left}");
+    assert_eq!(daemon.get("/v1/volumes/one/disk")["state"], "left");
+    assert_eq!(read(&mut two, 0), 5, "nobody else has noticed");
+    write(&mut two, 8, 6);
+    daemon.kill();
+    daemon.run(&[]);
+    two.reconnect().unwrap();
+    assert_eq!((read(&mut two, 0), read(&mut two, 8)), (5, 6));
+    assert_eq!(daemon.get("/v1/volumes/one/disk")["state"], "left");
+
+    let back = daemon.apply(&one);
+    assert_eq!(lines(&back), ["volume one/disk: its disk again"]);
+    let mut device = connect(&daemon, "one/disk", 1, 8);
+    assert_eq!(read(&mut device, 8), 6);
+    device.stop().unwrap();
+    drop(device);
+    detached(&daemon, "one/disk");
+    // By manifests, in the order in which they come.
+    let plan = daemon.post("/v1/delete", &change(&one));
+    assert_eq!(lines(&plan), ["volume one/disk: leave its disk to those who share it"]);
+    let plan = daemon.post("/v1/delete", &change(&machine("three", &[&door(&backing, "")])));
+    assert_eq!(lines(&plan), ["volume three/disk: leave the disk of one/disk"]);
+    assert_eq!(read(&mut two, 8), 6);
+    two.stop().unwrap();
+    drop(two);
+    detached(&daemon, "two/disk");
+    assert_ne!(std::fs::read(&backing).unwrap()[4096], 6, "it is on the flash alone");
+    let last = confirmed(&machine("two", &[&door(&backing, "")]), &["one/disk"]);
+    let plan = daemon.post("/v1/delete", &last);
+    assert!(lines(&plan).last().unwrap().contains("drain to"), "{plan}");
+    assert!(daemon.volumes().is_empty());
+    let image = std::fs::read(&backing).unwrap();
+    assert_eq!((image[0], image[4096]), (5, 6));
+    daemon.stop();
+}
+
+#[test]
+fn a_grant_ends_with_the_list_that_it_stands_in() {
+    let (daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let granting = |list: &str| machine("one", &[&home(&backing, list)]);
+    daemon.apply(&(pool.clone() + &granting(", sharedWith: [two, three]")));
+    let empty = "---\napiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {name: two}\n\
+                 spec: {volumes: []}\n";
+    assert_eq!(daemon.apply(empty)["steps"], json!([]), "its own list does not end a grant");
+    let plan = daemon.apply(&granting(", sharedWith: [three]"));
+    assert_eq!(lines(&plan), ["volume two/disk: leave the disk of one/disk"]);
+    assert_eq!(daemon.volumes(), ["one/disk", "three/disk"]);
+    let device = connect(&daemon, "three/disk", 1, 8);
+    let text = refusal(&daemon, &granting(""));
+    assert!(text.contains("three/disk is to be deleted, and is attached"), "{text}");
+    drop(device);
+    let text = refusal(&daemon, &granting(", sharedWith: [one]"));
+    assert!(text.contains("a machine has its own disk"), "{text}");
+}
+
+fn sockets(daemon: &Vflashd, machines: &[&str]) -> Vec<PathBuf> {
+    machines.iter().map(|name| daemon.run_dir().join(name).join("disk.sock")).collect()
+}
+
+/// What happens to a disk while its guests are at work. Kills come while it keeps a log: else what
+/// they cut off is done again when its machine is back (src/cache/README.md, "Decisions").
+const DISTURBANCES: [&str; 10] = [
+    "drain",
+    "kill",
+    "write-through",
+    "kill",
+    "write-around",
+    "drain",
+    "read-only",
+    "bypass",
+    "write-back",
+    "kill",
+];
+
+fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64) {
+    let mut next = every;
+    for what in DISTURBANCES.iter().cycle() {
+        while meanwhile.operations() < next && !meanwhile.is_over() {
+            std::thread::yield_now();
+        }
+        if meanwhile.is_over() {
+            return;
+        }
+        next += every;
+        match *what {
+            "kill" => {
+                daemon.kill();
+                daemon.run(&[]);
+                meanwhile.restarted();
+            }
+            "drain" => drop(daemon.post("/v1/volumes/two/disk/drain", &json!({}))),
+            mode => {
+                daemon.post("/v1/volumes/two/disk/mode", &json!({"mode": mode}));
+                eventually(mode, || cache(daemon, "one/disk")["mode"] == mode);
+            }
+        }
+    }
+}
+
+/// Requests of all guests; `cargo xtask test` asks for more.
+fn operations() -> u64 {
+    let asked = std::env::var("VFLASH_LINEAR_OPERATIONS").ok();
+    asked.map_or(40_000, |text| text.parse().expect("VFLASH_LINEAR_OPERATIONS is a number"))
+}
+
+#[test]
+fn all_that_several_machines_see_can_have_happened_in_one_order() {
+    let (mut daemon, backing) = with_image();
+    std::fs::write(&backing, vec![0; 24 << 20]).unwrap();
+    let home = home(&backing, ", sharedWith: [two, three, four]");
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine("one", &[&home])));
+    let options = LinearOptions {
+        sockets: sockets(&daemon, &["one", "two", "three", "four"]),
+        queues: 4,
+        depth: 2,
+        blocks: 16,
+        operations: operations(),
+        seed: 5,
+    };
+    let report = linear::run(&options, |meanwhile| {
+        disturb(&mut daemon, meanwhile, 1500);
+        Ok(())
+    });
+    let report = report.unwrap();
+    assert_eq!(report.violations, [""; 0], "{report:?}");
+    assert!(report.restarts >= 3 && report.operations >= options.operations, "{report:?}");
+    assert_eq!(report.torn, 0, "a block is never seen half written");
+    daemon.stop();
+}
