@@ -52,7 +52,7 @@ impl Home {
     }
 
     /// By the keys of `cache:`, in the words of the manifest.
-    fn described(&self) -> [(&'static str, String); 7] {
+    fn described(&self) -> [(&'static str, String); 8] {
         let CacheSettings {
             mode,
             drain,
@@ -70,7 +70,7 @@ impl Home {
             ("drain", drain.map_or("by sidecar", |drain| drain.name()).to_owned()),
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
-            ("backingTimeout", format!("{}ms", cache.backing_timeout_ms())),
+            ("backingTimeout", format!("{}ms", self.cache.backing_timeout_ms())),
             ("sidecar", sidecar.clone().unwrap_or_else(|| "beside it".to_owned())),
         ]
     }
