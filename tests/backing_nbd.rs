@@ -270,6 +270,7 @@ fn backing_options(url: &str, sidecar: Option<&Path>) -> OpenOptions {
     OpenOptions {
         spec: Spec::parse(url).unwrap(),
         sidecar: sidecar.map(Path::to_owned),
+        reading: false,
         wait: Duration::ZERO,
         nbd: options(),
     }

@@ -48,6 +48,7 @@ impl Place {
         Backing::open(&OpenOptions {
             spec: Spec::Path(self.disk()),
             sidecar: None,
+            reading: false,
             wait: Duration::ZERO,
             nbd: Default::default(),
         })
@@ -318,7 +319,13 @@ fn a_late_write_of_a_dead_owner_cannot_land_on_the_next_ones() {
     let successor = std::thread::spawn(move || {
         started.send(()).unwrap();
         let spec = Spec::Path(path);
-        let options = OpenOptions { spec, sidecar: None, wait: LONG, nbd: Default::default() };
+        let options = OpenOptions {
+            spec,
+            sidecar: None,
+            reading: false,
+            wait: LONG,
+            nbd: Default::default(),
+        };
         let mut backing = Backing::open(&options).unwrap();
         backing.claim(&mine, &mut |_| {}).unwrap();
         let (disk, _) = backing.disks();

@@ -323,3 +323,68 @@ fn all_that_several_machines_see_can_have_happened_in_one_order() {
     assert_eq!(report.torn, 0, "a block is never seen half written");
     daemon.stop();
 }
+
+#[test]
+fn one_image_is_read_by_many_machines_and_daemons_and_belongs_to_none() {
+    let (mut daemon, backing) = with_image();
+    let bytes = std::fs::read(&backing).unwrap();
+    let golden = home(&backing, ", readOnly: true, sharedWith: [two, three]");
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine("one", &[&golden])));
+    let other = Vflashd::start();
+    other.apply(&(pool_manifest(other.folder.path()) + &machine("far", &[&golden])));
+    for (daemon, name) in [(&daemon, "one"), (&daemon, "three"), (&other, "far"), (&other, "two")] {
+        let mut device = connect(daemon, &format!("{name}/disk"), 1, 8);
+        same(&contents(&mut device), &bytes);
+        assert_eq!(ask(&mut device, Kind::Write, 0, &mut [1; 4096]), 1, "{name} cannot write");
+    }
+    assert_eq!(cache(&daemon, "two/disk")["mode"], "read-only");
+    assert!(!daemon.path("disk.raw.vflash").exists(), "no owner stamp");
+    let failure = daemon.refused("/v1/volumes/one/disk/mode", &json!({"mode": "write-back"}), 400);
+    assert!(failure["message"].as_str().unwrap().contains("read-only for all"), "{failure}");
+    let writer = Vflashd::start();
+    let wanted = pool_manifest(writer.folder.path()) + &machine("w", &[&home(&backing, "")]);
+    let text = refusal(&writer, &wanted);
+    assert!(text.contains("in use"), "nobody writes what others read: {text}");
+
+    // Nobody's any more: it may be written, and then it is another image.
+    drop(other);
+    daemon.stop();
+    writer.apply(&wanted);
+    let mut device = connect(&writer, "w/disk", 1, 8);
+    write(&mut device, 0, 200);
+    device.stop().unwrap();
+    daemon.begin(&[]);
+    daemon.await_service();
+    assert_eq!(daemon.get("/v1/volumes/one/disk")["state"], "failed", "it is being written");
+    drop(device);
+    detached(&writer, "w/disk");
+    writer.post("/v1/volumes/w/disk/detach", &json!({}));
+    for name in ["one/disk", "three/disk"] {
+        let path = format!("/v1/volumes/{name}");
+        eventually("it is served again", || daemon.get(&path)["state"] == "served");
+        let mut device = connect(&daemon, name, 1, 8);
+        assert_eq!(read(&mut device, 0), 200, "the image as it is now");
+    }
+    assert_eq!(std::fs::read(&backing).unwrap()[0], 200);
+    daemon.stop();
+}
+
+#[test]
+fn an_image_whose_last_writes_are_on_a_flash_is_not_read_without_them() {
+    let (mut daemon, backing) = with_image();
+    let words = home(&backing, "").replace("16MiB", "16MiB, maxStaleness: 1h");
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine("one", &[&words])));
+    let mut device = connect(&daemon, "one/disk", 1, 8);
+    write(&mut device, 0, 7);
+    drop(device);
+    daemon.kill();
+    let reader = Vflashd::start();
+    let golden = home(&backing, ", readOnly: true");
+    let wanted = pool_manifest(reader.folder.path()) + &machine("two", &[&golden]);
+    let text = refusal(&reader, &wanted);
+    assert!(
+        text.contains("one/disk on host") && text.contains("holds writes that it lacks"),
+        "{text}"
+    );
+    assert!(reader.volumes().is_empty(), "what was made was undone");
+}

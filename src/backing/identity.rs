@@ -1,6 +1,7 @@
 //! What a backing is known by, so that another one in its place is found out.
 
 use super::spec::NbdUrl;
+use super::stamp::Stamp;
 use crate::base::units::Bytes;
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -108,6 +109,29 @@ impl Identity {
         let fingerprint = [metadata.ino(), born];
         Ok(Self { kind: Kind::File, size_bytes, block_bytes, fingerprint })
     }
+}
+
+/// What a file's content is known by for as long as nobody meddles with its times: another one
+/// after every write to it.
+pub(super) fn generation_of_file(file: &File) -> std::io::Result<Option<[u64; 2]>> {
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_block_device() {
+        return Ok(None);
+    }
+    let born = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    let born = born.map_or(0, |since| since.as_nanos() as u64);
+    let (seconds, nanoseconds) = (metadata.mtime() as u64, metadata.mtime_nsec() as u64);
+    let words = [metadata.ino(), born, metadata.size(), seconds, nanoseconds];
+    let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+    Ok(Some(hash(&bytes)))
+}
+
+/// As [`generation_of_file`], by an owner stamp, which every owner since has written.
+pub(super) fn generation_of_stamp(stamp: &Stamp, identity: &Identity) -> [u64; 2] {
+    let [first, second] = identity.fingerprint;
+    let words = [first, second, stamp.owner_epoch, stamp.point.won, stamp.sequence];
+    let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+    hash(&bytes)
 }
 
 /// What the kernel knows a block device by across reboots and hosts, if it does.

@@ -7,7 +7,7 @@
 //! connection could undo.
 
 use super::fence::{self, Claim, dirty_words, point_words};
-use super::identity::{Identity, Kind};
+use super::identity::{Identity, Kind, generation_of_file, generation_of_stamp};
 use super::nbd::{NbdClient, NbdOptions};
 use super::recover::{self, Damage, Progress, RecoverOptions, Recovery, Standing};
 use super::redo::{GROUP_BYTES_MAX, Layout, Span};
@@ -29,6 +29,8 @@ pub struct OpenOptions {
     pub spec: Spec,
     /// `None`: beside a backing file, and nowhere for anything else.
     pub sidecar: Option<PathBuf>,
+    /// Others may read it meanwhile, and nobody writes it. Its owner stamp is looked at, not made.
+    pub reading: bool,
     /// For locks that others hold, each.
     pub wait: Duration,
     pub nbd: NbdOptions,
@@ -55,6 +57,10 @@ pub struct Backing {
     nbd: Option<Arc<NbdClient>>,
     sidecar_path: Option<PathBuf>,
     sidecar: Option<Sidecar>,
+    /// Opened for reading alone.
+    reading: bool,
+    /// Of a file that was opened for reading.
+    generation: Option<[u64; 2]>,
 }
 
 /// The sidecar, opened and locked.
@@ -99,10 +105,19 @@ impl Sidecar {
 impl Backing {
     /// Opens and locks the backing and, if there is one, its sidecar. Changes nothing.
     pub fn open(options: &OpenOptions) -> Result<Self> {
-        let OpenOptions { spec, wait, .. } = options;
-        let (description, blocking, target, nbd) = match spec {
+        let OpenOptions { spec, wait, reading, .. } = options;
+        let mut generation = None;
+        let (mut description, blocking, target, nbd) = match spec {
             Spec::Path(path) => {
-                let disk = FileDisk::open_whole(path, *wait)?;
+                let disk = match reading {
+                    false => FileDisk::open_whole(path, *wait)?,
+                    true => FileDisk::open_reading(path, *wait)?,
+                };
+                if *reading {
+                    let examined =
+                        |error| Error::io(format!("examining {}", path.display()), error);
+                    generation = generation_of_file(&disk.file()).map_err(examined)?;
+                }
                 let target = disk.target();
                 (describe_file(&disk)?, Blocking::new(Box::new(disk)), target, None)
             }
@@ -116,12 +131,29 @@ impl Backing {
         };
         let sidecar_path = options.sidecar.clone().or_else(|| spec.default_sidecar());
         let sidecar = match &sidecar_path {
-            Some(path) if path.exists() => Some(Sidecar::new(FileDisk::open(path, *wait)?)),
+            Some(path) if path.exists() => Some(Sidecar::new(match reading {
+                false => FileDisk::open(path, *wait)?,
+                true => FileDisk::open_unlocked(path)?,
+            })),
             _ => None,
         };
-        let mut backing =
-            Self { spec: spec.clone(), description, blocking, target, nbd, sidecar_path, sidecar };
-        if backing.sidecar_path.is_none() && backing.description.writeback {
+        if *reading {
+            (description.read_only, description.writeback) = (true, false);
+            description.reason = Some("it was opened for reading alone");
+        }
+        let (spec, reading) = (spec.clone(), *reading);
+        let mut backing = Self {
+            spec,
+            description,
+            blocking,
+            target,
+            nbd,
+            sidecar_path,
+            sidecar,
+            reading,
+            generation,
+        };
+        if backing.sidecar_path.is_none() && !reading && backing.description.writeback {
             backing.description.writeback = false;
             backing.description.reason = Some(
                 "it has no place for an owner stamp: name one (`sidecar:`) on storage that every \
@@ -141,7 +173,32 @@ impl Backing {
 
     /// For a reactor: the backing, and the sidecar if there is one.
     pub fn targets(&self) -> (DiskTarget, Option<DiskTarget>) {
-        (self.target.clone(), self.sidecar.as_ref().map(|sidecar| sidecar.target.clone()))
+        let sidecar = self.sidecar.as_ref().filter(|_| !self.reading);
+        (self.target.clone(), sidecar.map(|sidecar| sidecar.target.clone()))
+    }
+
+    /// What the content of a backing that was opened for reading is known by: if it is another one
+    /// than before, the content may be another. `None`: nothing tells whether it is the same.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`]: a flash holds what this backing lacks.
+    pub fn generation(&mut self) -> Result<Option<[u64; 2]>> {
+        assert!(self.reading, "an owner stamps its backing");
+        let standing = self.standing(Damage::Refuse)?;
+        let stamp = standing.map(|standing| standing.stamp);
+        if let Some(stamp) = stamp.as_ref().filter(|stamp| !stamp.is_clean()) {
+            let text = format!(
+                "{}: {} on host {} holds writes that it lacks: detach that first, then it can be \
+                 read here",
+                self.named(),
+                stamp.owner.volume,
+                stamp.owner.host_name
+            );
+            return Err(Error::new(ErrorKind::Fenced, text));
+        }
+        let identity = &self.description.identity;
+        let of_stamp = stamp.map(|stamp| generation_of_stamp(&stamp, identity));
+        Ok(self.generation.or(of_stamp))
     }
 
     /// Backing and sidecar for straight-line code, before a reactor has them.

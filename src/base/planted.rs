@@ -37,10 +37,12 @@ pub enum Bug {
     DiscardForgotten,
     /// A piece that is overwritten in part shows the wrong half.
     WrongHalf,
+    /// A read now and then takes the backing's version of what is in the log.
+    StaleRead,
 }
 
 impl Bug {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -57,6 +59,7 @@ impl Bug {
         Self::NumberReused,
         Self::DiscardForgotten,
         Self::WrongHalf,
+        Self::StaleRead,
     ];
 }
 

@@ -299,6 +299,12 @@ impl Core {
         }
     }
 
+    /// Requests that wait for space, and not just for their turn.
+    pub(super) fn parked(&self) -> u64 {
+        let space = self.journal.stalled || self.index.is_full();
+        if space { self.journal.pending.len() as u64 } else { 0 }
+    }
+
     /// Writes wait for space that only draining can give.
     pub(super) fn is_short(&self) -> bool {
         let counts = self.segments.counts();

@@ -340,7 +340,7 @@ impl CachedDisk {
             drain_eta: drain.eta,
             index_bytes: core.index.memory_bytes() as u64,
             index_pieces: core.index.len() as u64,
-            parked: core.journal.parked(),
+            parked: core.parked(),
             waiting_for_backing: core.patience.waiting() as u64,
             mode: core.mode,
         });

@@ -16,11 +16,13 @@ struct Writer {
     rig: Rig,
     under_way: BTreeMap<u32, PinnedBuffer>,
     sector: u64,
+    /// The most requests that were said to wait for space.
+    parked: u64,
 }
 
 impl Writer {
     fn new(rig: Rig) -> Self {
-        Self { rig, under_way: BTreeMap::new(), sector: 0 }
+        Self { rig, under_way: BTreeMap::new(), sector: 0, parked: 0 }
     }
 
     /// Writes `bytes` in all, in order, so many at a time.
@@ -37,7 +39,9 @@ impl Writer {
                 self.sector = (self.sector + count) % TOTAL;
                 left -= 1;
             }
+            self.rig.tell(CacheMessage::Status { reply: Box::new(|()| ()) });
             self.rig.reactor.turn(true);
+            self.parked = self.parked.max(self.rig.status.gauges().parked);
             for (id, outcome) in self.rig.reactor.ended() {
                 assert_eq!(outcome, Outcome::Done);
                 self.under_way.remove(&id.0).expect("it was submitted");
@@ -67,6 +71,7 @@ fn a_burst_into_a_drained_log_never_waits_and_forgetting_is_cheap() {
     }
     let [stalls, swept, appended, retired] = writer.counters();
     assert_eq!(stalls, 0, "half of a log that is drained is room enough");
+    assert_eq!(writer.parked, 0, "to wait for one's turn is not to wait for space");
     assert!(retired > SEGMENTS / 4, "the log went round: {retired}");
     let pieces = appended / 4096;
     assert!(swept <= 4 * pieces, "{swept} entries looked at for {pieces} pieces");

@@ -276,11 +276,6 @@ impl Journal {
         self.durable_batch == self.counted_batch
     }
 
-    /// Bytes of batches that have no place yet or do not count.
-    pub(super) fn parked(&self) -> u64 {
-        self.pending.len() as u64
-    }
-
     fn fits(&self, plan: Plan, shape: Shape) -> bool {
         let bytes = u64::from(plan.batch_bytes(self.align));
         let (position, items) = match self.filling.back().filter(|filling| !filling.full) {

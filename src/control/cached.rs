@@ -94,7 +94,16 @@ pub fn open(opener: &Opener, pool: &OpenPool, name: &str) -> Result<CachedVolume
 /// The backing of a disk's settings, opened and locked; changes nothing. `patience`: of an
 /// operation on a server that does not answer; `None`: for ever, as is right under a cache.
 pub fn open_backing(cache: &CacheSettings, patience: Option<Duration>) -> Result<Backing> {
+    open_backing_for(cache, false, patience)
+}
+
+fn open_backing_for(
+    cache: &CacheSettings,
+    reading: bool,
+    patience: Option<Duration>,
+) -> Result<Backing> {
     Backing::open(&OpenOptions {
+        reading,
         spec: Spec::parse(&cache.backing)?,
         sidecar: cache.sidecar.as_ref().map(Into::into),
         wait: LOCK_WAIT,
@@ -132,13 +141,19 @@ impl<'a> Opening<'a> {
             place.ok_or_else(|| Error::new(ErrorKind::Gone, "its allocation is gone"))
         })?;
         let medium = medium(&pool.target, place)?;
-        let backing = open_backing(&cache, None)?;
+        let backing = open_backing_for(&cache, settings.settings.read_only, None)?;
         let allocation_bytes = facts.size_bytes;
         Ok(Self { opener, pool, name, id, allocation_bytes, settings, cache, log, medium, backing })
     }
 
     fn run(mut self) -> Result<CachedVolume> {
         let root = self.root()?;
+        if self.is_golden() {
+            let claimed =
+                Claimed { stamp: None, recovery: None, live: None, cold: false, next_group: 1 };
+            let (opened, stamp) = self.open_log(root, &claimed)?;
+            return self.put_together(opened, stamp, &claimed);
+        }
         let claim = self.wanted(root.as_ref());
         if let Some((opened, claimed)) = self.take_up(&claim)? {
             let stamp = claimed.stamp.clone();
@@ -176,8 +191,14 @@ impl<'a> Opening<'a> {
         }
     }
 
+    /// All that have the disk read it, and nobody owns the image.
+    fn is_golden(&self) -> bool {
+        self.settings.settings.read_only
+    }
+
     fn drain(&self) -> DrainMode {
-        drain_mode(self.cache.drain, self.backing.sidecar_path().is_some())
+        let grouped = self.backing.sidecar_path().is_some() && !self.is_golden();
+        drain_mode(self.cache.drain.filter(|_| grouped), grouped)
     }
 
     /// What is claimed.
@@ -249,7 +270,15 @@ impl<'a> Opening<'a> {
     ) -> Result<(Opened, Option<Stamp>)> {
         let mut stamp = claimed.stamp.clone();
         let stamped = stamp.is_some();
-        let identity = backing_identity(self.backing.description(), stamped);
+        let mut identity = backing_identity(self.backing.description(), stamped);
+        if self.is_golden() {
+            // Without anything to tell by, it is another image each time.
+            let generation = self.backing.generation()?;
+            let generation = generation.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().into());
+            identity.fingerprint = fingerprint(generation);
+        }
+        // What is cached of another image is forgotten: it was never dirty.
+        let root = root.filter(|root| !self.is_golden() || root.backing == identity);
         if root.is_none() {
             let disk = stamp.as_ref().map_or_else(|| *Uuid::new_v4().as_bytes(), |s| s.disk);
             let (secret, _) = Uuid::new_v4().as_u64_pair();
@@ -346,8 +375,7 @@ fn backing_identity(description: &Description, stamped: bool) -> BackingIdentity
     let identity = &description.identity;
     let mut fingerprint = [0; 16];
     if !stamped {
-        let [first, second] = identity.fingerprint.map(u64::to_le_bytes);
-        fingerprint = std::array::from_fn(|at| if at < 8 { first[at] } else { second[at - 8] });
+        fingerprint = self::fingerprint(identity.fingerprint);
     }
     BackingIdentity {
         size_bytes: identity.size_bytes,
@@ -355,6 +383,11 @@ fn backing_identity(description: &Description, stamped: bool) -> BackingIdentity
         kind: 0,
         fingerprint,
     }
+}
+
+fn fingerprint(words: [u64; 2]) -> [u8; 16] {
+    let [first, second] = words.map(u64::to_le_bytes);
+    std::array::from_fn(|at| if at < 8 { first[at] } else { second[at - 8] })
 }
 
 pub fn drain_mode(wanted: Option<Drain>, sidecar: bool) -> DrainMode {

@@ -533,6 +533,15 @@ impl Engine {
     }
 
     fn refuse_writeback(&self, served: &Served, cache: &CacheSettings) -> Result<()> {
+        if served.settings.read_only
+            && !matches!(cache.mode, CacheMode::ReadOnly | CacheMode::Bypass)
+        {
+            let text = format!(
+                "cached disk {} is read-only for all that have it: its mode is read-only or bypass",
+                served.name
+            );
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
         let reason = served.cached.as_ref().and_then(|cached| cached.no_writeback);
         match reason.filter(|_| cache.mode == CacheMode::WriteBack) {
             None => Ok(()),
@@ -552,7 +561,7 @@ impl Engine {
         let changed = |field: fn(&CacheSettings, &CacheSettings) -> bool| {
             before.as_ref().is_none_or(|before| field(before, cache))
         };
-        if changed(|a, b| a.drain != b.drain) {
+        if changed(|a, b| a.drain != b.drain) && !served.settings.read_only {
             let mode = drain_mode(cache.drain, sidecar(cache).is_some());
             served.link.send(Box::new(CacheMessage::SetDrainMode { mode }));
         }

@@ -141,6 +141,13 @@ impl Engine {
         confirm: &[String],
     ) -> Result<String> {
         let name = &served.name;
+        if served.settings.read_only {
+            self.without(served, || {
+                self.stop_disk(served)?;
+                self.free(served, "detached: nothing was ever written")
+            })?;
+            return Ok(format!("nothing of {name} is lost: {} was only read", cache.backing));
+        }
         let lost = match &served.cached {
             Some(cached) => loss(served, cached, cache),
             None => self.without(served, || Ok(loss_of_backing(served, cache)))?,

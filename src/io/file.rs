@@ -47,7 +47,16 @@ pub enum Preallocation {
     Written,
 }
 
-/// A file or block device, opened exclusively.
+/// What a disk is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Nobody else has it meanwhile.
+    Write,
+    /// Others may read it meanwhile, and nobody writes it.
+    Read,
+}
+
+/// A file or block device, opened exclusively, or for reading beside others that read.
 pub struct FileDisk {
     file: Arc<File>,
     path: PathBuf,
@@ -111,7 +120,7 @@ impl FileDisk {
     /// Opens for reading and writing. Waits up to `wait` for another holder, or for what a dead
     /// one left under way, to end; then fails with [`ErrorKind::Busy`].
     pub fn open(path: &Path, wait: Duration) -> Result<Self> {
-        let mut disk = Self::open_as_it_is(path, wait)?;
+        let mut disk = Self::open_as_it_is(path, wait, Access::Write)?;
         let block_bytes = u64::from(disk.geometry.block_bytes);
         disk.geometry.size_bytes -= disk.geometry.size_bytes % block_bytes;
         Ok(disk)
@@ -121,7 +130,17 @@ impl FileDisk {
     /// sectors of 512 bytes, where direct I/O would take larger blocks only: then through the
     /// cache of the kernel. A block device's blocks stay what they are.
     pub fn open_whole(path: &Path, wait: Duration) -> Result<Self> {
-        let mut disk = Self::open_as_it_is(path, wait)?;
+        Self::open_image(path, wait, Access::Write)
+    }
+
+    /// As [`FileDisk::open_whole`], for reading alone: the lock is shared with others that read,
+    /// here and, where the file system carries locks, on other hosts. Writes fail.
+    pub fn open_reading(path: &Path, wait: Duration) -> Result<Self> {
+        Self::open_image(path, wait, Access::Read)
+    }
+
+    fn open_image(path: &Path, wait: Duration, access: Access) -> Result<Self> {
+        let mut disk = Self::open_as_it_is(path, wait, access)?;
         let size_bytes = disk.geometry.size_bytes;
         if !size_bytes.is_multiple_of(SECTOR_BYTES) {
             let text = format!(
@@ -158,7 +177,7 @@ impl FileDisk {
         Ok(())
     }
 
-    fn open_as_it_is(path: &Path, wait: Duration) -> Result<Self> {
+    fn open_as_it_is(path: &Path, wait: Duration, access: Access) -> Result<Self> {
         let deadline = Instant::now() + wait;
         let metadata = std::fs::metadata(path)
             .map_err(|error| Error::io(format!("opening {}", path.display()), error))?;
@@ -176,7 +195,7 @@ impl FileDisk {
             Error::new(ErrorKind::Busy, text)
         };
         let (file, direct) = loop {
-            match open_once(path, device) {
+            match open_once(path, device, access) {
                 Ok(opened) => break opened,
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     pause(deadline, busy)?;
@@ -184,7 +203,7 @@ impl FileDisk {
                 Err(error) => return Err(Error::io(format!("opening {}", path.display()), error)),
             }
         };
-        while !lock(&file)
+        while !lock(&file, access)
             .map_err(|error| Error::io(format!("locking {}", path.display()), error))?
         {
             pause(deadline, busy)?;
@@ -297,9 +316,10 @@ fn pause(deadline: Instant, busy: impl Fn() -> Error) -> Result<()> {
 }
 
 /// The file and whether it takes direct I/O; a file system without it is used through its cache.
-fn open_once(path: &Path, device: bool) -> std::io::Result<(File, bool)> {
-    let exclusive = if device { libc::O_EXCL } else { 0 };
-    let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+fn open_once(path: &Path, device: bool, access: Access) -> std::io::Result<(File, bool)> {
+    let write = access == Access::Write;
+    let exclusive = if device && write { libc::O_EXCL } else { 0 };
+    let open = |flags| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
     match open(exclusive | libc::O_DIRECT) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok((open(exclusive)?, false)),
         file => Ok((file?, true)),
@@ -307,9 +327,13 @@ fn open_once(path: &Path, device: bool) -> std::io::Result<(File, bool)> {
 }
 
 /// False: somebody else has it.
-fn lock(file: &File) -> std::io::Result<bool> {
+fn lock(file: &File, access: Access) -> std::io::Result<bool> {
+    let kind = match access {
+        Access::Write => libc::F_WRLCK,
+        Access::Read => libc::F_RDLCK,
+    };
     let range = libc::flock {
-        l_type: libc::F_WRLCK as i16,
+        l_type: kind as i16,
         l_whence: libc::SEEK_SET as i16,
         l_start: 0,
         l_len: 0,

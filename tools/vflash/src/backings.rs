@@ -122,6 +122,7 @@ pub(crate) fn recover(format: Format, arguments: &RecoverArguments) -> Result<()
     let mut backing = Backing::open(&OpenOptions {
         spec: spec.clone(),
         sidecar: Some(sidecar.clone()),
+        reading: false,
         wait: LOCK_WAIT,
         nbd: NbdOptions { patience: Some(PATIENCE), ..NbdOptions::default() },
     })?;
@@ -157,6 +158,7 @@ pub(crate) fn give_up(format: Format, arguments: &DetachArguments) -> Result<()>
     let options = OpenOptions {
         spec: spec.clone(),
         sidecar: Some(sidecar.clone()),
+        reading: false,
         wait: LOCK_WAIT,
         nbd: NbdOptions { patience: Some(PATIENCE), ..NbdOptions::default() },
     };

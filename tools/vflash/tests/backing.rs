@@ -30,6 +30,7 @@ fn open(path: &Path) -> Backing {
     Backing::open(&OpenOptions {
         spec: Spec::Path(path.to_owned()),
         sidecar: None,
+        reading: false,
         wait: Duration::ZERO,
         nbd: Default::default(),
     })

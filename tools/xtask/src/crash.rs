@@ -90,6 +90,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const FLASH_LOST: &str = "flash_lost_at_any_write_of_a_drain_leaves_a_past_point";
     const OUTAGES: &str = "an_outage_of_the_shared_storage_costs_time_and_nothing_else";
     const DAMAGE: &str = "damage_is_found_or_harmless_and_never_served";
+    const ORDER: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
     const MODEL: &str = "every_request_agrees_with_the_model";
     match bug {
         Bug::AckBeforeFlush
@@ -108,6 +109,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::FailedFlushRetried => ("cache_drain", OUTAGES),
         Bug::CorruptionIsTail => ("cache_media", DAMAGE),
         Bug::WrongHalf => ("cache_media", MODEL),
+        Bug::StaleRead => ("shared", ORDER),
     }
 }
 

@@ -69,6 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     });
     steps.run("crash states of the cached disk", || crash::cache(1));
     steps.run("planted bugs", crash::planted);
+    steps.run("one order of what several guests see", one_order);
     let fuzz_name = format!("fuzz, {} s each", options.fuzz_seconds);
     steps.run(&fuzz_name, || fuzz_loops(options.fuzz_seconds));
     let (guest, client) = (options.kill_cycles, options.client_kills);
@@ -94,6 +95,16 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     println!("\n{passed} passed, {failed} failed");
     Ok(failed == 0)
+}
+
+/// Several guests of one disk for about a minute; the test itself makes do with seconds.
+fn one_order() -> Result<((), String)> {
+    const OPERATIONS: &str = "300000";
+    const TEST: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
+    let mut test = cargo(&["test", "--package", "vflash", "--test", "shared", TEST]);
+    let count = run_tests(test.env("VFLASH_LINEAR_OPERATIONS", OPERATIONS))?;
+    ensure!(count.failed == 0 && count.passed == 1, "what they saw had no order");
+    Ok(((), format!("{OPERATIONS} requests of 4 guests")))
 }
 
 /// `cargo xtask fuzz`

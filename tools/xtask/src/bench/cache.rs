@@ -26,6 +26,10 @@ const RAW: &str = "bench/raw";
 const DISK_BYTES: u64 = 2 << 30;
 const DELAY: &str = "5ms";
 
+/// Requests that the delayed exports serve at a time: what a shared storage of such latency does.
+/// With nbdkit's own 16 these would be the bound of every drain: 16 in 5 ms.
+const THREADS: &str = "64";
+
 /// Bytes that one measurement writes at most: the log holds them, whatever the backing does.
 const LOAD_BYTES_MAX: u64 = 2 << 30;
 
@@ -348,7 +352,7 @@ fn export(
     // Left by one of the same name that was killed.
     std::fs::remove_file(&socket).ok();
     let mut command = Command::new("nbdkit");
-    command.args(["--foreground", "--unix"]).arg(&socket);
+    command.args(["--foreground", "--threads", THREADS, "--unix"]).arg(&socket);
     command.args(filters.iter().map(|filter| format!("--filter={filter}")));
     command.arg("file").arg(&image).args(more);
     command.args([format!("rdelay={DELAY}"), format!("wdelay={DELAY}")]);
