@@ -91,7 +91,7 @@ fn machines_that_share_a_disk_see_each_others_writes_at_once_and_after_a_kill() 
     assert_eq!((read(&mut one, 63), read(&mut two, 63), read(&mut three, 63)), (119, 119, 119));
     assert_eq!(daemon.apply(&manifest)["steps"], json!([]), "a plan made again gives nothing");
     let plan =
-        daemon.post("/v1/diff", &change(&daemon.get("/v1/manifest")["text"].as_str().unwrap()));
+        daemon.post("/v1/diff", &change(daemon.get("/v1/manifest")["text"].as_str().unwrap()));
     assert_eq!(plan["steps"], json!([]), "what there is, as a manifest");
     daemon.stop();
 }

@@ -80,7 +80,7 @@ fn a_keeper_that_has_failed_is_shown_with_the_reason_and_what_helps() {
     assert_eq!(engine.health().problems, [format!("pool p0: {message}")]);
     engine.watch(&pool);
     engine.watch(&pool);
-    assert_eq!(told(&engine, EventKind::Error), [message.clone()], "once");
+    assert_eq!(told(&engine, EventKind::Error), std::slice::from_ref(&message), "once");
     let line = "vflash_pool_keeper_failed{pool=\"p0\"} 1";
     assert!(engine.prometheus().lines().any(|found| found == line));
     let resize = crate::control::api::Resize { size_bytes: 2 << 20, confirm: Vec::new() };
