@@ -1,13 +1,16 @@
 //! Everything of a cached disk but its drainer: what journal, reads and roots work on.
 //!
 //! It is one state machine in several files: `journal.rs` takes writes to the log, `read.rs` reads,
-//! `around.rs` writes past the log, `roots.rs` writes roots. [`super::disk`] puts it together with
-//! the drainer and hands out what completes.
+//! `around.rs` writes past the log, `patience.rs` tries again what the backing failed to do,
+//! `rewrite.rs` what the flash failed to flush, `roots.rs` writes roots. [`super::disk`] puts it
+//! together with the drainer and hands out what completes.
 
+use super::around::Arounds;
 use super::curve::Sampler;
 use super::index::Index;
 use super::journal::{Journal, Pending};
 use super::layout::Shape;
+use super::patience::Patience;
 use super::place::Place;
 use super::read::Reads;
 use super::record::{BLOCK_SECTORS, RecordOrigin};
@@ -16,7 +19,7 @@ use super::roots::Roots;
 use super::segment::Segments;
 use super::status::{CacheStatus, count};
 use crate::base::clock::Nanos;
-use crate::io::buffer::{PinnedBuffer, Segment};
+use crate::io::buffer::Segment;
 use crate::io::disk::{DiskGeometry, Operation};
 use crate::io::volume::{
     DiskIndex, Io, Origin, Outcome, Request, RequestId, RequestKind, SectorRange,
@@ -74,13 +77,11 @@ pub(super) struct Slot {
     pub ranges: Vec<SectorRange>,
     pub segments: Vec<Segment>,
     pub origin: RecordOrigin,
-    /// Sectors of a write that have been given a place in the log.
+    /// Sectors of a write that have been given a place in the log; past the log, ranges begun.
     pub done: u64,
     /// Operations under way, of reads and of writes past the log.
     pub under_way: u32,
     pub failed: bool,
-    /// What a write past the log is written from, if not from the guest's own memory.
-    pub bounces: Vec<PinnedBuffer>,
 }
 
 impl Slot {
@@ -132,8 +133,9 @@ pub(super) struct Core {
     pub fenced: Option<String>,
     /// Requests that wait behind a fence.
     pub held: Vec<u32>,
-    /// Writes past the log under way.
-    pub arounds: u32,
+    /// Requests past the log under way.
+    pub arounds: Arounds,
+    pub patience: Patience,
     /// Origins in the log as recovery found it, sorted: a replayed one is done already.
     pub origins: Vec<RecordOrigin>,
     /// How far the index has forgotten the retiring segments, and how many of them.
@@ -193,8 +195,15 @@ impl Core {
     pub(super) fn end(&mut self, id: u32, outcome: Outcome, io: &mut dyn Io) {
         let slot = &mut self.slots[id as usize];
         assert!(slot.kind.take().is_some(), "a request ends once");
-        slot.bounces.clear();
         io.complete(RequestId(id), outcome);
+    }
+
+    /// Ends a request; one that failed since the disk is fenced goes the way of all others.
+    pub(super) fn end_or_refuse(&mut self, id: u32, outcome: Outcome, io: &mut dyn Io) {
+        match outcome {
+            Outcome::Failed if self.is_fenced() => self.refuse(id, io),
+            outcome => self.end(id, outcome, io),
+        }
     }
 
     pub(super) fn is_fenced(&self) -> bool {
@@ -209,6 +218,7 @@ impl Core {
         log::error!("{}: fenced: {why}", self.name);
         self.fenced = Some(why);
         self.abandon_writes(io);
+        self.lose_patience(io);
     }
 
     /// A request that comes to a fenced disk.
@@ -219,9 +229,10 @@ impl Core {
         }
     }
 
-    /// Forgets a request that waits behind a fence, or for its first place in the log.
-    pub(super) fn forget(&mut self, id: u32) -> bool {
-        let slot = &mut self.slots[id as usize];
+    /// Forgets a request that waits: behind a fence, for its first place in the log, or for the
+    /// backing, with nothing under way.
+    pub(super) fn forget(&mut self, id: u32, io: &mut dyn Io) -> bool {
+        let slot = &self.slots[id as usize];
         let begun = slot.done > 0 || slot.under_way > 0;
         let held = self.held.iter().position(|held| *held == id);
         let is_it = |pending: &Pending| matches!(pending, Pending::Request(other) if *other == id);
@@ -229,10 +240,14 @@ impl Core {
         match (held, pending) {
             (Some(at), _) => _ = self.held.swap_remove(at),
             (None, Some(at)) => _ = self.journal.pending.remove(at),
-            (None, None) => return false,
+            (None, None) => {
+                let waits = self.stop_waiting(id);
+                if !self.forget_request_around(id, waits, io) && !waits {
+                    return false;
+                }
+            }
         }
-        slot.kind = None;
-        slot.bounces.clear();
+        self.slots[id as usize].kind = None;
         true
     }
 

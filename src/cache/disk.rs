@@ -4,6 +4,7 @@
 //! come to count is told to the drainer, what is drained makes segments clean, clean ones make
 //! room, and room lets parked writes go on.
 
+use super::around::Arounds;
 use super::change::Changing;
 use super::core::{Core, FencePolicy, Token};
 use super::curve::{Sampler, blocks_of};
@@ -13,9 +14,11 @@ use super::drain::{
 use super::journal::{Journal, Pending};
 use super::memory::DrainMemory;
 use super::message::{CacheMessage, Reply};
+use super::patience::Patience;
 use super::read::Reads;
 use super::recover::Opened;
 use super::resize::Resizing;
+use super::rewrite::REWRITE;
 use super::root::Mode;
 use super::roots::{RootWish, Roots};
 use super::status::{CacheGauges, CacheState, CacheStatus, count};
@@ -39,6 +42,8 @@ pub struct CacheOptions {
     pub drain: DrainMode,
     /// While the backing answers, no write is older than this before it is drained.
     pub staleness_max: Duration,
+    /// How long a request that needs the backing is tried there before it fails.
+    pub backing_timeout: Duration,
     pub fence: FencePolicy,
     /// What all cached disks of a daemon share while they drain.
     pub memory: Arc<DrainMemory>,
@@ -56,6 +61,7 @@ impl CacheOptions {
             strong: true,
             drain: DrainMode::Ordered,
             staleness_max: Duration::from_secs(10),
+            backing_timeout: Duration::from_secs(60),
             fence: FencePolicy::Fail,
             memory: DrainMemory::of_daemon(),
             wall_ms,
@@ -206,7 +212,8 @@ impl CachedDisk {
             policy: options.fence,
             fenced: opened.fence,
             held: Vec::new(),
-            arounds: 0,
+            arounds: Arounds::default(),
+            patience: Patience::new(options.backing_timeout),
             origins: opened.origins,
             sweep: None,
             wake: None,
@@ -343,6 +350,7 @@ impl CachedDisk {
             (_, _, true) => CacheState::Closed,
             (Some(why), ..) => CacheState::Fenced(why.clone()),
             (_, DrainState::Retrying(_), _) => CacheState::WaitingForBacking,
+            _ if core.patience.is_failing() => CacheState::WaitingForBacking,
             (_, DrainState::Draining, _) => CacheState::Draining,
             _ => CacheState::Serving,
         };
@@ -364,6 +372,7 @@ impl CachedDisk {
             index_bytes: core.index.memory_bytes() as u64,
             index_pieces: core.index.len() as u64,
             parked: core.parked(),
+            waiting_for_backing: core.patience.waiting() as u64,
             mode: core.mode,
             size_bytes: core.roots.root.shape.allocation_bytes,
             curve_hits: self.curve.hits,
@@ -436,6 +445,7 @@ impl CachedDisk {
             CacheMessage::Grow { place, reply } => self.begin_grow(place, reply),
             CacheMessage::Shrink { size_bytes, reply } => self.begin_shrink(size_bytes, reply),
             CacheMessage::Shrunk => self.resizing = None,
+            CacheMessage::SetBackingTimeout { limit } => self.core.patience.limit = limit,
             CacheMessage::Close { reply } => self.begin_close(reply),
             CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
@@ -523,6 +533,7 @@ impl Volume for CachedDisk {
                     self.rooted(wish, io);
                 }
             }
+            Token::Flush if number == REWRITE => self.core.rewrite_completed(result, io),
             Token::Flush => self.core.flush_completed(result, io),
             Token::Summary => self.core.summary_completed(number),
             Token::Around => self.core.around_completed(number, result, io),
@@ -538,6 +549,7 @@ impl Volume for CachedDisk {
     fn timer(&mut self, io: &mut dyn Io) {
         self.core.wake = None;
         self.core.flush_if_due(io);
+        self.core.try_backing(io);
         let (drainer, mut host) = self.split(io);
         drainer.timer(&mut host);
         if let Some(due) = self.core.journal.flush_due {
@@ -547,7 +559,7 @@ impl Volume for CachedDisk {
     }
 
     fn let_go(&mut self, request: RequestId, io: &mut dyn Io) -> bool {
-        let forgotten = self.core.forget(request.0);
+        let forgotten = self.core.forget(request.0, io);
         if forgotten {
             self.settle(io);
         }
@@ -611,6 +623,10 @@ mod room_tests;
 #[cfg(test)]
 #[path = "disk_many_test.rs"]
 mod many_tests;
+
+#[cfg(test)]
+#[path = "disk_fault_test.rs"]
+mod fault_tests;
 
 #[cfg(test)]
 #[path = "disk_kill_test.rs"]

@@ -23,6 +23,7 @@ use super::layout::{BLOCK_BYTES, Shape};
 use super::record::{
     BLOCK_SECTORS, BatchEncoder, BatchLink, EntryHead, Kind, Plan, RecordOrigin, piece_checksum,
 };
+use super::rewrite::Rewrite;
 use super::root::{Mode, salt};
 use super::status::count;
 use super::summary::{SummaryBuilder, item_bytes, summary_bytes};
@@ -169,8 +170,9 @@ pub(super) struct Journal {
     pub(super) counted_end: (u64, u32),
     pub(super) uncounted_bytes: u64,
     pub(super) acks: VecDeque<Ack>,
-    /// A flush of the flash under way.
+    /// A flush of the flash under way, or what follows one that failed.
     pub(super) flush: Option<Covered>,
+    pub(super) rewrite: Option<Rewrite>,
     pub(super) flush_waiting: Vec<u32>,
     pub(super) flush_current: Vec<u32>,
     pub(super) flush_due: Option<Nanos>,
@@ -225,6 +227,7 @@ impl Journal {
             uncounted_bytes: 0,
             acks: VecDeque::new(),
             flush: None,
+            rewrite: None,
             flush_waiting: Vec::new(),
             flush_current: Vec::new(),
             flush_due: None,
@@ -644,6 +647,7 @@ impl Core {
             self.wake_at(at, io);
         }
         self.write_summaries(io);
+        self.rewrite_more(io);
     }
 
     /// The log is durable that far.

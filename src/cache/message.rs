@@ -65,6 +65,10 @@ pub enum CacheMessage {
     },
     /// The allocation has the size that was answered, or stays as it was.
     Shrunk,
+    /// How long a request that needs the backing is tried there before it fails.
+    SetBackingTimeout {
+        limit: Duration,
+    },
     /// Clean detach: drains all, retires the redo group, stamps the backing clean. Nothing is
     /// served any more.
     Close {

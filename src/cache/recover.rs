@@ -144,6 +144,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         scan.root.clean_from = scan.next_sequence;
     }
     check_backing(&scan.root, &options.backing)?;
+    check_age(&scan, options)?;
     let drained = scan.drained_through.max(options.drained_through);
     let fence = fence(&scan);
     let shape = match fence {
@@ -247,7 +248,24 @@ fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
     };
     let text = format!(
         "the backing is not the one that the cache was made for ({what}): bring that one back, or \
-         detach the disk as lost"
+         give up what the flash holds"
+    );
+    Err(Error::new(ErrorKind::Fenced, text))
+}
+
+/// Nothing is drained before it is durable in the log, and nothing of the log is written over
+/// before its root says that it is drained. So a backing that is ahead of both has seen a later
+/// flash.
+fn check_age(scan: &Scan, options: &OpenOptions) -> Result<()> {
+    let known = scan.last_won.max(scan.drained_through);
+    let (fresh, behind) = (scan.root.incarnation == 0, known < options.drained_through);
+    if fresh || options.cold || !behind || scan.verdict != Verdict::Ends {
+        return Ok(());
+    }
+    let text = format!(
+        "the flash is older than its backing, which is at point {}, and the flash knows nothing \
+         after {known}: put back what the pool held last, or give up what this one holds",
+        options.drained_through
     );
     Err(Error::new(ErrorKind::Fenced, text))
 }
@@ -307,11 +325,15 @@ impl Loaded {
             if batch.header.next_won > self.drained.saturating_add(1) {
                 self.dirty_bytes += u64::from(batch.header.batch_bytes);
             }
-            self.batch(&decoded, base + u64::from(batch.position));
+            // A segment that was open when writes began to pass the log by goes on afterwards: what
+            // it held before is as old as what lies in the segments before it.
+            let trusted = scanned.header.sequence >= scan.root.clean_from;
+            self.batch(&decoded, base + u64::from(batch.position), trusted);
         }
     }
 
-    fn batch(&mut self, batch: &Batch<'_>, base: u64) {
+    /// `trusted`: what is drained of it is what the backing holds.
+    fn batch(&mut self, batch: &Batch<'_>, base: u64, trusted: bool) {
         for entry in batch.entries() {
             if entry.edge && entry.won.saturating_sub(1) > self.drained {
                 self.edges.push((entry.won - 1, entry.epoch - 1));
@@ -319,7 +341,9 @@ impl Loaded {
             if entry.won <= self.drained {
                 self.drained_epoch = entry.epoch;
             }
+            let stale = !trusted && entry.won <= self.drained && !planted(Bug::StaleAfterMode);
             match entry.kind {
+                Kind::Write | Kind::Discard | Kind::Zeroes if stale => {}
                 Kind::Write => {
                     for piece in entry.pieces() {
                         self.index.insert(Piece {

@@ -65,6 +65,14 @@ pub struct Segments {
     leaving: u64,
 }
 
+/// A part of a segment that is not known to be durable, in bytes of the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubtful {
+    pub segment: u32,
+    pub from: u64,
+    pub to: u64,
+}
+
 /// How many segments are in which state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentCounts {
@@ -252,6 +260,18 @@ impl Segments {
             }
             segment.durable_end = segment.durable_end.max(end);
         }
+    }
+
+    /// What counts and is not durable, up to byte `end` of segment `sequence`, in the log's order.
+    pub fn doubtful(&self, (sequence, end): (u64, u32)) -> Vec<Doubtful> {
+        let part = |index: &u32| {
+            let segment = self.get(*index);
+            let to = if segment.sequence == sequence { end } else { segment.end };
+            let (from, to) = (segment.durable_end.into(), to.into());
+            let doubtful = segment.sequence <= sequence && from < to;
+            doubtful.then_some(Doubtful { segment: *index, from, to })
+        };
+        self.chain.iter().filter_map(part).collect()
     }
 
     /// No new append is given a place in it.

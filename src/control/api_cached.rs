@@ -42,6 +42,8 @@ wire! {
         pub drain: DrainKind,
         pub staleness_ms: u64,
         pub durability: Durability,
+        /// How long a request is tried at a backing that fails.
+        pub backing_timeout_ms: u64,
         pub state: CacheState,
         /// Why it is not simply serving.
         pub message: Option<String>,

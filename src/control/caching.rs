@@ -45,7 +45,7 @@ const MODE_WAIT: Duration = Duration::from_secs(2);
 pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -> &AtomicU64);
 
 /// What a cached disk counts, by its name in Prometheus; the API has what differs in it.
-pub(super) const CACHE_COUNTERS: [CounterField; 15] = [
+pub(super) const CACHE_COUNTERS: [CounterField; 16] = [
     ("vflash_cache_hits_total", "Pieces of reads found in the log.", |c| &c.hits),
     ("vflash_cache_misses_total", "Parts of reads that came from the backing.", |c| &c.misses),
     ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
@@ -55,6 +55,11 @@ pub(super) const CACHE_COUNTERS: [CounterField; 15] = [
         "vflash_cache_append_failures_total",
         "Appends that failed and were done again elsewhere.",
         |c| &c.append_failures,
+    ),
+    (
+        "vflash_cache_flush_failures_total",
+        "Flushes of the flash that failed; what they covered was written again.",
+        |c| &c.flush_failures,
     ),
     (
         "vflash_cache_mismatches_total",
@@ -197,11 +202,10 @@ impl Served {
 
     /// Why it does not serve as it should, though it serves.
     pub(super) fn cache_problem(&self) -> Option<String> {
-        match self.cached.as_ref()?.status.gauges().state {
+        let gauges = self.cached.as_ref()?.status.gauges();
+        match gauges.state {
             cache::CacheState::Fenced(why) => Some(why),
-            cache::CacheState::WaitingForBacking => {
-                Some("its backing fails; writes go on to the flash until the log is full".into())
-            }
+            cache::CacheState::WaitingForBacking => Some(backing_fails(gauges.mode).to_owned()),
             _ => None,
         }
     }
@@ -253,6 +257,7 @@ impl Served {
             mode_wanted: settings.mode,
             staleness_ms: settings.staleness_ms(),
             durability: settings.durability,
+            backing_timeout_ms: settings.backing_timeout_ms(),
             state,
             message,
             dirty_bytes: gauges.dirty_bytes,
@@ -269,6 +274,14 @@ impl Served {
             index_pieces: gauges.index_pieces,
             counters,
         })
+    }
+}
+
+/// What a backing that fails means for a guest.
+pub(super) fn backing_fails(mode: Mode) -> &'static str {
+    match mode {
+        Mode::WriteBack => "its backing fails; writes go on to the flash until the log is full",
+        _ => "its backing fails; requests that need it are tried again until `backingTimeout`",
     }
 }
 
@@ -569,6 +582,10 @@ impl Engine {
             let staleness_max = Duration::from_millis(cache.staleness_ms());
             served.link.send(Box::new(CacheMessage::SetStaleness { staleness_max }));
         }
+        if changed(|a, b| a.backing_timeout_ms() != b.backing_timeout_ms()) {
+            let limit = Duration::from_millis(cache.backing_timeout_ms());
+            served.link.send(Box::new(CacheMessage::SetBackingTimeout { limit }));
+        }
         if changed(|a, b| a.mode != b.mode) {
             self.change_mode(served, cache_mode(cache.mode))?;
         }
@@ -610,5 +627,12 @@ impl Engine {
             .filter(|served| served.home.is_none())
             .filter_map(|served| Some(served.cached.as_ref()?.status.gauges().parked as usize));
         parked.sum()
+    }
+
+    /// Requests of cached disks under way: for space in a log or for a backing they may wait long.
+    pub(super) fn held_up_requests(&self) -> usize {
+        let state = self.state();
+        let cached = state.volumes.values().filter(|served| served.cached.is_some());
+        cached.map(|served| served.metrics.snapshot().in_flight as usize).sum()
     }
 }

@@ -202,6 +202,7 @@ fn sample_cache() -> cached::Cache {
         drain: cached::DrainKind::Grouped,
         staleness_ms: 1,
         durability: cached::Durability::Strong,
+        backing_timeout_ms: 1,
         state: cached::CacheState::WaitingForBacking,
         message: Some(text("m")),
         dirty_bytes: 1,

@@ -133,7 +133,16 @@ fn volume(actual: &ActualVolume, all: &Actual) -> Mapping {
 }
 
 fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
-    let CacheSettings { mode, drain, staleness_ms, durability, backing: _, sidecar, share } = cache;
+    let CacheSettings {
+        mode,
+        drain,
+        staleness_ms,
+        durability,
+        backing_timeout_ms,
+        backing: _,
+        sidecar,
+        share,
+    } = cache;
     let mut mapping = mapping([
         ("pool", actual.pool.as_str().into()),
         ("size", Bytes(actual.size_bytes).to_string().into()),
@@ -146,6 +155,9 @@ fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
         mapping.insert("maxStaleness".into(), format!("{staleness_ms}ms").into());
     }
     mapping.insert("durability".into(), durability.name().into());
+    if let Some(timeout_ms) = backing_timeout_ms {
+        mapping.insert("backingTimeout".into(), format!("{timeout_ms}ms").into());
+    }
     if let Some(sidecar) = sidecar {
         mapping.insert("sidecar".into(), sidecar.as_str().into());
     }

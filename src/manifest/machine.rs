@@ -23,6 +23,7 @@ const WEIGHT_MAX: u32 = 1000;
 
 const BURST_MAX: Duration = Duration::from_secs(60);
 const STALENESS_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const BACKING_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn machine(
     spec: &Node,
@@ -232,7 +233,7 @@ fn backing(node: &Node, decoder: &mut Decoder<'_>) -> Option<Located<Backing>> {
     decoder.located_scalar(node, |text, plain| value::backing(text, plain, directory))
 }
 
-const CACHE_KEYS: [&str; 11] = [
+const CACHE_KEYS: [&str; 12] = [
     "pool",
     "size",
     "mode",
@@ -240,6 +241,7 @@ const CACHE_KEYS: [&str; 11] = [
     "maxStaleness",
     "consistencyGroup",
     "durability",
+    "backingTimeout",
     "sidecar",
     "minimum",
     "maximum",
@@ -270,6 +272,9 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
     });
     let durability = decoder.optional(&fields, "durability", |decoder, node| {
         decoder.choice(node, &[("strong", Durability::Strong), ("flush", Durability::Flush)])
+    });
+    let backing_timeout = decoder.optional(&fields, "backingTimeout", |decoder, node| {
+        decoder.scalar(node, |text, _| value::duration(text, BACKING_TIMEOUT_MAX))
     });
     let sidecar = decoder.optional(&fields, "sidecar", |decoder, node| {
         decoder.located_scalar(node, |text, plain| value::path(text, plain, directory))
@@ -305,6 +310,7 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
         staleness_max: staleness_max?,
         consistency_group: consistency_group?,
         durability: durability?.unwrap_or_default(),
+        backing_timeout: backing_timeout?,
         sidecar,
         share: share?,
         backing,

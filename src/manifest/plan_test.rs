@@ -335,6 +335,7 @@ fn cached() -> Attributes {
         drain: Some(Drain::Ordered),
         staleness_ms: Some(5000),
         durability: Durability::Flush,
+        backing_timeout_ms: None,
         backing: "/mnt/a.raw".to_owned(),
         sidecar: Some("/mnt/a.redo".to_owned()),
         share: None,

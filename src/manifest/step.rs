@@ -286,12 +286,14 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
             drain,
             staleness_ms: _,
             durability,
+            backing_timeout_ms: _,
             backing: _,
             sidecar: _,
             share,
         } = cache;
         let part = |part: fn(&CacheShare) -> u64| share.as_ref().map(part);
         let bytes = |bytes: Option<u64>| or(bytes.map(|bytes| Bytes(bytes).to_string()), "size");
+        let timeout = Duration::from_millis(cache.backing_timeout_ms());
         let staleness = Duration::from_millis(cache.staleness_ms());
         described.extend([
             ("cache mode", mode.name().to_owned()),
@@ -301,6 +303,7 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
             ("minimum", bytes(part(|share| share.minimum_bytes))),
             ("maximum", bytes(part(|share| share.maximum_bytes))),
             ("weight", or(part(|share| share.weight.into()).map(|w| w.to_string()), "1")),
+            ("backingTimeout", format!("{timeout:?}")),
         ]);
     }
     described
@@ -312,6 +315,7 @@ fn default_cache() -> CacheSettings {
         drain: None,
         staleness_ms: None,
         durability: Durability::default(),
+        backing_timeout_ms: None,
         backing: String::new(),
         sidecar: None,
         share: None,

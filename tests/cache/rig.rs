@@ -4,9 +4,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 use vflash::backing::identity::{Identity, Kind};
 use vflash::backing::recover::{Damage, RecoverOptions, Standing, recover, take_up};
 use vflash::backing::redo::Layout;
@@ -25,14 +23,17 @@ use vflash::cache::{
 use vflash::io::blocking::Blocking;
 use vflash::io::buffer::PinnedBuffer;
 use vflash::io::crash::{CrashCase, Explorer, Loss};
-use vflash::io::disk::Disk;
-use vflash::io::sim::{Faults, Recording, SimDisk};
+use vflash::io::disk::{Disk, DiskGeometry};
+use vflash::io::sim::{Content, Faults, Recording, SimDisk, sim_geometry};
 use vflash::io::sim_reactor::{SimReactor, inbox};
 use vflash::io::volume::{Outcome, RequestKind, SectorRange};
 
+#[path = "jobs.rs"]
+mod jobs;
 #[path = "sizes.rs"]
 mod sizes;
 
+pub(crate) use jobs::{alone, run_all, scale};
 pub(crate) use sizes::{SEGMENTS_MAX, allocation_bytes};
 
 pub(crate) const SECTORS: u64 = 2048;
@@ -51,13 +52,17 @@ pub(crate) struct Setup {
     pub(crate) reorder: bool,
     /// Of the allocation when it is opened; 0: all of the flash.
     pub(crate) allocation_bytes: u64,
+    /// Bytes of a block of the backing.
+    pub(crate) block_bytes: u32,
 }
 
 impl Setup {
     /// Both drain modes, both durabilities, several log lengths.
     pub(crate) fn of(seed: u64) -> Self {
         let (grouped, strong) = (seed % 2 == 1, seed % 4 < 3);
-        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true, allocation_bytes: 0 }
+        let segments = 4 + seed % 3;
+        let (allocation_bytes, block_bytes) = (0, 512);
+        Self { seed, grouped, strong, segments, reorder: true, allocation_bytes, block_bytes }
     }
 
     fn options(&self) -> CacheOptions {
@@ -78,7 +83,9 @@ impl World {
         let layout = Layout::new(GROUP_MAX);
         let most = if setup.allocation_bytes > 0 { SEGMENTS_MAX } else { setup.segments };
         let sizes = [allocation_bytes(most), DISK_BYTES, layout.sidecar_bytes()];
-        let world = Self(sizes.map(SimDisk::new));
+        let mut world = Self(sizes.map(SimDisk::new));
+        let geometry = DiskGeometry { block_bytes: setup.block_bytes, ..sim_geometry(DISK_BYTES) };
+        world.0[1] = SimDisk::with(Content::default(), geometry, 0);
         let options = FormatOptions {
             shape,
             log_uuid: [1; 16],
@@ -234,6 +241,8 @@ pub(crate) struct Moment {
     pub(crate) drained: u64,
     /// Of the allocation in its pool; 0: all of the flash.
     pub(crate) allocation_bytes: u64,
+    /// Writes pass the log by: the backing alone is the disk.
+    pub(crate) past_log: bool,
 }
 
 enum UnderWay {
@@ -280,7 +289,7 @@ impl Rig {
         let random = fastrand::Rng::with_seed(setup.seed);
         let kept = model.head();
         let allocation_bytes = setup.allocation_bytes;
-        let now = Moment { at: 0, kept, submitted: kept, drained: 0, allocation_bytes };
+        let now = Moment { kept, submitted: kept, allocation_bytes, ..Moment::default() };
         Self {
             setup,
             world,
@@ -401,7 +410,7 @@ impl Rig {
         match what {
             UnderWay::Write { won } => {
                 self.acked = self.acked.max(won);
-                if self.setup.strong {
+                if self.setup.strong && !self.now.past_log {
                     self.now.kept = self.now.kept.max(won);
                 }
             }
@@ -472,6 +481,23 @@ impl Rig {
         let reached = self.ask(|reply| CacheMessage::Drain { to, hold: false, reply });
         let point = reached.expect("drained");
         self.now.drained = self.now.drained.max(point);
+        self.note();
+    }
+
+    /// Another mode. Leaving one that journals drains, and the way back flushes the backing: all
+    /// that was acknowledged before is kept.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        self.finish();
+        let past_log = self.now.past_log;
+        // Meanwhile it may be in either: neither promise is given.
+        self.now.past_log = false;
+        self.note();
+        self.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+        let journals = matches!(mode, Mode::WriteBack | Mode::WriteThrough);
+        if journals == past_log {
+            self.now.kept = self.acked;
+        }
+        self.now.past_log = !journals;
         self.note();
     }
 
@@ -599,6 +625,7 @@ impl Rig {
     pub(crate) fn judge_killed(&self, world: &World, kept: u64) {
         let submitted = self.model.head();
         self.judge_once(Moment { at: 0, kept, submitted, ..Moment::default() }, world);
+        self.judge_once(Moment { kept, submitted, ..Moment::default() }, world);
     }
 
     /// Judges one state that the end of the host may leave: opens it and looks. `depth`: at so
@@ -647,6 +674,39 @@ impl Rig {
             panic!("the guest's disk is not at point {head}: {what}");
         }
         rig
+    }
+
+    /// As [`Self::judge`], where writes went past the log, which gives them no numbers: every
+    /// sector is at a version that it may have. Past the log the backing alone is such a disk.
+    pub(crate) fn judge_versions(&self, case: CrashCase, world: &World) -> u64 {
+        let moment = self.moment(case.point);
+        let Moment { kept, past_log, .. } = moment;
+        // A write past the log is under way before its moment is noted.
+        let later = self.moments.partition_point(|moment| moment.at <= case.point);
+        let submitted = self.moments.get(later).map_or(self.model.head(), |next| next.submitted);
+        let mut bytes = vec![0; DISK_BYTES as usize];
+        if past_log {
+            world.reader()(0, &mut bytes);
+            if let Err(difference) = self.model.check_read(0, &bytes, (kept, submitted)) {
+                panic!("the backing alone, {moment:?}: {difference}");
+            }
+        }
+        let setup = Setup { reorder: false, ..self.setup };
+        let opened = world.open(&setup);
+        let (disk, _) = opened.unwrap_or_else(|error| panic!("it does not open: {error}"));
+        let mut after = Rig::on(setup, world.clone(), disk, self.model.clone());
+        let state = after.state();
+        assert!(!matches!(state, CacheState::Fenced(_)), "a clean end is no damage: {state:?}");
+        assert_eq!(after.reactor.read(0, &mut bytes), Outcome::Done);
+        if let Err(difference) = self.model.check_read(0, &bytes, (kept, submitted)) {
+            panic!("the guest's disk, {moment:?}: {difference}");
+        }
+        let reached = after.ask(|reply| CacheMessage::Drain { to: None, hold: false, reply });
+        reached.expect("drained");
+        let mut drained = vec![0; bytes.len()];
+        after.world.reader()(0, &mut drained);
+        assert!(bytes == drained, "the backing is the disk after a drain");
+        1
     }
 
     /// Drains all; the backing is then the disk.
@@ -722,51 +782,4 @@ pub(crate) fn explore(
         });
     }
     states
-}
-
-/// How many times as much as in CI: `VFLASH_CRASH_SCALE`.
-pub(crate) fn scale() -> u64 {
-    let text = std::env::var("VFLASH_CRASH_SCALE").ok();
-    text.and_then(|text| text.parse().ok()).unwrap_or(1)
-}
-
-/// The first failure ends a suite.
-struct StopOnPanic<'a>(&'a AtomicBool);
-
-impl Drop for StopOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Runs jobs on all cores and says what came of it; the number of states.
-pub(crate) fn run_all<T: Sync>(name: &str, jobs: &[T], job: impl Fn(&T) -> u64 + Sync) -> u64 {
-    let (next, states) = (AtomicU64::new(0), AtomicU64::new(0));
-    let begun = Instant::now();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                let _stop = StopOnPanic(&stop);
-                while let Some(one) = jobs.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    if stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    states.fetch_add(job(one), Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    let states = states.load(Ordering::Relaxed);
-    let seconds = begun.elapsed().max(Duration::from_millis(1)).as_secs_f64();
-    let speed = states as f64 / seconds;
-    println!("crash suite: {name}: {states} states, {speed:.0} states/s, 0 failures");
-    states
-}
-
-/// One state is being repeated, so counts mean nothing.
-pub(crate) fn alone() -> bool {
-    std::env::var_os("VFLASH_CRASH_CASE").is_some()
 }
