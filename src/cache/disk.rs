@@ -23,7 +23,7 @@ use super::root::Mode;
 use super::roots::{RootWish, Roots};
 use super::status::{CacheGauges, CacheState, CacheStatus, count};
 use crate::backing::stamp::DrainMode;
-use crate::base::clock::Nanos;
+use crate::base::clock::{Nanos, unix_ms};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::{DiskGeometry, Errno, Operation};
 use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
@@ -64,15 +64,10 @@ impl CacheOptions {
             backing_timeout: Duration::from_secs(60),
             fence: FencePolicy::Fail,
             memory: DrainMemory::of_daemon(),
-            wall_ms,
+            wall_ms: unix_ms,
             now: Nanos::now,
         }
     }
-}
-
-fn wall_ms() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |now| now.as_millis() as u64)
 }
 
 /// How often gauges are brought up to date, at most.
