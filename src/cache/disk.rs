@@ -266,7 +266,7 @@ impl CachedDisk {
             drainer.set_urgent(urgent, &mut host);
         }
         self.look_for_damage(io);
-        self.gauge(io.now(), false);
+        self.gauge_soon(io);
     }
 
     /// The disk is fenced: who waits for the log to go on is told.
@@ -330,11 +330,17 @@ impl CachedDisk {
         }
     }
 
-    fn gauge(&mut self, now: Nanos, must: bool) {
-        let fresh = self.gauges_at.is_some_and(|at| now.since(at) < GAUGES_EVERY);
-        if fresh && !must {
-            return;
+    /// Brings the gauges up to date: now, or in a moment if they were a moment ago. What comes
+    /// last before a rest is told too.
+    fn gauge_soon(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        match self.gauges_at.map(|at| at + GAUGES_EVERY).filter(|&due| now < due) {
+            Some(due) => self.core.wake_at(due, io),
+            None => self.gauge(now),
         }
+    }
+
+    fn gauge(&mut self, now: Nanos) {
         self.gauges_at = Some(now);
         self.gauge_curve(now);
         let core = &self.core;
@@ -442,7 +448,7 @@ impl CachedDisk {
             CacheMessage::Close { reply } => self.begin_close(reply),
             CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
-                self.gauge(io.now(), true);
+                self.gauge(io.now());
                 reply(());
             }
         }
