@@ -4,7 +4,7 @@
 mod daemon;
 
 use daemon::Daemon;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -46,11 +46,12 @@ impl Qemu {
             assert!(Instant::now() < deadline, "QEMU opens its QMP socket");
             std::thread::sleep(Duration::from_millis(10));
         }
-        let stream = UnixStream::connect(&qemu.qmp).unwrap();
+        // It greets before it has its devices, and obeys when it has them.
+        let mut stream = UnixStream::connect(&qemu.qmp).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        let mut greeting = String::new();
-        BufReader::new(stream).read_line(&mut greeting).unwrap();
-        assert!(greeting.contains("QMP"), "QEMU takes all its devices: {greeting:?}");
+        stream.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
+        let mut answers = BufReader::new(stream).lines().map_while(|line| line.ok());
+        assert!(answers.any(|line| line.contains("return")), "QEMU takes all its devices");
         qemu
     }
 
@@ -125,4 +126,33 @@ fn printed_lines_start_a_machine_of_more_cpus_than_queues() {
     let qemu = Qemu::start_with(daemon.folder.path(), words.chain(["-smp", "4", "-S"]));
     let shown = daemon.says(&["describe", "web-1/root"]);
     assert!(shown.contains(&format!("yes, process {}", qemu.child.id())), "{shown}");
+}
+
+/// Its firmware reads from the disk, and would wait for ever without a word.
+#[test]
+fn a_machine_whose_memory_is_not_shared_is_told_of() {
+    let daemon = Daemon::start(Access { group: None });
+    let manifest = daemon.manifest().display().to_string();
+    daemon.says(&["apply", "-f", &manifest]);
+    let socket = daemon.path("run/web-1/root.sock");
+    let _qemu = Qemu::start_with(
+        daemon.folder.path(),
+        [
+            "-object",
+            "memory-backend-ram,id=mem,size=64M,share=off",
+            "-machine",
+            "memory-backend=mem",
+            "-chardev",
+            &format!("socket,id=c,path={},reconnect=1", socket.display()),
+            "-device",
+            "vhost-user-blk-pci,chardev=c,bootindex=1",
+        ],
+    );
+    let deadline = Instant::now() + SOON;
+    while !daemon.says(&["status"]).contains("volume web-1/root: its virtual machine shares no") {
+        assert!(Instant::now() < deadline, "{}", daemon.says(&["describe", "web-1/root"]));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let shown = daemon.says(&["describe", "web-1/root"]);
+    assert!(shown.contains("vflash attach web-1/root --print"), "{shown}");
 }
