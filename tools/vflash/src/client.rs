@@ -24,29 +24,55 @@ impl Client {
     }
 
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.call(Method::GET, path, None)
+        self.call(Method::GET, path, None, "")
     }
 
+    /// Asks for a change.
     pub(crate) fn post<T: DeserializeOwned>(
         &self,
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, Failure> {
-        let body = body.map(serde_json::to_vec).transpose();
-        let body = body.map_err(|error| internal(error.to_string()))?;
-        self.call(Method::POST, path, body)
+        let left = ": a part of the change may be done: `vflash diff` with the manifests, or \
+                    `vflash get`, shows what is";
+        self.send(path, body, left)
     }
 
+    /// Asks something that takes a body, and changes nothing.
+    pub(crate) fn ask<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Failure> {
+        self.send(path, body, "")
+    }
+
+    fn send<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Option<&impl Serialize>,
+        left: &str,
+    ) -> Result<T, Failure> {
+        let body = body.map(serde_json::to_vec).transpose();
+        let body = body.map_err(|error| internal(error.to_string()))?;
+        self.call(Method::POST, path, body, left)
+    }
+
+    /// `left`: what may be left if no answer comes.
     fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
+        left: &str,
     ) -> Result<T, Failure> {
         let answer = request(&self.socket, method, path, body).map_err(|failed| match failed {
             Failed::Unreachable(cause) => self.unreachable(&cause.0),
             Failed::Broken(text) => {
-                let text = format!("vflashd ended the connection: {text}; see its log");
+                let text = format!(
+                    "vflashd ended the connection before it answered ({text}){left}; the log of \
+                     vflashd says why"
+                );
                 Failure::new(ErrorCode::Io, text)
             }
         })?;
@@ -105,4 +131,36 @@ fn part(name: &str) -> Result<&str, Failure> {
     }
     let text = format!("`{name}` is no name: small letters, digits and inner hyphens make one");
     Err(Failure::new(ErrorCode::Invalid, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixListener;
+
+    /// What is told when the daemon dies while it works on a request.
+    fn told(request: impl FnOnce(&Client) -> Result<(), Failure>) -> String {
+        let run_dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(socket_path(run_dir.path())).unwrap();
+        let daemon = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut head = BufReader::new(stream).lines();
+            assert!(head.any(|line| line.unwrap().is_empty()), "a whole request");
+        });
+        let failure = request(&Client::new(run_dir.path())).unwrap_err();
+        daemon.join().unwrap();
+        failure.message
+    }
+
+    #[test]
+    fn a_change_without_an_answer_may_be_done_in_part() {
+        let text = told(|client| client.post("/v1/apply", None::<&()>));
+        assert!(text.contains("a part of the change may be done: `vflash diff`"), "{text}");
+        let status = told(|client| client.get("/v1/status"));
+        let diff = told(|client| client.ask("/v1/diff", None::<&()>));
+        for text in [status, diff] {
+            assert!(text.contains("the log of vflashd") && !text.contains("may be done"), "{text}");
+        }
+    }
 }

@@ -24,8 +24,9 @@ pub(crate) fn apply(client: &Client, format: Format, arguments: &ChangeArguments
 }
 
 pub(crate) fn diff(client: &Client, format: Format, arguments: &FileArguments) -> Result<()> {
-    let nothing = Consent { yes: false, confirm: Vec::new() };
-    let plan = change(client, "/v1/diff", arguments, false, &nothing)?;
+    let sources = read_sources(&arguments.files)?;
+    let change = Change { sources, force: false, confirm: Vec::new() };
+    let plan: Plan = client.ask("/v1/diff", Some(&change))?;
     print(format, &plan, tables::plan)
 }
 
