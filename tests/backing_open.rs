@@ -89,6 +89,7 @@ fn claim(allocation: u8) -> Claim {
         adopt: false,
         group_bytes_max: Some(MIB),
         new_disk: [7; 16],
+        roster: Default::default(),
         now_ms: 1_000_000,
     }
 }

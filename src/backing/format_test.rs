@@ -4,6 +4,7 @@
 use super::group::GroupWriter;
 use super::identity::{Identity, Kind};
 use super::redo::*;
+use super::roster::{Peer, Roster};
 use super::stamp::*;
 use crate::base::byte_table::{assert_documented, number};
 use crate::base::checksum::{content, crc32c};
@@ -38,6 +39,16 @@ pub(super) fn stamp() -> Stamp {
         oldest_dirty_ms: 1_767_225_590_000,
         retired_group: 8,
         group_bytes_max: 2 * MIB,
+        committed_step: 5 << 32 | 9,
+        roster: Roster { name: "db".into(), members: vec![peer("log"), peer("root")] },
+    }
+}
+
+fn peer(name: &str) -> Peer {
+    Peer {
+        volume: format!("web-1/{name}"),
+        backing: format!("/mnt/{name}.raw"),
+        sidecar: format!("/mnt/{name}.raw.vflash"),
     }
 }
 
@@ -47,6 +58,7 @@ fn id() -> GroupId {
 
 fn group() -> super::group::Finished {
     let mut writer = GroupWriter::new(Layout::new(2 * MIB), id());
+    writer.set_step(StepId::of_leader(id()));
     writer.data(3, &[5; 1024]);
     writer.zero(8, 1 << 20);
     writer.discard((1 << 20) + 8, 1);
@@ -72,7 +84,7 @@ fn stamps_are_written_as_the_layout_says() {
     for (name, value) in [
         ("magic", u64::from_le_bytes(*STAMP_MAGIC)),
         ("version", 1),
-        ("features", 0),
+        ("features", 1),
         ("sequence", 41),
         ("owner epoch", 5),
         ("owned since", 1_767_225_599_001),
@@ -89,6 +101,9 @@ fn stamps_are_written_as_the_layout_says() {
         ("oldest dirty", 1_767_225_590_000),
         ("retired group", 8),
         ("group bytes", 2 * MIB),
+        ("committed step", 5 << 32 | 9),
+        ("consistency group bytes", 2),
+        ("members", 2),
         ("first epoch", 4),
         ("host name bytes", 5),
         ("volume bytes", 10),
@@ -112,7 +127,7 @@ fn groups_are_written_as_the_layout_says() {
     for (name, value) in [
         ("magic", u64::from_le_bytes(*REDO_MAGIC)),
         ("version", 1),
-        ("features", 0),
+        ("features", 1),
         ("owner epoch", 5),
         ("number", 9),
         ("from", 100),
@@ -123,6 +138,7 @@ fn groups_are_written_as_the_layout_says() {
         ("entries", 4),
         ("data bytes", 1536),
         ("table checksum", crc32c(id().salt(), &group.table[..128]).into()),
+        ("step", 5 << 32 | 9),
         ("checksum", crc32c(0, &header[..508]).into()),
     ] {
         assert_eq!(number(HEADER_LAYOUT, name, header), value, "{name}");
@@ -206,7 +222,7 @@ fn every_changed_bit_is_found() {
 #[test]
 fn newer_versions_and_unknown_features_are_told_from_damage() {
     let layout = Layout::new(2 * MIB);
-    for (at, version, features) in [(8, 2, 0), (12, 1, 2)] {
+    for (at, version, features) in [(8, 2, 1), (12, 1, 2)] {
         let mut bytes = stamp().encode();
         bytes[at] = 2;
         seal(&mut bytes, 4092);

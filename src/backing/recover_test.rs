@@ -374,7 +374,8 @@ fn committed() -> (Pair, BTreeMap<u64, Vec<u8>>) {
 fn recovery_reports_and_a_second_one_finds_nothing_to_do() {
     let (pair, points) = committed();
     let (_, mut sidecar) = pair.blocking();
-    let before = inspect(&mut sidecar, Damage::Refuse).expect("readable").expect("a stamp");
+    let before =
+        inspect(&mut sidecar, RecoverOptions::default()).expect("readable").expect("a stamp");
     assert_eq!(before.live.map(|header| header.id.number), Some(2));
     assert_eq!(before.next_group, 3);
     let recovery = recover_pair(&pair).expect("recovers");
@@ -425,7 +426,7 @@ fn a_failing_disk_fails_recovery_and_the_next_one_finishes() {
 fn refused(pair: &Pair, damage: Damage) -> Error {
     let before = pair.backing.peek(0, BACKING_BYTES as usize);
     let (mut backing, mut sidecar) = pair.blocking();
-    let options = RecoverOptions { damage, now_ms: 1 };
+    let options = RecoverOptions { damage, now_ms: 1, word: None };
     let error = recover(&mut backing, &mut sidecar, options, &mut |_| {}).expect_err("refused");
     assert_eq!(pair.backing.peek(0, BACKING_BYTES as usize), before, "untouched");
     error
@@ -443,7 +444,7 @@ fn a_damaged_header_is_refused_and_passed_over_only_when_told() {
     let text = error.to_string();
     assert!(text.contains("redo slot 0 is damaged: wrong checksum; attach the disk on host alpha"));
     let (mut backing, mut sidecar) = pair.blocking();
-    let options = RecoverOptions { damage: Damage::Skip, now_ms: 1 };
+    let options = RecoverOptions { damage: Damage::Skip, now_ms: 1, word: None };
     let recovery = recover(&mut backing, &mut sidecar, options, &mut |_| {}).expect("passed over");
     let standing = recovery.expect("a stamp").standing;
     assert!(standing.findings.iter().any(|text| text.contains("slot 0 is damaged")));
@@ -505,13 +506,13 @@ fn stamps_survive_one_damaged_copy_and_are_completed() {
     assert_eq!(pair.sidecar.peek(other, 4096), first_stamp().encode());
     let sidecar = SimDisk::new(layout().sidecar_bytes());
     let mut blocking = Blocking::new(Box::new(sidecar.clone()));
-    assert_eq!(inspect(&mut blocking, Damage::Refuse).expect("readable"), None, "empty");
+    assert_eq!(inspect(&mut blocking, RecoverOptions::default()).expect("readable"), None, "empty");
     sidecar.poke(0, b"precious data");
-    let error = inspect(&mut blocking, Damage::Refuse).expect_err("not a sidecar");
+    let error = inspect(&mut blocking, RecoverOptions::default()).expect_err("not a sidecar");
     assert!(error.to_string().contains("this is not a sidecar"), "{error}");
     let mut damaged = first_stamp().encode();
     damaged[100] ^= 1;
     sidecar.poke(0, &damaged);
-    let error = inspect(&mut blocking, Damage::Refuse).expect_err("damaged");
+    let error = inspect(&mut blocking, RecoverOptions::default()).expect_err("damaged");
     assert!(error.to_string().contains("every copy of the owner stamp is damaged"), "{error}");
 }

@@ -39,6 +39,9 @@ pub const GROUP_BYTES_DEFAULT: u64 = 32 * MIB;
 pub const GROUP_BYTES_MIN: u64 = MIB;
 pub const GROUP_BYTES_MAX: u64 = 1024 * MIB;
 
+/// The group is a part of a step of a consistency group: it counts when its leader says so.
+const FEATURE_STEP: u32 = 1;
+
 pub(super) const REDO_MAGIC: &[u8; 8] = b"VFLASHRD";
 
 /// Transfers to the sidecar are multiples of this, whatever the device.
@@ -67,7 +70,9 @@ pub(super) const HEADER_LAYOUT: &[Field] = &[
     (84, 4, "entries"),
     (88, 8, "data bytes"),
     (96, 4, "table checksum"),
-    (100, 408, "reserved"),
+    (100, 16, "leader"),
+    (116, 8, "step"),
+    (124, 384, "reserved"),
     (508, 4, "checksum"),
 ];
 
@@ -158,6 +163,27 @@ impl GroupId {
     }
 }
 
+/// A step of a consistency group: redo groups of all its disks that count together or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepId {
+    /// UUID of the disk whose stamp says whether the step is committed.
+    pub leader: [u8; 16],
+    /// Grows; never the same twice for one leader.
+    pub number: u64,
+}
+
+/// Bits of a step's number that are the number of the leader's redo group; above them its epoch.
+const STEP_GROUP_BITS: u32 = 32;
+
+impl StepId {
+    /// The step that a redo group of its leader belongs to.
+    pub fn of_leader(id: GroupId) -> Self {
+        let group = id.number & (1_u64 << STEP_GROUP_BITS).wrapping_sub(1);
+        let number = id.owner_epoch.wrapping_shl(STEP_GROUP_BITS) | group;
+        Self { leader: id.disk, number: number & NUMBER_MAX.wrapping_sub(1) }
+    }
+}
+
 /// What a group takes the backing from and to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
@@ -178,6 +204,8 @@ pub struct Span {
 pub struct GroupHeader {
     pub id: GroupId,
     pub span: Span,
+    /// `None`: it counts by itself.
+    pub step: Option<StepId>,
     /// In the table.
     pub entries: u32,
     /// In the data area.
@@ -188,19 +216,22 @@ pub struct GroupHeader {
 /// What a header's sector turned out to be.
 pub type HeaderBlock = SealedBlock<GroupHeader>;
 
-const SEAL: Seal = Seal { magic: REDO_MAGIC, version: REDO_VERSION };
+const SEAL: Seal = Seal { magic: REDO_MAGIC, version: REDO_VERSION, features: FEATURE_STEP };
 
 const FLAG_PART: u32 = 1;
 
 impl GroupHeader {
     /// One block: the header and zeros behind it.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = SEAL.begin();
+        let mut writer = SEAL.begin_with(if self.step.is_some() { FEATURE_STEP } else { 0 });
         writer.bytes(&self.id.disk);
         writer.u64(self.id.owner_epoch).u64(self.id.number);
         writer.u64(self.span.from).u64(self.span.to).u64(self.span.point_ms);
         writer.u64(self.span.dirty_bytes).u32(if self.span.part { FLAG_PART } else { 0 });
         writer.u32(self.entries).u64(self.data_bytes).u32(self.table_checksum);
+        if let Some(step) = &self.step {
+            writer.bytes(&step.leader).u64(step.number);
+        }
         let mut bytes = seal(writer, HEADER_BYTES, 0);
         bytes.resize(BLOCK_BYTES as usize, 0);
         bytes
@@ -222,12 +253,14 @@ impl GroupHeader {
         let flags = reader.u32()?;
         let (entries, data_bytes) = (reader.u32()?, reader.u64()?);
         let table_checksum = reader.u32()?;
+        let step = StepId { leader: reader.array()?, number: reader.u64()? };
+        let step = (step.number > 0).then_some(step);
         if from > to || [to, id.owner_epoch, id.number].iter().any(|one| *one > NUMBER_MAX) {
             return None;
         }
         let part = flags & FLAG_PART != 0;
         let span = Span { from, to, point_ms, dirty_bytes, part };
-        Some(Self { id, span, entries, data_bytes, table_checksum })
+        Some(Self { id, span, step, entries, data_bytes, table_checksum })
     }
 
     fn fits(&self, layout: &Layout) -> bool {

@@ -53,6 +53,13 @@ pub enum CacheMessage {
     Close {
         reply: Reply<Result<()>>,
     },
+    /// Leaves the consistency group: drains all, and goes on by itself when the others' stamps do
+    /// not name it any more. Writes wait meanwhile.
+    Leave {
+        reply: Reply<Result<()>>,
+    },
+    /// Something has changed in the consistency group.
+    Wake,
     /// Brings the gauges up to date.
     Status {
         reply: Reply<()>,

@@ -3,11 +3,13 @@
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
 //! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`,
-//! `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is worth keeping on flash,
-//! and [`curve`], what more or less of it would bring: pure, for `tools/replay` until reads fill.
+//! `roots`, [`drain`], [`consistency`], `numbers`, `change`, [`disk`]. Beside them [`policy`], what
+//! is worth keeping on flash, and [`curve`], what more or less of it would bring: pure, for
+//! `tools/replay` until reads fill.
 
 mod around;
 mod change;
+pub mod consistency;
 mod core;
 mod cursor;
 pub mod curve;
@@ -24,6 +26,7 @@ pub mod memory;
 mod merge;
 pub mod message;
 pub mod model;
+mod numbers;
 pub mod order;
 pub mod place;
 pub mod policy;

@@ -86,13 +86,23 @@ pub struct OpenOptions {
     pub clean_segments_max: usize,
     /// The backing may have been written without this log: what is drained is not to be trusted.
     pub cold: bool,
+    /// The disk is in a consistency group: other disks have numbers between its own, and the point
+    /// that the backing holds may be one of those.
+    pub shared: bool,
 }
 
 impl OpenOptions {
     /// Memory of the index as the promises have it: 0.6 % of the cache, 1 MiB at least.
     pub fn new(backing: BackingIdentity, cache_bytes: u64) -> Self {
         let index_bytes = (cache_bytes / 1000 * 6).max(1 << 20) as usize;
-        Self { backing, drained_through: 0, index_bytes, clean_segments_max: 256, cold: false }
+        Self {
+            backing,
+            drained_through: 0,
+            index_bytes,
+            clean_segments_max: 256,
+            cold: false,
+            shared: false,
+        }
     }
 }
 
@@ -121,6 +131,11 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// All numbers from here on are free: they are in no record, counted or not.
+    pub fn next_won(&self) -> u64 {
+        self.head.next_won
+    }
+
     /// Whether this log has all that a group does which is live in the sidecar.
     pub fn can_finish(&self, group: &Span) -> bool {
         let reaches = self.drained >= group.from && self.head.durable_through >= group.to;
@@ -151,7 +166,8 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         origins: Vec::new(),
     };
     // If the newest of what was drained is missing, what is there may be older than the backing.
-    if scan.last_won >= drained {
+    let newest_drained = if options.shared { scan.drained_through } else { drained };
+    if scan.last_won >= newest_drained {
         scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
     }
     loaded.origins.sort_unstable();
@@ -161,7 +177,11 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         Verdict::Corrupt { last_good } => last_good.max(drained),
     };
     let mut root = scan.root.clone();
-    root.drained_through = drained;
+    root.drained_through = match options.shared {
+        // A number of its own, so that the next opening can tell as above.
+        true => drained.min(scan.last_won).max(root.drained_through),
+        false => drained,
+    };
     root.drained_epoch = loaded.drained_epoch;
     root.clean = false;
     if fence.is_none() {

@@ -36,6 +36,8 @@ wire! {
         pub drain: DrainKind,
         pub staleness_ms: u64,
         pub durability: Durability,
+        /// It is drained together with the other disks of this group, in one order.
+        pub consistency_group: Option<String>,
         pub state: CacheState,
         /// Why it is not simply serving.
         pub message: Option<String>,

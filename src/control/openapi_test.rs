@@ -194,6 +194,7 @@ fn sample_cache() -> cached::Cache {
         drain: cached::DrainKind::Grouped,
         staleness_ms: 1,
         durability: cached::Durability::Strong,
+        consistency_group: Some(text("g")),
         state: cached::CacheState::WaitingForBacking,
         message: Some(text("m")),
         dirty_bytes: 1,

@@ -133,7 +133,15 @@ fn volume(actual: &ActualVolume, all: &Actual) -> Mapping {
 }
 
 fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
-    let CacheSettings { mode, drain, staleness_ms, durability, backing: _, sidecar } = cache;
+    let CacheSettings {
+        mode,
+        drain,
+        staleness_ms,
+        durability,
+        backing: _,
+        sidecar,
+        consistency_group,
+    } = cache;
     let mut mapping = mapping([
         ("pool", actual.pool.as_str().into()),
         ("size", Bytes(actual.size_bytes).to_string().into()),
@@ -146,6 +154,9 @@ fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
         mapping.insert("maxStaleness".into(), format!("{staleness_ms}ms").into());
     }
     mapping.insert("durability".into(), durability.name().into());
+    if let Some(group) = consistency_group {
+        mapping.insert("consistencyGroup".into(), group.as_str().into());
+    }
     if let Some(sidecar) = sidecar {
         mapping.insert("sidecar".into(), sidecar.as_str().into());
     }

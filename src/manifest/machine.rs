@@ -267,9 +267,11 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
     }
     let default = if read_only { CacheMode::ReadOnly } else { CacheMode::default() };
     let (mode, drain) = (mode.unwrap_or(default), drain?);
+    let consistency_group = consistency_group?;
     if sidecar.is_none()
         && has_no_neighbour(&backing.value)
-        && let Some((key, text)) = lacks_sidecar(mode, drain, &backing.value)
+        && let Some((key, text)) =
+            lacks_sidecar((mode, drain, consistency_group.is_some()), &backing.value)
     {
         let at = if key == "cache" { at } else { fields.key_at(key) };
         decoder.mistake(at, text);
@@ -279,7 +281,7 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
         let value = fields.get(key)?;
         Some((key, decoder.mistakes.place(value.at)))
     });
-    Some(Cached {
+    let cached = Cached {
         place: decoder.mistakes.place(at),
         given: given.collect(),
         pool: pool?,
@@ -287,17 +289,22 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
         mode,
         drain,
         staleness_max: staleness_max?,
-        consistency_group: consistency_group?,
+        consistency_group,
         durability: durability?.unwrap_or_default(),
         sidecar,
         backing,
-    })
+    };
+    if let Some((key, text)) = cached.settings().refuse_in_group() {
+        let at = if fields.lacks(key) { at } else { fields.key_at(key) };
+        decoder.mistake(at, text);
+        return None;
+    }
+    Some(cached)
 }
 
 /// Which key wants a sidecar that cannot be beside the backing, and what to write.
 fn lacks_sidecar(
-    mode: CacheMode,
-    drain: Option<Drain>,
+    (mode, drain, grouped): (CacheMode, Option<Drain>, bool),
     backing: &Backing,
 ) -> Option<(&'static str, String)> {
     if mode == CacheMode::WriteBack {
@@ -306,6 +313,13 @@ fn lacks_sidecar(
              PATH` on the shared storage, or `mode: write-through`"
         );
         return Some(("cache", text));
+    }
+    if grouped {
+        let text = format!(
+            "disks of a consistency group move by redo groups, and beside {backing} is no place \
+             for them: add `sidecar: PATH` on the shared storage"
+        );
+        return Some(("consistencyGroup", text));
     }
     (drain == Some(Drain::Grouped)).then(|| {
         let text = format!(

@@ -335,6 +335,7 @@ fn cached() -> Attributes {
         durability: Durability::Flush,
         backing: "/mnt/a.raw".to_owned(),
         sidecar: Some("/mnt/a.redo".to_owned()),
+        consistency_group: None,
     };
     let log = LogIdentity {
         uuid: uuid::Uuid::from_u128(7),

@@ -52,9 +52,16 @@ impl Home {
     }
 
     /// By the keys of `cache:`, in the words of the manifest.
-    fn described(&self) -> [(&'static str, String); 7] {
-        let CacheSettings { mode, drain, staleness_ms: _, durability, backing: _, sidecar } =
-            &self.cache;
+    fn described(&self) -> [(&'static str, String); 8] {
+        let CacheSettings {
+            mode,
+            drain,
+            staleness_ms: _,
+            durability,
+            backing: _,
+            sidecar,
+            consistency_group,
+        } = &self.cache;
         let staleness = std::time::Duration::from_millis(self.cache.staleness_ms());
         [
             ("pool", self.pool.clone()),
@@ -64,6 +71,7 @@ impl Home {
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
             ("sidecar", sidecar.clone().unwrap_or_else(|| "beside it".to_owned())),
+            ("consistencyGroup", consistency_group.clone().unwrap_or_else(|| "none".to_owned())),
         ]
     }
 }

@@ -170,6 +170,7 @@ impl Cached {
             durability: self.durability,
             backing: self.backing.value.to_string(),
             sidecar: self.sidecar.as_ref().map(|path| path.value.display().to_string()),
+            consistency_group: self.consistency_group.as_ref().map(|group| group.value.clone()),
         }
     }
 }

@@ -273,14 +273,22 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
     ];
     if let Some(cache) = cache {
         // Backing and sidecar never change.
-        let CacheSettings { mode, drain, staleness_ms: _, durability, backing: _, sidecar: _ } =
-            cache;
+        let CacheSettings {
+            mode,
+            drain,
+            staleness_ms: _,
+            durability,
+            backing: _,
+            sidecar: _,
+            consistency_group,
+        } = cache;
         let staleness = Duration::from_millis(cache.staleness_ms());
         described.extend([
             ("cache mode", mode.name().to_owned()),
             ("drain", drain.map_or("by sidecar", Drain::name).to_owned()),
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
+            ("consistencyGroup", or(consistency_group.clone(), "none")),
         ]);
     }
     described
@@ -294,5 +302,6 @@ fn default_cache() -> CacheSettings {
         durability: Durability::default(),
         backing: String::new(),
         sidecar: None,
+        consistency_group: None,
     }
 }

@@ -44,16 +44,23 @@ pub(crate) struct Setup {
     pub(crate) strong: bool,
     pub(crate) segments: u64,
     pub(crate) reorder: bool,
+    /// Tells the disks of a consistency group apart.
+    pub(crate) member: u8,
 }
 
 impl Setup {
     /// Both drain modes, both durabilities, several log lengths.
     pub(crate) fn of(seed: u64) -> Self {
         let (grouped, strong) = (seed % 2 == 1, seed % 4 < 3);
-        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true }
+        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true, member: 0 }
     }
 
-    fn options(&self) -> CacheOptions {
+    /// Of the disk.
+    pub(crate) fn uuid(&self) -> [u8; 16] {
+        [UUID[0] + self.member; 16]
+    }
+
+    pub(crate) fn options(&self) -> CacheOptions {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
         (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || 1_000_000);
@@ -74,7 +81,7 @@ impl World {
         let options = FormatOptions {
             shape,
             log_uuid: [1; 16],
-            disk_uuid: UUID,
+            disk_uuid: setup.uuid(),
             secret: setup.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed,
             mode: Mode::WriteBack,
             backing: identity(),
@@ -184,7 +191,7 @@ pub(crate) fn identity() -> BackingIdentity {
 fn first_stamp(setup: &Setup) -> Stamp {
     let (kind, fingerprint) = (Kind::File, [0; 2]);
     Stamp {
-        disk: UUID,
+        disk: setup.uuid(),
         sequence: 1,
         owner: Owner { allocation: [1; 16], ..Owner::default() },
         owner_epoch: 1,
@@ -199,6 +206,8 @@ fn first_stamp(setup: &Setup) -> Stamp {
         oldest_dirty_ms: 0,
         retired_group: 0,
         group_bytes_max: GROUP_MAX,
+        committed_step: 0,
+        roster: Default::default(),
     }
 }
 
