@@ -9,7 +9,7 @@ use rig::{DISK_BYTES, Setup, World, alone, identity, run_all, scale};
 use std::any::Any;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use vflash::backing::recover::{RecoverOptions, Word, inspect, recover};
+use vflash::backing::recover::{RecoverOptions, Standing, Word, inspect, recover};
 use vflash::backing::redo::Layout;
 use vflash::backing::roster::{Peer, Roster};
 use vflash::backing::sidecar::write_stamp;
@@ -19,7 +19,7 @@ use vflash::base::units::{MIB, SECTOR_BYTES};
 use vflash::cache::consistency::{Consistency, Joining};
 use vflash::cache::drain::{DrainError, SidecarState};
 use vflash::cache::message::Reply;
-use vflash::cache::recover::{OpenOptions, open};
+use vflash::cache::recover::{OpenOptions, Opened, open};
 use vflash::cache::{CacheMessage, CacheState, CacheStatus, CachedDisk};
 use vflash::io::buffer::PinnedBuffer;
 use vflash::io::crash::{Explorer, Loss};
@@ -116,16 +116,24 @@ fn recover_pair(worlds: &[World; 2]) -> [u64; 2] {
     })
 }
 
+/// Opens a disk's log as a daemon that starts does. `shared`: the disk is in the group.
+fn open_log(world: &World, shared: bool) -> (Standing, vflash::base::Result<Opened>) {
+    let standing = inspect(&mut world.blocking(2), RecoverOptions::default());
+    let standing = standing.expect("readable").expect("stamped");
+    let mut how = OpenOptions::new(identity(), 64 * MIB);
+    let point = standing.point;
+    (how.drained_through, how.drained_others) = (point.won, point.others);
+    how.shared = shared;
+    (standing, open(&mut world.medium(), &how))
+}
+
 /// Opens the disks as a daemon that starts does.
 fn open_pair(setups: &[Setup; 2], worlds: &[World; 2]) -> Vec<(CachedDisk, Joining)> {
     recover_pair(worlds);
     let open_one = |member: usize| {
         let (setup, world) = (&setups[member], &worlds[member]);
-        let standing = inspect(&mut world.blocking(2), RecoverOptions::default());
-        let standing = standing.expect("readable").expect("stamped");
-        let mut how = OpenOptions::new(identity(), 64 * MIB);
-        (how.drained_through, how.shared) = (standing.point.won, true);
-        let opened = open(&mut world.medium(), &how).expect("opened");
+        let (standing, opened) = open_log(world, true);
+        let opened = opened.expect("opened");
         let mut stamp = standing.stamp.next(1);
         (stamp.state, stamp.roster) = (State::Dirty, roster());
         stamp.owner.volume = peer(member).volume;
@@ -581,11 +589,41 @@ fn while_one_backing_is_down_no_disk_advances_and_writes_go_on() {
     assert_eq!(pair.check_backings(), all);
 }
 
+/// Both of one moment, each in turn with the flash of an earlier one.
+#[test]
+fn a_flash_that_is_older_than_its_backing_is_told_by_the_numbers_of_its_own_disk() {
+    let mut pair = Pair::new(6);
+    pair.work(40);
+    pair.finish();
+    let older = [0, 1].map(|disk: usize| pair.worlds[disk].killed(1));
+    pair.work(40);
+    pair.finish();
+    pair.drain(0, None, false).expect("drained");
+    let worlds = [0, 1].map(|disk: usize| pair.worlds[disk].killed(1));
+    recover_pair(&worlds);
+    for (world, older) in worlds.iter().zip(&older) {
+        let [_, backing, sidecar] = world.0.clone();
+        let (standing, opened) = open_log(&World([older.0[0].clone(), backing, sidecar]), true);
+        let error = opened.err().expect("refused").to_string();
+        let wanted = format!("older than its backing, which is at point {}", standing.point.won);
+        assert!(error.contains(&wanted), "{error}");
+        assert!(open_log(world, true).1.is_ok(), "with its own flash");
+    }
+}
+
 #[test]
 fn a_disk_leaves_when_the_others_need_no_word_of_it() {
     let mut pair = Pair::new(5);
     pair.work(80);
-    // The data disk leads.
+    pair.finish();
+    while pair.clients[0].acked[0] != pair.clients[0].acked[1] {
+        pair.submit(0);
+        pair.finish();
+    }
+    // The data disk leads. The last number is the log's.
+    pair.submit(0);
+    pair.finish();
+    pair.drain(0, None, false).expect("drained");
     pair.ask(1, |reply| CacheMessage::Leave { reply }).expect("left");
     assert_eq!(pair.group.roster().1.members, vec![peer(0)]);
     let storage = [0, 1].map(|disk: usize| pair.worlds[disk].killed(1));
@@ -596,6 +634,9 @@ fn a_disk_leaves_when_the_others_need_no_word_of_it() {
         assert_eq!(standing.stamp.roster.is_empty(), disk == 1, "{:?}", standing.stamp.roster);
         assert_eq!(standing.live, None, "its last group is retired");
     }
+    let (standing, opened) = open_log(&storage[1], false);
+    assert!(standing.point.others > 0, "{:?}", standing.point);
+    assert!(opened.expect("it opens by itself").next_won() > standing.point.won);
     // Both go on by themselves.
     pair.work(40);
     pair.finish();

@@ -212,12 +212,10 @@ fn no_chain_leads_outside_memory_or_device() {
                 },
             }
         });
-        let started = Instant::now();
         if let Err(panic) = std::panic::catch_unwind(run) {
             eprintln!("seed {seed}");
             std::panic::resume_unwind(panic);
         }
-        assert!(started.elapsed() < Duration::from_secs(1), "seed {seed} took too long");
         runs += 1;
         if seed % 256 == 0 && Instant::now() > end {
             break;

@@ -34,7 +34,7 @@ pub(super) fn stamp() -> Stamp {
         },
         state: State::Dirty,
         drain: DrainMode::Grouped,
-        point: Point { won: 100, time_ms: 1_767_225_598_000 },
+        point: Point { won: 100, time_ms: 1_767_225_598_000, others: 3 },
         dirty_bytes: 12 * MIB,
         oldest_dirty_ms: 1_767_225_590_000,
         retired_group: 8,
@@ -63,7 +63,7 @@ fn group() -> super::group::Finished {
     writer.zero(8, 1 << 20);
     writer.discard((1 << 20) + 8, 1);
     writer.data(1 << 21, &[6; 512]);
-    let span = Span { from: 100, to: 120, point_ms: 77, dirty_bytes: 88, part: true };
+    let span = Span { from: 100, to: 120, point_ms: 77, dirty_bytes: 88, part: true, others: 4 };
     writer.finish(span)
 }
 
@@ -104,6 +104,7 @@ fn stamps_are_written_as_the_layout_says() {
         ("committed step", 5 << 32 | 9),
         ("consistency group bytes", 2),
         ("members", 2),
+        ("others", 3),
         ("first epoch", 4),
         ("host name bytes", 5),
         ("volume bytes", 10),
@@ -139,6 +140,7 @@ fn groups_are_written_as_the_layout_says() {
         ("data bytes", 1536),
         ("table checksum", crc32c(id().salt(), &group.table[..128]).into()),
         ("step", 5 << 32 | 9),
+        ("others", 4),
         ("checksum", crc32c(0, &header[..508]).into()),
     ] {
         assert_eq!(number(HEADER_LAYOUT, name, header), value, "{name}");

@@ -210,7 +210,7 @@ fn examine(
             standing.doubt = header.step;
         }
         if live.is_some() {
-            standing.point = Point { won: header.span.to, time_ms: header.span.point_ms };
+            standing.point = header.span.point();
             standing.part = header.span.part;
             standing.dirty_bytes = header.span.dirty_bytes;
             standing.live = Some(header);
@@ -222,9 +222,9 @@ fn examine(
                 (_, Some(_)) => format!("group {number} is in doubt: its leader knows"),
                 _ => format!("group {number} was not written whole"),
             });
-            standing.point.won = standing.point.won.max(header.span.from);
+            standing.point = at_least(standing.point, &header);
             if let Some(before) = before {
-                standing.point = Point { won: before.span.to, time_ms: before.span.point_ms };
+                standing.point = before.span.point();
                 standing.part = before.span.part;
                 standing.dirty_bytes = before.span.dirty_bytes;
             }
@@ -232,6 +232,15 @@ fn examine(
     }
     standing.findings = findings;
     Ok((standing, live))
+}
+
+/// The point where the backing is before `group`. Which of its numbers are the disk's own is not
+/// known then, if others have some: the last that is known stays.
+fn at_least(point: Point, group: &GroupHeader) -> Point {
+    let won = point.won.max(group.span.from);
+    let together = group.step.is_some() || point.others > 0;
+    let others = if together { won.saturating_sub(point.own()) } else { 0 };
+    Point { won, others, ..point }
 }
 
 /// Whether a group's step is committed.

@@ -151,7 +151,7 @@ fn put_data(sidecar: &mut Blocking, offset: u64, pieces: &[(u64, Vec<u8>)]) {
 fn first_stamp() -> Stamp {
     let mut stamp = Stamp { group_bytes_max: MIB, retired_group: 0, ..some_stamp() };
     stamp.identity.size_bytes = BACKING_BYTES;
-    stamp.point = Point { won: 0, time_ms: 1 };
+    stamp.point = Point { time_ms: 1, ..Point::default() };
     stamp
 }
 
@@ -187,7 +187,7 @@ fn drain(seed: u64, groups: u64, detach: bool, plant: Plant) -> Drained {
         let data_offset = writer.data_offset();
         let pieces = fill(&mut random, &mut writer, &mut image);
         let to = point + random.u64(1..50);
-        let span = Span { from: point, to, point_ms: to, dirty_bytes: 0, part: false };
+        let span = Span { from: point, to, point_ms: to, ..Span::default() };
         let Finished { header, table_offset, table, header_offset, header_block } =
             writer.finish(span);
         put_data(&mut sidecar, data_offset, &pieces);
@@ -210,7 +210,7 @@ fn drain(seed: u64, groups: u64, detach: bool, plant: Plant) -> Drained {
         backing.flush().expect("in place");
         let mut stamp = first_stamp().next(9);
         stamp.state = State::Clean;
-        stamp.point = Point { won: point, time_ms: point };
+        stamp.point = Point { won: point, time_ms: point, others: 0 };
         stamp.retired_group = groups;
         write_stamp(&mut sidecar, &stamp).expect("clean");
         // From now on the backing is anybody's.

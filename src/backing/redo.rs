@@ -12,7 +12,7 @@
 
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::stamp::NUMBER_MAX;
+use super::stamp::{NUMBER_MAX, Point};
 #[cfg(test)]
 use crate::base::byte_table::Field;
 use crate::base::checksum::crc32c;
@@ -39,7 +39,8 @@ pub const GROUP_BYTES_DEFAULT: u64 = 32 * MIB;
 pub const GROUP_BYTES_MIN: u64 = MIB;
 pub const GROUP_BYTES_MAX: u64 = 1024 * MIB;
 
-/// The group is a part of a step of a consistency group: it counts when its leader says so.
+/// The group is a part of a step of a consistency group, and counts when its leader says so; or it
+/// leads to a point of one.
 const FEATURE_STEP: u32 = 1;
 
 pub(super) const REDO_MAGIC: &[u8; 8] = b"VFLASHRD";
@@ -72,7 +73,8 @@ pub(super) const HEADER_LAYOUT: &[Field] = &[
     (96, 4, "table checksum"),
     (100, 16, "leader"),
     (116, 8, "step"),
-    (124, 384, "reserved"),
+    (124, 8, "others"),
+    (132, 376, "reserved"),
     (508, 4, "checksum"),
 ];
 
@@ -197,6 +199,15 @@ pub struct Span {
     pub dirty_bytes: u64,
     /// The request after `to` is in it as far as there was room: one larger than a group.
     pub part: bool,
+    /// The last so many numbers up to `to` are of other disks of its consistency group.
+    pub others: u64,
+}
+
+impl Span {
+    /// Where the backing is afterwards.
+    pub fn point(&self) -> Point {
+        Point { won: self.to, time_ms: self.point_ms, others: self.others }
+    }
 }
 
 /// A group's header.
@@ -223,15 +234,16 @@ const FLAG_PART: u32 = 1;
 impl GroupHeader {
     /// One block: the header and zeros behind it.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = SEAL.begin_with(if self.step.is_some() { FEATURE_STEP } else { 0 });
+        let plain = self.step.is_none() && self.span.others == 0;
+        let mut writer = SEAL.begin_with(if plain { 0 } else { FEATURE_STEP });
         writer.bytes(&self.id.disk);
         writer.u64(self.id.owner_epoch).u64(self.id.number);
         writer.u64(self.span.from).u64(self.span.to).u64(self.span.point_ms);
         writer.u64(self.span.dirty_bytes).u32(if self.span.part { FLAG_PART } else { 0 });
         writer.u32(self.entries).u64(self.data_bytes).u32(self.table_checksum);
-        if let Some(step) = &self.step {
-            writer.bytes(&step.leader).u64(step.number);
-        }
+        let none = StepId { leader: [0; 16], number: 0 };
+        let step = self.step.unwrap_or(none);
+        writer.bytes(&step.leader).u64(step.number).u64(self.span.others);
         let mut bytes = seal(writer, HEADER_BYTES, 0);
         bytes.resize(BLOCK_BYTES as usize, 0);
         bytes
@@ -255,11 +267,15 @@ impl GroupHeader {
         let table_checksum = reader.u32()?;
         let step = StepId { leader: reader.array()?, number: reader.u64()? };
         let step = (step.number > 0).then_some(step);
-        if from > to || [to, id.owner_epoch, id.number].iter().any(|one| *one > NUMBER_MAX) {
+        let others = reader.u64()?;
+        if from > to
+            || others > to
+            || [to, id.owner_epoch, id.number].iter().any(|one| *one > NUMBER_MAX)
+        {
             return None;
         }
         let part = flags & FLAG_PART != 0;
-        let span = Span { from, to, point_ms, dirty_bytes, part };
+        let span = Span { from, to, point_ms, dirty_bytes, part, others };
         Some(Self { id, span, step, entries, data_bytes, table_checksum })
     }
 

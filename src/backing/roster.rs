@@ -12,7 +12,7 @@ use crate::base::{Error, ErrorKind, Result};
 const NAME_BYTES_MAX: usize = 63;
 
 /// Bytes of all members together, in a stamp.
-const MEMBERS_BYTES: usize = 3627;
+const MEMBERS_BYTES: usize = 3619;
 
 /// A disk of a consistency group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -21,8 +21,8 @@ pub const STAMP_OFFSETS: [[u64; 2]; 2] = [[0, 32 << 10], [16 << 10, 48 << 10]];
 /// The version that this build writes, and the newest that it reads.
 pub const STAMP_VERSION: u32 = 1;
 
-/// Its disk is in a consistency group, or was the leader of one: a build that does not know must
-/// not finish its redo groups by themselves.
+/// Its disk is in a consistency group, or was the leader of one, or is at a point of one: a build
+/// that does not know must not finish its redo groups by themselves.
 const FEATURE_CONSISTENCY: u32 = 1;
 
 pub(super) const STAMP_MAGIC: &[u8; 8] = b"VFLASHST";
@@ -69,7 +69,8 @@ pub(super) const STAMP_LAYOUT: &[Field] = &[
     (400, 1, "consistency group bytes"),
     (401, 63, "consistency group"),
     (464, 1, "members"),
-    (465, 3627, "roster"),
+    (465, 3619, "roster"),
+    (4084, 8, "others"),
     (4092, 4, "checksum"),
 ];
 
@@ -114,6 +115,15 @@ pub struct Point {
     pub won: u64,
     /// When that write was acknowledged, in milliseconds of the Unix epoch.
     pub time_ms: u64,
+    /// The last so many numbers up to `won` are of other disks of its consistency group.
+    pub others: u64,
+}
+
+impl Point {
+    /// The last number up to the point that is the disk's own: its log must know that one.
+    pub fn own(&self) -> u64 {
+        self.won.saturating_sub(self.others)
+    }
 }
 
 /// A stamp, decoded. Times are milliseconds of the Unix epoch.
@@ -179,7 +189,7 @@ impl Stamp {
 
     /// [`STAMP_BYTES`] bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let plain = self.committed_step == 0 && self.roster.is_empty();
+        let plain = self.committed_step == 0 && self.roster.is_empty() && self.point.others == 0;
         let mut writer = SEAL.begin_with(if plain { 0 } else { FEATURE_CONSISTENCY });
         writer.bytes(&self.disk);
         writer.u64(self.sequence).u64(self.owner_epoch).u64(self.owned_ms).u64(self.stamped_ms);
@@ -205,6 +215,7 @@ impl Stamp {
         text(&mut writer, &self.owner.volume, VOLUME_BYTES_MAX);
         writer.u64(self.committed_step);
         self.roster.encode(&mut writer);
+        writer.u64(self.point.others);
         seal(writer, STAMP_BYTES, 0)
     }
 
@@ -235,7 +246,7 @@ impl Stamp {
         };
         let _reserved = reader.u8()?;
         let fingerprint = [reader.u64()?, reader.u64()?];
-        let point = Point { won: reader.u64()?, time_ms: reader.u64()? };
+        let (won, time_ms) = (reader.u64()?, reader.u64()?);
         let (dirty_bytes, oldest_dirty_ms) = (reader.u64()?, reader.u64()?);
         let (retired_group, group_bytes_max) = (reader.u64()?, reader.u64()?);
         let first_epoch = reader.u64()?;
@@ -243,9 +254,11 @@ impl Stamp {
         let volume = read_text(reader, VOLUME_BYTES_MAX)?;
         let committed_step = reader.u64()?;
         let roster = Roster::decode(reader)?;
+        let point = Point { won, time_ms, others: reader.u64()? };
         let numbers = [sequence, owner_epoch, point.won, retired_group, committed_step];
         if numbers.iter().any(|number| *number > NUMBER_MAX)
             || first_epoch > owner_epoch
+            || point.others > point.won
             || !block_bytes.is_power_of_two()
             || !super::redo::Layout::is_possible(group_bytes_max)
         {

@@ -193,6 +193,8 @@ pub struct Drainer {
     pause: Option<Nanos>,
     /// Nothing by itself before this time: the guest goes first.
     rest: Nanos,
+    /// The last number of this disk that is drained.
+    own: u64,
     pause_next: Duration,
     attempts: u32,
     last_good: Option<u64>,
@@ -233,6 +235,7 @@ impl Drainer {
         assert!(options.mode == DrainMode::Ordered || sidecar.is_some(), "groups need a sidecar");
         let layout = sidecar.map(|sidecar| sidecar.layout);
         let live_to = sidecar.and_then(|sidecar| sidecar.live_to);
+        let own = sidecar.map(|sidecar| sidecar.stamp.point).filter(|point| point.won == drained);
         let mut points = Points::new(drained, head);
         if let Some(to) = live_to.filter(|to| *to > drained) {
             points.group_committed(to);
@@ -261,6 +264,7 @@ impl Drainer {
             trouble: None,
             pause: None,
             rest: now,
+            own: own.map_or(drained, |point| point.own()),
             pause_next: PAUSE_FIRST,
             attempts: 0,
             last_good: None,
@@ -706,8 +710,15 @@ impl Drainer {
         self.points.group_committed(if part { part_won } else { point });
     }
 
+    /// The last number of this disk that is drained with the group.
+    fn own_after(&self) -> u64 {
+        let Group { from, to, .. } = self.group;
+        if to > from { to } else { self.own }
+    }
+
     fn finish_group(&mut self, now: Nanos) {
         let Group { point, log_bytes, begun, committed, .. } = self.group;
+        self.own = self.own_after();
         self.points.set_drained(point);
         self.dirty.drained(point, log_bytes);
         self.pace.group_ended(log_bytes, now - begun);

@@ -116,7 +116,7 @@ fn stamp_of(mode: DrainMode, geometry: DiskGeometry) -> Stamp {
         },
         state: StampState::Dirty,
         drain: mode,
-        point: Point { won: 0, time_ms: 0 },
+        point: Point::default(),
         dirty_bytes: 0,
         oldest_dirty_ms: 0,
         retired_group: 0,

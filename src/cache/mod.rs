@@ -2,10 +2,10 @@
 //!
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
-//! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`,
-//! `roots`, [`drain`], [`consistency`], `numbers`, `change`, [`disk`]. Beside them [`policy`], what
-//! is worth keeping on flash, and [`curve`], what more or less of it would bring: pure, for
-//! `tools/replay` until reads fill.
+//! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `rewrite`, `read`,
+//! `around`, `patience`, `roots`, [`drain`], [`consistency`], `numbers`, `change`, `resize`,
+//! [`disk`]. Beside them [`policy`], what is worth keeping on flash: pure, for `tools/replay` until
+//! reads fill; and [`curve`], what more or less would bring.
 
 mod around;
 mod change;
@@ -28,11 +28,14 @@ pub mod message;
 pub mod model;
 mod numbers;
 pub mod order;
+mod patience;
 pub mod place;
 pub mod policy;
 mod read;
 pub mod record;
 pub mod recover;
+mod resize;
+mod rewrite;
 pub mod root;
 mod roots;
 pub mod scan;

@@ -14,6 +14,7 @@ use super::record::piece_checksum;
 use super::root::Mode;
 use super::segment::SegmentState;
 use super::status::count;
+use crate::base::clock::Nanos;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{PinnedBuffer, Segment};
@@ -55,6 +56,7 @@ struct ReadOp {
     skip: usize,
     bounce: Option<PinnedBuffer>,
     attempts: u8,
+    begun: Nanos,
     under_way: u32,
     failed: bool,
 }
@@ -74,6 +76,17 @@ impl Reads {
     pub(super) fn attach(&mut self, requests_max: u32) {
         self.ops.reserve(requests_max as usize);
         self.spare.reserve(requests_max as usize);
+    }
+
+    /// Whose request an operation is of.
+    pub(super) fn slot(&self, number: u32) -> u32 {
+        self.ops[number as usize].slot
+    }
+
+    /// An operation on the backing is not tried again.
+    pub(super) fn release(&mut self, number: u32) {
+        self.ops[number as usize].bounce = None;
+        self.spare.push(number);
     }
 
     fn take(&mut self) -> u32 {
@@ -152,7 +165,7 @@ impl Core {
             (op.slot, op.start, op.count) = (id, at, sectors);
             op.checks.clear();
             op.segment = None;
-            op.attempts = 0;
+            (op.attempts, op.begun) = (0, io.now());
             (op.offset, op.length, op.skip) = (at * SECTOR_BYTES, sectors * SECTOR_BYTES, 0);
             op.bounce = None;
             if !direct {
@@ -211,7 +224,7 @@ impl Core {
     }
 
     /// Whether the device can read the range straight into the guest's memory.
-    fn is_direct(
+    pub(super) fn is_direct(
         &mut self,
         id: u32,
         (start, sectors): (u64, u64),
@@ -235,9 +248,10 @@ impl Core {
         aligned
     }
 
-    fn submit_read(&mut self, number: u32, io: &mut dyn Io) {
+    /// Submits an operation, perhaps again.
+    pub(super) fn submit_read(&mut self, number: u32, io: &mut dyn Io) {
         let op = &mut self.reads.ops[number as usize];
-        op.attempts += 1;
+        op.attempts = op.attempts.saturating_add(1);
         op.failed = false;
         let (slot, start, offset, length) = (op.slot, op.start, op.offset, op.length);
         let flash = op.segment.is_some();
@@ -277,8 +291,18 @@ impl Core {
         if op.under_way > 0 {
             return;
         }
-        let (id, flash) = (op.slot, op.segment.is_some());
-        let good = !op.failed && self.deliver(number);
+        let (flash, begun, failed) = (op.segment.is_some(), op.begun, op.failed);
+        match result {
+            Err(errno) if !flash => {
+                if !self.bears((Token::Read, number), (errno, begun), io) {
+                    self.read_failed(number, io);
+                }
+                return;
+            }
+            Ok(()) if !flash => self.backing_answers(),
+            _ => {}
+        }
+        let good = !failed && self.deliver(number);
         if !good && flash {
             count(&self.status.counters.mismatches, 1);
             if self.reads.ops[number as usize].attempts < ATTEMPTS_MAX {
@@ -289,10 +313,20 @@ impl Core {
                 return self.submit_read(number, io);
             }
             self.damaged(number, io);
-        } else if !good {
-            self.slots[id as usize].failed = true;
         }
+        self.forget_read(number, io);
+    }
+
+    /// A read of the backing has failed for good.
+    pub(super) fn read_failed(&mut self, number: u32, io: &mut dyn Io) {
+        let id = self.reads.ops[number as usize].slot;
+        self.slots[id as usize].failed = true;
+        self.forget_read(number, io);
+    }
+
+    fn forget_read(&mut self, number: u32, io: &mut dyn Io) {
         let op = &mut self.reads.ops[number as usize];
+        let id = op.slot;
         op.bounce = None;
         if let Some(segment) = op.segment.take() {
             self.segments.unpin(segment);
@@ -379,7 +413,7 @@ impl Core {
             return;
         }
         let outcome = if slot.failed { Outcome::Failed } else { Outcome::Done };
-        self.end(id, outcome, io);
+        self.end_or_refuse(id, outcome, io);
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) enum RootWish {
     Drain { token: u32 },
     /// The mode change or detach in progress.
     Change,
+    /// The resize in progress.
+    Resize,
     /// An operator's wish.
     Checkpoint,
 }

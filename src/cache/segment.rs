@@ -8,6 +8,9 @@
 //! *Open*: appended to. *Closed*: full, or given up after a failed append; some of its records are
 //! not drained. *Clean*: all are; reads still use it. *Retiring*: reads do not look there any more;
 //! free when the index has forgotten it and the last read has ended.
+//!
+//! When the allocation shrinks, segments behind the new end *leave* ([`Segments::limit`]): a free
+//! one is not given out any more, a clean one retires at once, a dirty one when it is drained.
 
 use super::drain::{LogCursor, LogStretch};
 use super::layout::{BLOCK_BYTES, Shape};
@@ -56,6 +59,18 @@ pub struct Segments {
     next_sequence: u64,
     /// The newest that left the chain because it was drained.
     drained_sequence: u64,
+    /// Segments from this one on leave.
+    limit: u32,
+    /// Those of them that are still in use.
+    leaving: u64,
+}
+
+/// A part of a segment that is not known to be durable, in bytes of the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubtful {
+    pub segment: u32,
+    pub from: u64,
+    pub to: u64,
 }
 
 /// How many segments are in which state.
@@ -65,12 +80,14 @@ pub struct SegmentCounts {
     pub dirty: u64,
     pub clean: u64,
     pub retiring: u64,
+    /// Of all these but the free ones: behind the end that the allocation is to have.
+    pub leaving: u64,
 }
 
 impl SegmentCounts {
     /// Thousandths that hold records which are not drained.
     pub fn dirty_permille(&self) -> u64 {
-        let Self { free, dirty, clean, retiring } = *self;
+        let Self { free, dirty, clean, retiring, leaving: _ } = *self;
         (dirty * 1000).checked_div(free + dirty + clean + retiring).unwrap_or(0)
     }
 }
@@ -88,6 +105,8 @@ impl Segments {
             free: (0..count).collect(),
             next_sequence,
             drained_sequence: 0,
+            limit: count,
+            leaving: 0,
         }
     }
 
@@ -120,7 +139,65 @@ impl Segments {
             dirty: self.chain.len() as u64,
             clean: self.clean.len() as u64,
             retiring: self.retiring.len() as u64,
+            leaving: self.leaving,
         }
+    }
+
+    /// Only the first `count` segments are given out from now on; the others leave. Called again
+    /// with more, those go on as before.
+    pub fn limit(&mut self, count: u32) {
+        assert!(count as usize <= self.list.len(), "an allocation ends where it ends");
+        let before = std::mem::replace(&mut self.limit, count);
+        let list = &mut self.list;
+        let is_free = |index: &u32| list[*index as usize].state == SegmentState::Free;
+        self.free.extend((before..count).filter(is_free));
+        self.free.retain(|index| *index < count);
+        let retiring = &mut self.retiring;
+        self.clean.retain(|index| {
+            let stays = *index < count;
+            if !stays {
+                list[*index as usize].state = SegmentState::Retiring;
+                retiring.push(*index);
+            }
+            stays
+        });
+        let in_use = |segment: &&Segment| segment.state != SegmentState::Free;
+        self.leaving = list[count as usize..].iter().filter(in_use).count() as u64;
+    }
+
+    /// Segments that leave and are still in use.
+    pub fn leaving(&self) -> u64 {
+        self.leaving
+    }
+
+    /// Some that leave hold records that are not drained, or may come to.
+    pub fn is_leaving_dirty(&self) -> bool {
+        self.leaving > 0 && self.chain.iter().any(|index| *index >= self.limit)
+    }
+
+    /// Some of the chain has a durable batch, and so a header that says how far the numbers have
+    /// come.
+    pub fn is_told(&self) -> bool {
+        self.chain.iter().any(|index| self.get(*index).durable_end > 0)
+    }
+
+    /// Whether the segment is one of those that leave.
+    pub fn leaves(&self, index: u32) -> bool {
+        index >= self.limit
+    }
+
+    /// The allocation has more segments, or fewer: those that go have left.
+    pub fn reshape(&mut self, shape: Shape) {
+        assert_eq!(shape.segment_bytes, self.shape.segment_bytes, "segments keep their size");
+        let count = shape.segments() as usize;
+        let gone = self.list.get(count..).unwrap_or_default();
+        let has_left = |segment: &Segment| segment.state == SegmentState::Free;
+        assert!(gone.iter().all(has_left), "what goes has left");
+        self.free.retain(|index| (*index as usize) < count);
+        self.limit = self.limit.min(count as u32);
+        self.list.resize(count, Segment::default());
+        self.shape = shape;
+        self.limit(count as u32);
     }
 
     /// The sequence that the next segment will have.
@@ -185,6 +262,18 @@ impl Segments {
         }
     }
 
+    /// What counts and is not durable, up to byte `end` of segment `sequence`, in the log's order.
+    pub fn doubtful(&self, (sequence, end): (u64, u32)) -> Vec<Doubtful> {
+        let part = |index: &u32| {
+            let segment = self.get(*index);
+            let to = if segment.sequence == sequence { end } else { segment.end };
+            let (from, to) = (segment.durable_end.into(), to.into());
+            let doubtful = segment.sequence <= sequence && from < to;
+            doubtful.then_some(Doubtful { segment: *index, from, to })
+        };
+        self.chain.iter().filter_map(part).collect()
+    }
+
     /// No new append is given a place in it.
     pub fn close(&mut self, index: u32) {
         let segment = &mut self.list[index as usize];
@@ -201,10 +290,18 @@ impl Segments {
         if segment.end > 0 {
             return false;
         }
-        *segment = Segment::default();
         self.chain.retain(|other| *other != index);
-        self.free.push_back(index);
+        self.release(index);
         true
+    }
+
+    /// Nothing in the segment is needed any more.
+    fn release(&mut self, index: u32) {
+        self.list[index as usize] = Segment::default();
+        match self.leaves(index) {
+            true => self.leaving -= 1,
+            false => self.free.push_back(index),
+        }
     }
 
     /// An append has been given a place.
@@ -219,10 +316,15 @@ impl Segments {
             if segment.grows() || segment.last_won > won {
                 return;
             }
-            segment.state = SegmentState::Clean;
             self.drained_sequence = segment.sequence;
             self.chain.pop_front();
-            self.clean.push_back(index);
+            if index >= self.limit {
+                segment.state = SegmentState::Retiring;
+                self.retiring.push(index);
+            } else {
+                segment.state = SegmentState::Clean;
+                self.clean.push_back(index);
+            }
         }
     }
 
@@ -241,21 +343,25 @@ impl Segments {
     /// The index has forgotten the first `count` of the retiring: those that nobody reads are free.
     pub fn forgotten(&mut self, count: usize) {
         let mut seen = 0;
-        let (list, free) = (&mut self.list, &mut self.free);
-        self.retiring.retain(|index| {
+        let mut retiring = std::mem::take(&mut self.retiring);
+        retiring.retain(|index| {
             seen += 1;
-            let segment = &mut list[*index as usize];
-            let freed = seen <= count && segment.pins == 0;
+            let freed = seen <= count && self.get(*index).pins == 0;
             if freed {
-                *segment = Segment::default();
-                free.push_back(*index);
+                self.release(*index);
             }
             !freed
         });
+        self.retiring = retiring;
     }
 
     pub fn retiring(&self) -> usize {
         self.retiring.len()
+    }
+
+    /// Retiring ones that will be free: not those that leave.
+    pub fn coming(&self) -> u64 {
+        self.retiring.iter().filter(|index| !self.leaves(**index)).count() as u64
     }
 
     /// The segment that holds sector `position` of the allocation.
@@ -359,8 +465,60 @@ mod tests {
         segments.forgotten(1);
         assert_eq!(segments.counts().free, 3);
         assert!(segments.give_up(second));
-        let counts = SegmentCounts { free: 4, dirty: 0, clean: 0, retiring: 0 };
+        let counts = SegmentCounts { free: 4, ..SegmentCounts::default() };
         assert_eq!(segments.counts(), counts, "given up empty");
+    }
+
+    /// Opens a segment, fills it with one batch of record `won`, closes it.
+    fn filled(segments: &mut Segments, won: u64) -> u32 {
+        let index = segments.open(won).expect("free");
+        segments.appending(index);
+        segments.grew(index, 8192, won);
+        assert!(!segments.is_told(), "not durable");
+        segments.close(index);
+        index
+    }
+
+    #[test]
+    fn segments_behind_the_limit_leave_each_in_its_own_way() {
+        let shape = Shape::with(MIB + 512 * KIB, 64 * KIB).expect("a shape");
+        let mut segments = Segments::new(shape, 1);
+        let all: Vec<u32> = (1..=7).map(|won| filled(&mut segments, won)).collect();
+        assert_eq!(all, [0, 1, 2, 3, 4, 5, 6]);
+        segments.drained(5);
+        // Clean 0 to 4, dirty 5 and 6, free 7.
+        segments.limit(4);
+        let counts = segments.counts();
+        assert_eq!((counts.free, counts.clean, counts.retiring), (0, 4, 1));
+        assert_eq!((counts.leaving, segments.coming()), (3, 0));
+        assert!(!segments.is_readable(segments.shape().segment_offset(4) / 512));
+        assert!(segments.is_leaving_dirty() && segments.open(8).is_none(), "none is given out");
+        segments.forgotten(1);
+        segments.drained(7);
+        assert!(!segments.is_leaving_dirty());
+        assert_eq!((segments.leaving(), segments.retiring()), (2, 2), "drained, so they retire");
+        segments.forgotten(2);
+        assert_eq!(segments.leaving(), 0);
+        segments.reshape(Shape::with(MIB + 256 * KIB, 64 * KIB).expect("a shape"));
+        assert_eq!(segments.counts(), SegmentCounts { clean: 4, ..SegmentCounts::default() });
+        segments.reshape(shape);
+        assert_eq!(segments.counts().free, 4, "usable at once");
+        assert_eq!(segments.open(8), Some(4));
+    }
+
+    #[test]
+    fn a_limit_that_is_taken_back_leaves_nothing_behind() {
+        let shape = Shape::with(MIB + 512 * KIB, 64 * KIB).expect("a shape");
+        let mut segments = Segments::new(shape, 1);
+        (1..=6).for_each(|won| _ = filled(&mut segments, won));
+        segments.drained(5);
+        segments.limit(4);
+        segments.limit(8);
+        let counts = segments.counts();
+        assert_eq!((counts.free, counts.dirty, counts.clean, counts.retiring), (2, 1, 4, 1));
+        assert_eq!(counts.leaving, 0);
+        segments.forgotten(1);
+        assert_eq!((segments.counts().free, segments.coming()), (3, 0));
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct Cached {
     pub mode: Mode,
     /// Point that draining stays at, plus 1; 0: it goes on.
     pub held: AtomicU64,
+    /// Bytes that its curve would give it, if its size follows its use; 0: not known yet.
+    pub goal_bytes: AtomicU64,
     /// The consistency group that it was opened in.
     pub group: Option<Arc<Consistency>>,
 }
@@ -209,8 +211,11 @@ impl<'a> Opening<'a> {
                 Err(Error::new(ErrorKind::Corrupt, text))
             }
             Err(error) if error.kind() == ErrorKind::Gone => {
-                let text = "its log is gone from the flash, and what it had not drained with it: \
-                            `vflash detach --lost` gives it up";
+                let text = format!(
+                    "its log is gone from the flash, and what it had not drained with it: `vflash \
+                     detach {} --lost` gives it up",
+                    self.name
+                );
                 Err(Error::new(ErrorKind::Corrupt, text))
             }
             Err(error) => Err(error),
@@ -328,16 +333,23 @@ impl<'a> Opening<'a> {
             cache::recover::format(&mut self.medium, &options)?;
         }
         let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
-        how.drained_through = stamp.as_ref().map_or(0, |stamp| stamp.point.won);
+        let point = stamp.as_ref().map(|stamp| stamp.point).unwrap_or_default();
+        (how.drained_through, how.drained_others) = (point.won, point.others);
         how.cold = claimed.cold;
         how.shared = self.group.is_some();
-        let opened = cache::recover::open(&mut self.medium, &how)?;
+        let opened = cache::recover::open(&mut self.medium, &how).map_err(|error| {
+            if error.kind() != ErrorKind::Fenced {
+                return error;
+            }
+            let text = format!("{error}: `vflash detach {} --lost`", self.name);
+            Error::new(ErrorKind::Fenced, text)
+        })?;
         if let (Some(before), (_, Some(sidecar))) = (&stamp, self.backing.disks())
             && before.point.won < opened.drained
         {
             // An ordered drain stamps now and then only; groups are compared with the stamp.
             let mut now = before.next(unix_ms());
-            now.point = Point { won: opened.drained, time_ms: 0 };
+            now.point = Point { won: opened.drained, ..Point::default() };
             write_stamp(sidecar, &now)?;
             stamp = Some(now);
         }
@@ -369,6 +381,7 @@ impl<'a> Opening<'a> {
         options.drain = self.drain();
         options.memory = self.opener.memory.clone();
         options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
+        options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
         let (target, sidecar_target) = self.backing.targets();
         let disks: Vec<DiskTarget> = [Some(self.pool.target.clone()), Some(target), sidecar_target]
             .into_iter()
@@ -407,6 +420,7 @@ impl<'a> Opening<'a> {
             no_writeback: description.reason,
             mode,
             held: AtomicU64::new(0),
+            goal_bytes: AtomicU64::new(0),
             group: self.group,
         };
         Ok(CachedVolume { disk, disks, side: Arc::new(side), findings })

@@ -129,6 +129,9 @@ mod tests {
     use super::*;
     use nix::sys::eventfd::{EfdFlags, EventFd};
     use std::os::fd::AsFd;
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
 
     #[test]
     fn every_ring_is_counted() {
@@ -145,14 +148,18 @@ mod tests {
     /// A write to it would wait for a reader, for ever.
     #[test]
     fn a_full_eventfd_that_waits_is_rung_without_waiting() {
-        let bell = Bell::new().unwrap();
-        let full = EventFd::from_flags(EfdFlags::empty()).unwrap();
+        let full = Arc::new(EventFd::from_flags(EfdFlags::empty()).unwrap());
         full.write(u64::MAX - 1).unwrap();
-        for _ in 0..3 {
-            bell.ring(full.as_fd());
-        }
+        let (done, rung) = channel();
+        let rings = full.clone();
+        std::thread::spawn(move || {
+            let bell = Bell::new().unwrap();
+            (0..3).for_each(|_| bell.ring(rings.as_fd()));
+            done.send(()).unwrap();
+        });
+        rung.recv_timeout(Duration::from_secs(30)).expect("nobody reads it, and it is rung");
         assert_eq!(full.read().unwrap(), u64::MAX);
-        bell.ring(full.as_fd());
+        Bell::new().unwrap().ring(full.as_fd());
         assert_eq!(full.read().unwrap(), 1, "and it works again once it was read");
     }
 }

@@ -156,9 +156,9 @@ pub enum Event {
     /// A queue has no request under way any more; it goes on at `base`.
     QueueStopped { reactor: u16, slot: u16, queue: QueueId, base: u16 },
     /// The volume has failed by a defect and is not called any more.
-    Fenced { reactor: u16, slot: u16, reason: String },
+    Fenced { export: ExportId, reason: String },
     /// The front end behind that door cut guest memory short; its connection must go.
-    Faulted { reactor: u16, slot: u16, door: u16 },
+    Faulted { export: ExportId },
 }
 
 /// What a slot holds besides the export.
@@ -177,6 +177,13 @@ struct Slot {
     kicks: Vec<(QueueId, u64)>,
     /// A [`Message::Poll`] is on its way.
     poll_sent: Arc<AtomicBool>,
+}
+
+impl Slot {
+    /// By its first door.
+    fn id(&self, reactor: u16, slot: u16) -> ExportId {
+        ExportId { reactor, slot, door: 0, generation: self.generation }
+    }
 }
 
 pub struct Reactor {
@@ -477,15 +484,17 @@ impl Reactor {
             });
             let Some(slot) = self.slots[usize::from(index)].as_mut() else { continue };
             if let Some(reason) = slot.served.fence_news() {
-                self.events.send(Event::Fenced { reactor: self.index, slot: index, reason });
+                let export = slot.id(self.index, index);
+                self.events.send(Event::Fenced { export, reason });
             }
             if !slot.stopping.is_empty() {
                 self.finish_stops(index);
             } else if slot.removing.is_some() {
                 self.finish_removal(index);
             } else {
+                let export = slot.id(self.index, index);
                 for door in slot.served.faults() {
-                    self.events.send(Event::Faulted { reactor: self.index, slot: index, door });
+                    self.events.send(Event::Faulted { export: ExportId { door, ..export } });
                 }
             }
         }

@@ -322,17 +322,20 @@ impl Sockets {
                     }
                     self.progress(place);
                 }
-                Event::Fenced { reactor, slot, reason } => {
-                    // It fails for all that share it.
+                // By now the slot may be another's. A fence is told to all that share the volume.
+                Event::Fenced { export, reason } => {
                     for socket in self.sockets.values() {
-                        if (socket.id.reactor, socket.id.slot) == (reactor, slot) {
+                        if (ExportId { door: export.door, ..socket.id }) == export {
                             (socket.events)(ExportEvent::Fenced { reason: reason.clone() });
                         }
                     }
                 }
-                Event::Faulted { reactor, slot, door } => {
+                Event::Faulted { export } => {
+                    let ExportId { reactor, slot, door, .. } = export;
                     let place = Place { reactor, slot, door };
-                    self.close(place, "the front end cut guest memory short");
+                    if self.sockets.get(&place).is_some_and(|socket| socket.id == export) {
+                        self.close(place, "the front end cut guest memory short");
+                    }
                 }
             }
         }

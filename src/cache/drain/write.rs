@@ -114,6 +114,7 @@ impl Drainer {
             point_ms: self.time_of(self.group.point, host),
             dirty_bytes: self.dirty.bytes().saturating_sub(self.group.log_bytes),
             part: self.group.part,
+            others: self.group.point - self.own_after(),
         };
         let finished = writer.finish(span);
         if !finished.table.is_empty() {
@@ -197,7 +198,8 @@ impl Drainer {
         let mut stamp = sidecar.stamp.next(wall_ms);
         stamp.state = if clean { StampState::Clean } else { StampState::Dirty };
         stamp.drain = self.options.mode;
-        stamp.point = Point { won: self.drained(), time_ms: point_ms };
+        let others = self.drained() - self.own;
+        stamp.point = Point { won: self.drained(), time_ms: point_ms, others };
         stamp.dirty_bytes = self.dirty.bytes();
         let oldest = self.dirty.oldest().map(|at| (host.now() - at).as_millis() as u64);
         stamp.oldest_dirty_ms = oldest.map_or(0, |age| wall_ms.saturating_sub(age));

@@ -67,8 +67,13 @@ fn orphan() -> (Place, Backing, Stamp) {
     let id = GroupId { disk: stamp.disk, owner_epoch: 1, number: 1 };
     let mut group = GroupWriter::new(Layout::new(MIB), id);
     let at = group.data(8, &[0x77; 4096]);
-    let span =
-        Span { from: 0, to: 42, point_ms: 1_767_225_601_000, dirty_bytes: 12288, part: false };
+    let span = Span {
+        from: 0,
+        to: 42,
+        point_ms: 1_767_225_601_000,
+        dirty_bytes: 12288,
+        ..Span::default()
+    };
     let group = group.finish(span);
     let sidecar = backing.disks().1.unwrap();
     sidecar.write_copies(&[at], &[0x77; 4096]).unwrap();
