@@ -190,11 +190,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         Verdict::Corrupt { last_good } => last_good.max(drained),
     };
     let mut root = scan.root.clone();
-    root.drained_through = match options.shared {
-        // A number of its own, so that the next opening can tell as above.
-        true => drained.min(scan.last_won).max(root.drained_through),
-        false => drained,
-    };
+    root.drained_through = drained_in_log(&scan, options, drained);
     root.drained_epoch = loaded.drained_epoch;
     root.clean = false;
     root.shape = shape;
@@ -228,6 +224,15 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         findings: findings.collect(),
         root,
     })
+}
+
+/// What the root says of `drained`: in a consistency group a number of the disk's own, so that the
+/// next opening can tell whether the newest of what was drained is there.
+fn drained_in_log(scan: &Scan, options: &OpenOptions, drained: u64) -> u64 {
+    match options.shared {
+        true => drained.min(scan.last_won).max(scan.root.drained_through),
+        false => drained,
+    }
 }
 
 /// A resize that was cut off leaves an allocation that is larger than its root says: before the

@@ -317,12 +317,20 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
         share: share?,
         backing,
     };
-    if let Some((key, text)) = cached.settings().refuse_in_group() {
-        let at = if fields.lacks(key) { at } else { fields.key_at(key) };
-        decoder.mistake(at, text);
-        return None;
-    }
-    Some(cached)
+    may_be_in_group(cached, &fields, at, decoder)
+}
+
+/// The disk, unless it is in a consistency group and other settings keep it out.
+fn may_be_in_group(
+    cached: Cached,
+    fields: &Fields<'_>,
+    at: Position,
+    decoder: &mut Decoder<'_>,
+) -> Option<Cached> {
+    let Some((key, text)) = cached.settings().refuse_in_group() else { return Some(cached) };
+    let at = if fields.lacks(key) { at } else { fields.key_at(key) };
+    decoder.mistake(at, text);
+    None
 }
 
 /// `minimum`, `maximum` and `weight`: what the first two leave out is the size.
