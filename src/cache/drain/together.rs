@@ -219,7 +219,8 @@ impl Drainer {
                 | State::CommitFlush,
                 Some(together),
             ) => {
-                if !together.member.withdraw() {
+                let given_up = together.member.withdraw();
+                if !given_up {
                     self.points.group_committed(self.group.point);
                 }
             }
