@@ -69,12 +69,15 @@ fn record_of(client: u64, at: u64, bytes: &[u8]) -> Option<u64> {
     (bytes == expected).then_some(record)
 }
 
+/// Sends a message to a disk.
+type Sender = Arc<dyn Fn(Box<dyn Any + Send>) + Send + Sync>;
+
 struct Pair {
     setups: [Setup; 2],
     worlds: [World; 2],
     group: Arc<Consistency>,
     reactors: Vec<SimReactor<CachedDisk>>,
-    sends: Vec<Arc<dyn Fn(Box<dyn Any + Send>) + Send + Sync>>,
+    sends: Vec<Sender>,
     statuses: Vec<Arc<CacheStatus>>,
     clients: Vec<Client>,
     doing: Vec<(Doing, Option<PinnedBuffer>)>,
