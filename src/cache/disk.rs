@@ -190,7 +190,7 @@ impl CachedDisk {
             memory: options.memory.clone(),
         };
         let mut drainer = Drainer::new(drain, now);
-        opened.edges.iter().for_each(|(won, epoch)| drainer.points_mut().edge(*won, *epoch));
+        opened.edges.into_iter().for_each(|(won, epoch)| drainer.points_mut().edge(won, epoch));
         for (name, won) in opened.marks {
             drainer.points_mut().mark(&name, won);
         }
