@@ -2,9 +2,8 @@
 
 use super::*;
 use crate::io::volume::{Io, Request, Volume};
-use crate::qos::Limits;
+use crate::vhost::door::tests::add_door;
 use crate::vhost::mailbox::mailbox;
-use crate::virtio::config::Device;
 use std::sync::mpsc::Receiver;
 
 /// Does nothing: no request ever comes.
@@ -26,19 +25,9 @@ impl Volume for Idle {
     }
 }
 
-fn export(name: String) -> Box<AddExport> {
-    let device = Device {
-        capacity_sectors: 8,
-        block_bytes: 512,
-        optimal_bytes: 4096,
-        read_only: false,
-        discard: true,
-        serial: "s".into(),
-        queues: 1,
-    };
-    let (limits, metrics) = (Limits::default(), Arc::default());
-    let door = AddDoor { number: 0, name: name.clone(), device, limits, metrics };
-    Box::new(AddExport { name, volume: Box::new(Idle), disks: Vec::new(), door })
+fn export(name: &str) -> AddExport {
+    let door = add_door(0, name);
+    AddExport { name: name.to_owned(), volume: Box::new(Idle), disks: Vec::new(), door }
 }
 
 /// What comes in one look at the inbox is finished before the reactor may sleep.
@@ -49,7 +38,7 @@ fn slots_that_go_together_are_all_gone_before_it_sleeps() {
     let mut reactor = Reactor::new(0, None, (inbox, messages), events).unwrap();
     let removals: Vec<Receiver<()>> = (0..5)
         .map(|slot| {
-            reactor.add(slot, 1, *export(format!("vm/disk{slot}"))).unwrap();
+            reactor.add(slot, 1, export(&format!("vm/disk{slot}"))).unwrap();
             let (reply, answer) = std::sync::mpsc::channel();
             reactor.message(Message::Remove { slot, reply });
             answer
