@@ -2,9 +2,10 @@
 //! wrote, and its own next connection works.
 //!
 //! A seeded loop: a plausible session with wrong sizes, orders, descriptors and ring addresses. The
-//! neighbour is a guest on a volume of the same pool and reactor that verifies all it reads; some of
-//! its requests are under way at every message of a session, and none may be lost or held up. Another
-//! guest sleeps: nothing at all may change in its memory.
+//! neighbour is a guest on a volume of the same pool and reactor that verifies what it reads; some
+//! of its requests are under way at every message of a session, and none may be lost or held up.
+//! Another guest sleeps: nothing at all may change in its memory.
+//!
 //! Runs for VFLASH_FUZZ_SECONDS (default 2); a failure names its seed.
 
 mod common;
