@@ -33,12 +33,18 @@ pub enum Bug {
     DiscardForgotten,
     /// A piece that is overwritten in part shows the wrong half.
     WrongHalf,
+    /// What was read from the backing is kept though it was written meanwhile.
+    StaleClean,
+    /// A block that is not drained is evicted.
+    DirtyEvicted,
+    /// Slot tables of another epoch count.
+    OtherEpoch,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
 }
 
 impl Bug {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -53,6 +59,9 @@ impl Bug {
         Self::NumberReused,
         Self::DiscardForgotten,
         Self::WrongHalf,
+        Self::StaleClean,
+        Self::DirtyEvicted,
+        Self::OtherEpoch,
         Self::StaleRead,
     ];
 }

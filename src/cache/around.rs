@@ -22,6 +22,7 @@ impl Core {
         self.arounds += 1;
         let ranges = std::mem::take(&mut self.slots[id as usize].ranges);
         for range in &ranges {
+            self.changing(id, *range);
             self.index.remove(range.start, range.count);
         }
         match kind {
@@ -131,6 +132,7 @@ impl Core {
         }
         let outcome = if slot.failed { Outcome::Failed } else { Outcome::Done };
         self.arounds -= 1;
+        self.changed(id);
         self.end(id, outcome, io);
     }
 }

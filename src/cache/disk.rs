@@ -5,6 +5,7 @@
 //! room, and room lets parked writes go on.
 
 use super::change::Changing;
+use super::clean::Clean;
 use super::core::{Core, FencePolicy, Token};
 use super::drain::{
     DrainHost, DrainOptions, DrainReply, DrainState, Drainer, LogCursor, LogStretch, SidecarState,
@@ -141,7 +142,8 @@ impl CachedDisk {
         backing: DiskGeometry,
         sidecar: Option<SidecarState>,
     ) -> Self {
-        let Opened { root, place, flash, segments, index, head, .. } = opened;
+        let Opened { root, place, flash, segments, mut index, head, .. } = opened;
+        index.watch();
         let has_sidecar = sidecar.is_some();
         let drain = DrainOptions {
             mode: options.drain,
@@ -161,8 +163,9 @@ impl CachedDisk {
         for (name, won) in opened.marks {
             drainer.points_mut().mark(&name, won);
         }
-        let align = flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes);
-        let core = Core {
+        // What is drained stays where it is, in slots of a block each.
+        let align = flash.block_bytes.max(super::layout::BLOCK_BYTES as u32);
+        let mut core = Core {
             name: options.name.clone(),
             shape: root.shape,
             place,
@@ -175,6 +178,7 @@ impl CachedDisk {
             journal: Journal::new(head, options.strong, align),
             reads: Reads::default(),
             mode: root.mode,
+            clean: Clean::new(root.shape, root.incarnation),
             roots: Roots::new(root),
             status: Arc::new(CacheStatus::default()),
             switching: false,
@@ -183,10 +187,10 @@ impl CachedDisk {
             held: Vec::new(),
             arounds: 0,
             origins: opened.origins,
-            sweep: None,
             wake: None,
             drained: opened.drained,
         };
+        core.adopt_slabs(opened.slabs);
         Self {
             core,
             drainer,
@@ -244,6 +248,7 @@ impl CachedDisk {
         let text = format!("{}: the disk is fenced", self.core.name);
         let error = || Error::new(ErrorKind::Fenced, text.clone());
         self.named.drain(..).for_each(|(_, reply)| reply(Err(error())));
+        self.checkpoints.drain(..).for_each(|reply| reply(Err(error())));
         self.marks.drain(..).for_each(|(_, _, reply)| reply(Err(error())));
     }
 
@@ -319,6 +324,9 @@ impl CachedDisk {
         counters.drain_bytes.store(drain.drained_bytes, Ordering::Relaxed);
         counters.drain_groups.store(drain.groups, Ordering::Relaxed);
         counters.drain_retries.store(drain.retries, Ordering::Relaxed);
+        let policy = core.clean.policy.counters();
+        counters.evicted.store(policy.evicted, Ordering::Relaxed);
+        counters.bypassed.store(policy.bypassed, Ordering::Relaxed);
         core.status.set(CacheGauges {
             state,
             dirty_bytes: drain.dirty_bytes,
@@ -332,6 +340,10 @@ impl CachedDisk {
             drain_eta: drain.eta,
             index_bytes: core.index.memory_bytes() as u64,
             index_pieces: core.index.len() as u64,
+            clean_bytes: core.clean.slabs.live() * super::layout::BLOCK_BYTES,
+            probation_bytes: core.clean.held_bytes() as u64,
+            backing_faster: core.clean.is_past(),
+            policy_bytes: core.clean.memory_bytes() as u64,
             parked: core.parked(),
             mode: core.mode,
         });
@@ -371,7 +383,9 @@ impl CachedDisk {
             CacheMessage::Mark { name, reply } => self.mark(name, reply),
             CacheMessage::Checkpoint { reply } => {
                 self.checkpoints.push(reply);
-                self.core.write_root(RootWish::Checkpoint, io);
+                if !self.core.ask_save() {
+                    self.core.write_root(RootWish::Checkpoint, io);
+                }
             }
             CacheMessage::SetMode { mode, reply } => self.begin_mode(mode, reply),
             CacheMessage::SetDrainMode { mode } => self.drainer.set_mode(mode),
@@ -426,6 +440,8 @@ impl CachedDisk {
                 drainer.completed(token, Ok(()), &mut host);
             }
             RootWish::Change => self.change_rooted(io),
+            RootWish::Tables => self.core.saved(io),
+            RootWish::Cold => {}
             RootWish::Checkpoint => {
                 self.checkpoints.drain(..).for_each(|reply| reply(Ok(())));
             }
@@ -472,6 +488,8 @@ impl Volume for CachedDisk {
             Token::Summary => self.core.summary_completed(number),
             Token::Around => self.core.around_completed(number, result, io),
             Token::Change => self.change_flushed(result),
+            Token::Fill => self.core.fill_completed(number, result, io),
+            Token::Table => self.core.table_completed(number, result, io),
             Token::Drain => {
                 let (drainer, mut host) = self.split(io);
                 drainer.completed(number, result, &mut host);

@@ -268,6 +268,13 @@ impl Journal {
         self.pending.is_empty() && self.order.is_empty()
     }
 
+    /// The segment's summary is yet to be written, or being written.
+    pub(super) fn summarises(&self, segment: u32) -> bool {
+        let mut under_way = self.summaries.iter().flatten();
+        self.filling.iter().any(|filling| filling.segment == segment)
+            || under_way.any(|(other, ..)| *other == segment)
+    }
+
     /// All that counts is durable.
     pub(super) fn is_durable(&self) -> bool {
         self.durable_batch == self.counted_batch
@@ -540,6 +547,7 @@ impl Core {
         let kind = if durable { OperationKind::WriteDurable } else { OperationKind::Write };
         self.segments.appending(append.segment);
         count(&self.status.counters.appended_bytes, bytes as u64);
+        self.clean.policy.charge(bytes as u64);
         let write = Operation { kind, offset, length: bytes as u64, segments: &segments };
         let parts = self.submit_flash(write, Token::Append.pack(index as u32), io);
         self.journal.appends[index].under_way = parts;
@@ -581,6 +589,7 @@ impl Core {
             if entry.edge {
                 journal.news.edges.push((entry.won.saturating_sub(1), entry.epoch - 1));
             }
+            self.clean.overwritten(entry.start, entry.count, &mut self.reads);
             match entry.kind {
                 Kind::Write => {
                     for piece in entry.pieces() {

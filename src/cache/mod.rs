@@ -3,11 +3,12 @@
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
 //! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`,
-//! `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is worth keeping on flash,
-//! and [`curve`], what more or less of it would bring: pure, for `tools/replay` until reads fill.
+//! `clean`, `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is worth keeping
+//! on flash, and [`curve`], what more or less of it would bring: pure.
 
 mod around;
 mod change;
+mod clean;
 mod core;
 mod cursor;
 pub mod curve;

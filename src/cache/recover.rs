@@ -1,9 +1,10 @@
 //! Opening and formatting: from bytes on the flash to a disk that can serve, in straight lines.
 
+use super::clean::load::{self, LoadedSlab};
 use super::cursor::Cursor;
-use super::index::{Index, Piece};
+use super::index::{BLOCK_SECTORS, Index, Piece};
 use super::journal::LogHead;
-use super::layout::Shape;
+use super::layout::{BLOCK_BYTES, Shape};
 use super::medium::Medium;
 use super::place::Place;
 use super::record::{Batch, Kind, RecordOrigin};
@@ -67,6 +68,8 @@ pub fn format(medium: &mut Medium, options: &FormatOptions) -> Result<()> {
         end: LogEnd { segment: 0, batch: 1, checksum: 0 },
         mode: options.mode,
         clean_from: 0,
+        slab_epoch: 1,
+        slabs_through: 0,
         clean: true,
         backing: options.backing,
     };
@@ -104,6 +107,7 @@ pub struct Opened {
     pub flash: DiskGeometry,
     pub segments: Segments,
     pub index: Index,
+    pub slabs: Vec<LoadedSlab>,
     pub(super) head: LogHead,
     pub drained: u64,
     pub drained_epoch: u64,
@@ -151,7 +155,11 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         origins: Vec::new(),
     };
     // If the newest of what was drained is missing, what is there may be older than the backing.
-    if scan.last_won >= drained {
+    let is_newest = scan.last_won >= drained;
+    let trusted = is_newest && !options.cold;
+    let slabs = load::trusted(medium, &mut scan, trusted);
+    slabs.iter().for_each(|slab| loaded.slab(slab));
+    if is_newest {
         scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
     }
     loaded.origins.sort_unstable();
@@ -165,6 +173,8 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     root.drained_epoch = loaded.drained_epoch;
     root.clean = false;
     if fence.is_none() {
+        load::end_others(medium, &scan)
+            .map_err(|errno| Error::io("opening the cache", errno.into()))?;
         renew(medium, &mut root, &scan, &loaded.segments)?;
     }
     let head = LogHead {
@@ -183,6 +193,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         flash: medium.geometry(),
         segments: loaded.segments,
         index: loaded.index,
+        slabs,
         head,
         drained,
         drained_epoch: loaded.drained_epoch,
@@ -263,6 +274,19 @@ struct Loaded {
 }
 
 impl Loaded {
+    /// Takes over a slab; the log comes later and knows better.
+    fn slab(&mut self, slab: &LoadedSlab) {
+        self.segments.adopt_slab(slab.segment);
+        let first = self.segments.shape().segment_offset(slab.segment);
+        for entry in &slab.entries {
+            let position = (first + u64::from(entry.slot) * BLOCK_BYTES) / SECTOR_BYTES;
+            let start = entry.block * BLOCK_SECTORS;
+            let checksum = entry.checksum;
+            let piece = Piece { start, count: 8, skip: 0, stored: 8, position, checksum };
+            self.index.insert(piece);
+        }
+    }
+
     /// Takes over a segment, newer than all before.
     fn segment(&mut self, scan: &Scan, scanned: &ScannedSegment) {
         let last = scanned.batches.last().expect("segments without batches are left out");
@@ -358,7 +382,7 @@ pub fn read_opened(
                 let right = super::record::piece_checksum(&bytes) == piece.checksum;
                 let segment = opened.segments.of_position(piece.position);
                 let state = segment.map(|segment| opened.segments.get(segment).state);
-                if !right && state == Some(SegmentState::Clean) {
+                if !right && matches!(state, Some(SegmentState::Clean | SegmentState::Slab)) {
                     // Its segment was being used again; the backing has it.
                     continue;
                 }

@@ -14,11 +14,16 @@ const ATTEMPTS_MAX: u32 = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RootWish {
     /// The drainer, for its position.
-    Drain { token: u32 },
+    Drain {
+        token: u32,
+    },
     /// The mode change or detach in progress.
     Change,
     /// An operator's wish.
     Checkpoint,
+    /// The slot tables, which are up to date; and that none of them counts.
+    Tables,
+    Cold,
 }
 
 /// See the module.

@@ -1,13 +1,15 @@
 //! The segments of the allocation: which is where in the chain, and what becomes of it.
 //!
 //! ```text
-//! Free → Open → Closed → Clean → Retiring → Free
-//!          └ given up before a batch counted ┘
+//! Free → Open → Closed → Clean → Sorting → Slab → Leaving → Free
+//!  │ └ given up before a batch counted ┘    ↑
+//!  └────────────────────────────────────────┘
 //! ```
 //!
 //! *Open*: appended to. *Closed*: full, or given up after a failed append; some of its records are
-//! not drained. *Clean*: all are; reads still use it. *Retiring*: reads do not look there any more;
-//! free when the index has forgotten it and the last read has ended.
+//! not drained. *Clean*: all are; reads still use it. *Sorting*: the index is being asked what of
+//! it is left. *Slab*: slots with clean blocks, those that were there or others. *Leaving*: its
+//! blocks are moved or dropped; free when none is left and the last read has ended.
 
 use super::drain::{LogCursor, LogStretch};
 use super::layout::{BLOCK_BYTES, Shape};
@@ -21,7 +23,9 @@ pub enum SegmentState {
     Open,
     Closed,
     Clean,
-    Retiring,
+    Sorting,
+    Slab,
+    Leaving,
 }
 
 /// One segment in memory.
@@ -51,7 +55,9 @@ pub struct Segments {
     /// Closed ones and the open one, by sequence.
     chain: VecDeque<u32>,
     clean: VecDeque<u32>,
-    retiring: Vec<u32>,
+    sorting: Vec<u32>,
+    slabs: u64,
+    leaving: Vec<u32>,
     free: VecDeque<u32>,
     next_sequence: u64,
     /// The newest that left the chain because it was drained.
@@ -63,7 +69,9 @@ pub struct Segments {
 pub struct SegmentCounts {
     pub free: u64,
     pub dirty: u64,
+    /// Slabs among them.
     pub clean: u64,
+    /// About to be free.
     pub retiring: u64,
 }
 
@@ -84,7 +92,9 @@ impl Segments {
             list: vec![Segment::default(); count as usize],
             chain: VecDeque::with_capacity(count as usize),
             clean: VecDeque::with_capacity(count as usize),
-            retiring: Vec::with_capacity(count as usize),
+            sorting: Vec::with_capacity(count as usize),
+            slabs: 0,
+            leaving: Vec::with_capacity(count as usize),
             free: (0..count).collect(),
             next_sequence,
             drained_sequence: 0,
@@ -118,8 +128,8 @@ impl Segments {
         SegmentCounts {
             free: self.free.len() as u64,
             dirty: self.chain.len() as u64,
-            clean: self.clean.len() as u64,
-            retiring: self.retiring.len() as u64,
+            clean: self.clean.len() as u64 + self.sorting.len() as u64 + self.slabs,
+            retiring: self.leaving.len() as u64,
         }
     }
 
@@ -226,36 +236,83 @@ impl Segments {
         }
     }
 
-    /// The oldest clean segment is not read any more. False: none is clean.
-    pub fn retire(&mut self) -> bool {
-        let Some(index) = self.clean.pop_front() else { return false };
-        self.list[index as usize].state = SegmentState::Retiring;
-        self.retiring.push(index);
-        true
+    /// The oldest segment of the log that is no slab, by its sequence; else the one to come.
+    pub fn log_from(&self) -> u64 {
+        let oldest = self.sorting.first().or(self.clean.front()).or(self.chain.front());
+        oldest.map_or(self.next_sequence, |index| self.get(*index).sequence)
     }
 
-    pub fn is_retiring(&self) -> bool {
-        !self.retiring.is_empty()
+    /// Takes over a segment that was a slab when the daemon began.
+    pub fn adopt_slab(&mut self, index: u32) {
+        self.free.retain(|free| *free != index);
+        self.list[index as usize] = Segment { state: SegmentState::Slab, ..Segment::default() };
+        self.slabs += 1;
     }
 
-    /// The index has forgotten the first `count` of the retiring: those that nobody reads are free.
-    pub fn forgotten(&mut self, count: usize) {
-        let mut seen = 0;
-        let (list, free) = (&mut self.list, &mut self.free);
-        self.retiring.retain(|index| {
-            seen += 1;
-            let segment = &mut list[*index as usize];
-            let freed = seen <= count && segment.pins == 0;
-            if freed {
-                *segment = Segment::default();
-                free.push_back(*index);
-            }
-            !freed
-        });
+    /// Drained segments that are not sorted yet.
+    pub fn unsorted(&self) -> u64 {
+        self.clean.len() as u64
     }
 
-    pub fn retiring(&self) -> usize {
-        self.retiring.len()
+    /// Drained segments are to be sorted, the oldest first, up to one that may not. False: none.
+    pub fn begin_sorting(&mut self, may: impl Fn(u32) -> bool) -> bool {
+        assert!(self.sorting.is_empty(), "one sorting at a time");
+        while let Some(index) = self.clean.front().copied().filter(|index| may(*index)) {
+            self.clean.pop_front();
+            self.sorting.push(index);
+        }
+        for index in &self.sorting {
+            self.list[*index as usize].state = SegmentState::Sorting;
+        }
+        !self.sorting.is_empty()
+    }
+
+    pub fn is_sorting(&self) -> bool {
+        !self.sorting.is_empty()
+    }
+
+    /// Those that are being sorted, in order of their sequence.
+    pub fn sorting(&self) -> &[u32] {
+        &self.sorting
+    }
+
+    /// Those that were being sorted are slabs from now on.
+    pub fn end_sorting(&mut self) {
+        for index in self.sorting.drain(..) {
+            self.list[index as usize].state = SegmentState::Slab;
+            self.slabs += 1;
+        }
+    }
+
+    /// A free segment becomes a slab.
+    pub fn take_slab(&mut self) -> Option<u32> {
+        let index = self.free.pop_front()?;
+        self.list[index as usize] = Segment { state: SegmentState::Slab, ..Segment::default() };
+        self.slabs += 1;
+        Some(index)
+    }
+
+    /// A slab is given up.
+    pub fn leave(&mut self, index: u32) {
+        let segment = &mut self.list[index as usize];
+        assert_eq!(segment.state, SegmentState::Slab, "a slab leaves");
+        segment.state = SegmentState::Leaving;
+        self.slabs -= 1;
+        self.leaving.push(index);
+    }
+
+    /// Reads, or the write of its summary, are under way there.
+    pub fn is_pinned(&self, index: u32) -> bool {
+        self.get(index).pins > 0
+    }
+
+    /// The index names nothing in a segment that was leaving, and nobody reads there: it is free.
+    pub fn left(&mut self, index: u32) {
+        let segment = &mut self.list[index as usize];
+        assert!(segment.state == SegmentState::Leaving && segment.pins == 0, "it was leaving");
+        *segment = Segment::default();
+        self.leaving.retain(|other| *other != index);
+        self.free.push_back(index);
     }
 
     /// The segment that holds sector `position` of the allocation.
@@ -263,11 +320,10 @@ impl Segments {
         self.shape.segment_of(position * crate::base::units::SECTOR_BYTES)
     }
 
-    /// Whether reads may use what lies at sector `position` of the allocation.
-    pub fn is_readable(&self, position: u64) -> bool {
+    /// Whether what lies at sector `position` of the allocation is not drained.
+    pub fn is_dirty(&self, position: u64) -> bool {
         self.of_position(position).is_some_and(|index| {
-            let state = self.get(index).state;
-            !matches!(state, SegmentState::Free | SegmentState::Retiring)
+            matches!(self.get(index).state, SegmentState::Open | SegmentState::Closed)
         })
     }
 
@@ -319,6 +375,12 @@ impl Segment {
         self.state == SegmentState::Open
     }
 
+    /// All it holds is in the backing.
+    pub fn is_clean(&self) -> bool {
+        use SegmentState::{Clean, Leaving, Slab, Sorting};
+        matches!(self.state, Clean | Sorting | Slab | Leaving)
+    }
+
     /// More batches may come to count in it.
     pub fn grows(&self) -> bool {
         self.is_open() || self.appending > 0
@@ -349,14 +411,15 @@ mod tests {
         assert_eq!(segments.get(first).state, SegmentState::Clean);
         assert_eq!(segments.oldest_needed(5), 2, "the open one");
         let position = segments.shape().segment_offset(first) / 512;
-        assert!(segments.is_readable(position));
+        assert!(!segments.is_dirty(position));
         segments.pin(first);
-        assert!(segments.retire() && !segments.retire());
-        assert!(!segments.is_readable(position));
-        segments.forgotten(1);
-        assert_eq!(segments.counts().retiring, 1, "a read is under way there");
+        assert!(segments.begin_sorting(|_| true) && segments.is_sorting());
+        segments.end_sorting();
+        segments.leave(first);
+        assert!(segments.is_pinned(first), "a read is under way there");
+        assert_eq!(segments.counts().retiring, 1);
         segments.unpin(first);
-        segments.forgotten(1);
+        segments.left(first);
         assert_eq!(segments.counts().free, 3);
         assert!(segments.give_up(second));
         let counts = SegmentCounts { free: 4, dirty: 0, clean: 0, retiring: 0 };

@@ -23,7 +23,7 @@ const PLANTED: &str = "VFLASH_PLANTED";
 const SUITE: &str = "crash suite: ";
 
 /// The suites of the cached disk.
-const PROGRAMS: [&str; 3] = ["cache_crash", "cache_drain", "cache_media"];
+const PROGRAMS: [&str; 4] = ["cache_crash", "cache_drain", "cache_media", "cache_clean"];
 
 /// States that the suites of the cached disk visit in CI at least.
 const STATES_MIN: u64 = 100_000;
@@ -90,6 +90,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const DAMAGE: &str = "damage_is_found_or_harmless_and_never_served";
     const ORDER: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
     const MODEL: &str = "every_request_agrees_with_the_model";
+    const COLD: &str = "a_restart_after_writes_past_the_log_is_cold";
+    const STALE: &str = "no_read_is_stale_among_fills_evictions_and_drains";
     match bug {
         Bug::AckBeforeFlush
         | Bug::FlushSkipsWrites
@@ -105,6 +107,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::FailedFlushRetried => ("cache_drain", OUTAGES),
         Bug::CorruptionIsTail => ("cache_media", DAMAGE),
         Bug::WrongHalf => ("cache_media", MODEL),
+        Bug::StaleClean | Bug::DirtyEvicted => ("cache_clean", STALE),
+        Bug::OtherEpoch => ("cache_clean", COLD),
         Bug::StaleRead => ("shared", ORDER),
     }
 }
