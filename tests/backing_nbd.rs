@@ -31,6 +31,7 @@ fn options() -> NbdOptions {
         connect: Duration::from_secs(5),
         request: Duration::from_secs(20),
         settle: Duration::from_millis(30),
+        read: Duration::from_secs(20),
         patience: None,
     }
 }

@@ -7,6 +7,7 @@ mod rig;
 use rig::{Rig, Setup, alone, explore, run_all, scale};
 use vflash::cache::{CacheMessage, Mode};
 use vflash::io::crash::Explorer;
+use vflash::io::sim::Faults;
 use vflash::io::volume::RequestKind;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +127,31 @@ fn every_crash_state_of_long_random_runs_is_a_point() {
     let seeds: Vec<u64> = (0..16 * scale()).collect();
     let states = run_all("long random runs", &seeds, |seed| long(*seed));
     assert!(alone() || states >= 20_000 * scale(), "{states} states are too few");
+}
+
+/// With plain writes, a flash whose flushes fail now and then: the drive drops for good what such a
+/// flush should have covered.
+fn flushes_fail(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup { strong: false, ..Setup::of(seed) });
+    for _ in 0..16 {
+        let flush_failures = rig.random.u32(0..3);
+        rig.world.0[0].set_faults(Faults { reorder: true, flush_failures, ..Faults::default() });
+        (0..12).for_each(|_| rig.step());
+        rig.finish();
+        rig.flush();
+    }
+    rig.finish();
+    assert_eq!(rig.failed, 0, "seed {seed}: guests saw errors");
+    let explorer =
+        Explorer { samples: 6, exhaustive_max: 1, points_max: 200, ..Explorer::new(seed) };
+    explore(&rig, &explorer, |case, world| rig.judge(case, &world, 0))
+}
+
+#[test]
+fn what_a_failed_flush_of_the_flash_should_have_covered_is_not_lost() {
+    let seeds: Vec<u64> = (0..12 * scale()).collect();
+    let states = run_all("failed flushes of the flash", &seeds, |seed| flushes_fail(*seed));
+    assert!(alone() || states >= 5_000 * scale(), "{states} states are too few");
 }
 
 /// Ends within recovery, within the recovery from that, and once more.

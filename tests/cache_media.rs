@@ -11,6 +11,7 @@ use vflash::cache::layout::ROOT_OFFSETS;
 use vflash::cache::scan::{Scan, scan};
 use vflash::io::crash::Explorer;
 use vflash::io::disk::Disk;
+use vflash::io::sim::{Spoiling, Spoilt};
 
 #[derive(Clone, Copy, Debug)]
 enum Damage {
@@ -24,9 +25,13 @@ enum Damage {
     Old,
     /// Half of a block.
     Torn,
+    Unreadable,
+    /// As unreadable, the first time.
+    Heals,
+    Slow,
 }
 
-const DAMAGES: [Damage; 7] = [
+const DAMAGES: [Damage; 10] = [
     Damage::Bit,
     Damage::EightBits,
     Damage::Garbage,
@@ -34,6 +39,9 @@ const DAMAGES: [Damage; 7] = [
     Damage::Misdirected,
     Damage::Old,
     Damage::Torn,
+    Damage::Unreadable,
+    Damage::Heals,
+    Damage::Slow,
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +95,7 @@ fn inflict(world: &World, old: &World, at: u64, damage: Damage) {
     let rest = flash.geometry().size_bytes - at;
     let mut block = flash.peek(at, rest.min(4096) as usize);
     let sector = SECTOR_BYTES as usize;
+    let spoil = |how| flash.spoil(Spoilt { offset: at, length: SECTOR_BYTES, how });
     let other = before.peek(1 << 20, block.len());
     match damage {
         Damage::Bit => block[37] ^= 4,
@@ -101,6 +110,9 @@ fn inflict(world: &World, old: &World, at: u64, damage: Damage) {
             let half = block.len() / 2 / sector * sector;
             block[..half].copy_from_slice(&before.peek(at, half));
         }
+        Damage::Unreadable => return spoil(Spoiling::Unreadable { reads: u32::MAX }),
+        Damage::Heals => return spoil(Spoiling::Unreadable { reads: 1 }),
+        Damage::Slow => return spoil(Spoiling::Slow { polls: 1000 }),
     }
     flash.poke(at, &block);
 }

@@ -37,6 +37,7 @@ fn options() -> NbdOptions {
         connect: Duration::from_millis(100),
         request: Duration::from_millis(100),
         settle: Duration::ZERO,
+        read: Duration::from_secs(2),
         patience: Some(Duration::from_secs(2)),
     }
 }

@@ -21,6 +21,12 @@ fn tests_of(row: &str) -> Vec<(&str, &str)> {
     quoted.filter_map(|text| text.split_once("::")).collect()
 }
 
+fn assert_exists((file, test): (&str, &str)) {
+    let wanted = format!("#[test]\nfn {test}()");
+    let text: String = read(file).lines().map(|line| format!("{}\n", line.trim())).collect();
+    assert!(text.contains(&wanted), "{file} has no test {test}");
+}
+
 #[test]
 fn every_promise_names_a_test_that_exists() {
     let rows = promises();
@@ -28,11 +34,24 @@ fn every_promise_names_a_test_that_exists() {
     for row in rows {
         let tests = tests_of(&row);
         assert!(!tests.is_empty(), "a promise without a test: {row}");
-        for (file, test) in tests {
-            let wanted = format!("#[test]\nfn {test}()");
-            let text: String =
-                read(file).lines().map(|line| format!("{}\n", line.trim())).collect();
-            assert!(text.contains(&wanted), "{file} has no test {test}");
+        tests.into_iter().for_each(assert_exists);
+    }
+}
+
+#[test]
+fn every_fault_of_a_cached_disk_names_a_test_that_exists() {
+    let text = read("src/cache/README.md");
+    let section = text.split("### Each event").nth(1).expect("the table of events");
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with('|')).skip(2).collect();
+    assert!(rows.len() >= 15, "{} rows", rows.len());
+    for row in rows {
+        let cell = row.split('|').nth_back(1).expect("the last column");
+        assert!(cell.contains('`'), "an event without a test: {row}");
+        for name in cell.split('`').skip(1).step_by(2).filter(|name| name.contains(".rs")) {
+            match name.split_once("::") {
+                Some(named) => assert_exists(named),
+                None => assert!(read(name).contains("#[test]"), "{name} has no test"),
+            }
         }
     }
 }

@@ -50,9 +50,16 @@ pub struct Verdict {
     pub cold: bool,
 }
 
+/// `named` is the backing, and its sidecar if it must be named, as they follow a command.
+///
 /// # Errors
 /// [`ErrorKind::Fenced`], [`ErrorKind::Gone`]: with what an operator can do.
-pub fn judge(claim: &Claim, found: &Identity, standing: Option<&Standing>) -> Result<Verdict> {
+pub fn judge(
+    claim: &Claim,
+    found: &Identity,
+    standing: Option<&Standing>,
+    named: &str,
+) -> Result<Verdict> {
     let Some(standing) = standing else { return judge_empty(claim) };
     let stamp = &standing.stamp;
     let remembered = claim.remembered;
@@ -68,18 +75,19 @@ pub fn judge(claim: &Claim, found: &Identity, standing: Option<&Standing>) -> Re
     }
     let mine = stamp.owner.allocation == claim.owner.allocation;
     if !stamp.is_clean() && !mine {
-        return fenced(belongs_elsewhere(standing));
+        return fenced(belongs_elsewhere(standing, named));
     }
     let mut cold = false;
     if let Some(difference) = stamp.identity.difference(found) {
         let may = if difference.adoptable { claim.adopt } else { false };
         if (!stamp.is_clean() || flash_dirty) && !may {
-            return fenced(not_the_stamped_one(&difference.text, difference.adoptable));
+            let named = difference.adoptable.then_some(named);
+            return fenced(not_the_stamped_one(&difference.text, named));
         }
         cold = !may;
     }
     if let Some(flash) = remembered {
-        cold |= judge_memory(&flash, mine, standing)?;
+        cold |= judge_memory(&flash, mine, standing, &claim.owner.volume)?;
     }
     Ok(Verdict { cold })
 }
@@ -87,8 +95,12 @@ pub fn judge(claim: &Claim, found: &Identity, standing: Option<&Standing>) -> Re
 /// There is no stamp.
 fn judge_empty(claim: &Claim) -> Result<Verdict> {
     if claim.remembered.is_some_and(|flash| flash.dirty) {
-        let text = "its sidecar is missing or empty, and the flash holds writes that only this \
-                    backing may get: restore the sidecar that belongs to it";
+        let text = format!(
+            "its sidecar is missing or empty, and the flash holds writes that only this backing \
+             may get: restore the sidecar that belongs to it, or give up what the flash holds: \
+             `vflash detach {} --lost`",
+            claim.owner.volume
+        );
         return Err(Error::new(ErrorKind::Gone, text));
     }
     if !claim.create {
@@ -99,7 +111,8 @@ fn judge_empty(claim: &Claim) -> Result<Verdict> {
 }
 
 /// Compares the stamp with what the flash remembers; true if the flash is out of date and clean.
-fn judge_memory(flash: &Remembered, mine: bool, standing: &Standing) -> Result<bool> {
+/// `volume` is the claimer's.
+fn judge_memory(flash: &Remembered, mine: bool, standing: &Standing, volume: &str) -> Result<bool> {
     let stamp = &standing.stamp;
     let since = utc(stamp.stamped_ms);
     let older = if stamp.owner_epoch < flash.owner_epoch {
@@ -118,13 +131,14 @@ fn judge_memory(flash: &Remembered, mine: bool, standing: &Standing) -> Result<b
     let nothing_waits = stamp.is_clean() && !flash.dirty;
     if let Some(older) = older {
         // A disk that was put back as a whole, with nothing to be written: only the cache is old.
-        return if nothing_waits { Ok(true) } else { fenced(rolled_back(&older)) };
+        return if nothing_waits { Ok(true) } else { fenced(rolled_back(&older, volume)) };
     }
     let continued = mine && stamp.first_epoch <= flash.owner_epoch;
     if !continued && flash.dirty {
         return fenced(format!(
             "it was opened elsewhere (last by {} on host {}, {since}) after this flash had it: \
-             what the flash holds does not fit it any more and must be given up",
+             what the flash holds does not fit it any more and must be given up: `vflash detach \
+             {volume} --lost`",
             or_unknown(&stamp.owner.volume),
             or_unknown(&stamp.owner.host_name)
         ));
@@ -132,19 +146,20 @@ fn judge_memory(flash: &Remembered, mine: bool, standing: &Standing) -> Result<b
     Ok(!continued)
 }
 
-fn rolled_back(older: &str) -> String {
+fn rolled_back(older: &str, volume: &str) -> String {
     format!(
-        "it was rolled back: {older}; put back what was there last, or give up what the flash holds"
+        "it was rolled back: {older}; put back what was there last, or give up what the flash \
+         holds: `vflash detach {volume} --lost`"
     )
 }
 
-fn belongs_elsewhere(standing: &Standing) -> String {
+fn belongs_elsewhere(standing: &Standing, named: &str) -> String {
     let stamp = &standing.stamp;
     let volume = or_unknown(&stamp.owner.volume);
     format!(
         "it belongs to {volume} on host {} since {}: {}. Attach it there, or detach it there \
-         first. If that host or its flash is gone for good, `vflash detach --lost --confirm \
-         {volume}` gives these writes up: the disk is then {}",
+         first. If that host or its flash is gone for good, `vflash detach --lost --backing \
+         {named} --confirm {volume}` gives these writes up: the disk is then {}",
         or_unknown(&stamp.owner.host_name),
         utc(stamp.owned_ms),
         dirty_words(standing),
@@ -183,11 +198,14 @@ pub(super) fn point_words(standing: &Standing) -> String {
     }
 }
 
-fn not_the_stamped_one(difference: &str, adoptable: bool) -> String {
-    let way_out = match adoptable {
-        true => ", or say that it is the same disk (`--adopt`), if it was moved or copied",
-        false => "",
-    };
+/// `named`: if it may be the same all the same.
+pub(super) fn not_the_stamped_one(difference: &str, named: Option<&str>) -> String {
+    let way_out = named.map_or(String::new(), |named| {
+        format!(
+            "; or if it was moved or copied, say that it is the same disk: `vflash backing recover \
+             {named} --adopt`"
+        )
+    });
     format!(
         "it is not the backing that its owner stamp knows: {difference}. The flash holds writes \
          for the other one: put that back{way_out}"

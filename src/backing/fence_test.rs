@@ -51,6 +51,10 @@ fn found() -> Identity {
     stamp().identity
 }
 
+fn judge(claim: &Claim, found: &Identity, standing: Option<&Standing>) -> Result<Verdict> {
+    super::judge(claim, found, standing, "/mnt/disk.raw")
+}
+
 fn refusal(claim: &Claim, found: &Identity, stamp: Stamp) -> String {
     let error = judge(claim, found, Some(&standing(stamp))).expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Fenced);
@@ -78,8 +82,8 @@ fn another_owner_is_refused_while_dirty_data_exists_elsewhere() {
         "it belongs to web-1/root on host alpha since 2025-12-31 23:59:59 UTC: at 2026-01-01 \
          00:00:00 UTC its flash held 12MiB that the backing lacks, the oldest of 2025-12-31 \
          23:59:50 UTC. Attach it there, or detach it there first. If that host or its flash is \
-         gone for good, `vflash detach --lost --confirm web-1/root` gives these writes up: the \
-         disk is then at point 100 of 2025-12-31 23:59:58 UTC"
+         gone for good, `vflash detach --lost --backing /mnt/disk.raw --confirm web-1/root` gives \
+         these writes up: the disk is then at point 100 of 2025-12-31 23:59:58 UTC"
     );
     let ordered = Stamp { drain: DrainMode::Ordered, dirty_bytes: 0, ..stamp() };
     let text = refusal(&other(false), &found(), ordered);
@@ -104,7 +108,8 @@ fn a_clean_disk_may_be_taken_by_anybody_and_the_old_flash_is_out_of_date() {
     assert_eq!(
         text,
         "it was opened elsewhere (last by web-1/root on host beta, 2026-01-01 00:01:40 UTC) after \
-         this flash had it: what the flash holds does not fit it any more and must be given up"
+         this flash had it: what the flash holds does not fit it any more and must be given up: \
+         `vflash detach web-1/root --lost`"
     );
     // It claims, and dies before its flash has noted that it is cold.
     let cold = Verdict { cold: true };
@@ -118,7 +123,8 @@ fn a_clean_disk_may_be_taken_by_anybody_and_the_old_flash_is_out_of_date() {
 fn a_backing_that_was_changed_is_refused_while_writes_wait_for_it() {
     let prefix = "it is not the backing that its owner stamp knows: ";
     let put_back = ". The flash holds writes for the other one: put that back";
-    let or_adopt = ", or say that it is the same disk (`--adopt`), if it was moved or copied";
+    let or_adopt = "; or if it was moved or copied, say that it is the same disk: `vflash backing \
+                    recover /mnt/disk.raw --adopt`";
     let file = "it is another file (inode number or time of birth)";
     for (change, what, adoptable) in [
         (Identity { size_bytes: 4 * MIB, ..found() }, "its size was 8MiB and is 4MiB", false),
@@ -152,7 +158,8 @@ fn a_backing_that_was_changed_is_refused_while_writes_wait_for_it() {
 
 #[test]
 fn a_backing_that_was_rolled_back_is_refused() {
-    let end = "; put back what was there last, or give up what the flash holds";
+    let end = "; put back what was there last, or give up what the flash holds: `vflash detach \
+               web-1/root --lost`";
     let claim = Claim { remembered: flash(6, 100, true), ..mine() };
     assert_eq!(
         refusal(&claim, &found(), stamp()),
@@ -194,7 +201,8 @@ fn a_missing_stamp_is_made_only_with_leave_and_with_nothing_to_lose() {
     assert_eq!(
         error.to_string(),
         "its sidecar is missing or empty, and the flash holds writes that only this backing may \
-         get: restore the sidecar that belongs to it"
+         get: restore the sidecar that belongs to it, or give up what the flash holds: `vflash \
+         detach web-1/root --lost`"
     );
     let new = Claim { remembered: None, ..mine() };
     let error = judge(&new, &found(), None).expect_err("refused");

@@ -221,8 +221,19 @@ impl Backing {
         }
     }
 
+    /// Backing and sidecar as they follow a command.
+    fn words(&self) -> String {
+        let spec = quoted(&self.spec.to_string());
+        match &self.sidecar_path {
+            Some(path) if self.spec.default_sidecar().as_ref() != Some(path) => {
+                format!("{spec} --sidecar {}", quoted(&path.display().to_string()))
+            }
+            _ => spec,
+        }
+    }
+
     /// Finishes a committed group, whoever owns the backing; it stays theirs. With `adopt`, a
-    /// backing at another place than the stamp knows is taken for the same.
+    /// backing at another place than the stamp knows is taken for the same, for good.
     pub fn recover(
         &mut self,
         options: RecoverOptions,
@@ -231,25 +242,28 @@ impl Backing {
     ) -> Result<Option<Recovery>> {
         let named = self.named();
         let Some(standing) = self.standing(options.damage)? else { return Ok(None) };
-        let found = &self.description.identity;
-        if let Some(difference) = standing.stamp.identity.difference(found)
+        let found = self.description.identity;
+        let difference = standing.stamp.identity.difference(&found);
+        if let Some(difference) = &difference
             && !(adopt && difference.adoptable)
             && !standing.stamp.is_clean()
         {
-            let remedy = match difference.adoptable {
-                true => ", or say that it is the same disk (`--adopt`)",
-                false => "",
-            };
-            let text = format!(
-                "{named}: it is not the backing that its owner stamp knows: {}; put that back\
-                 {remedy}",
-                difference.text
-            );
-            return Err(Error::new(ErrorKind::Fenced, text));
+            let words = self.words();
+            let words = difference.adoptable.then_some(words.as_str());
+            let text = fence::not_the_stamped_one(&difference.text, words);
+            return Err(Error::new(ErrorKind::Fenced, format!("{named}: {text}")));
         }
         let Some(sidecar) = &mut self.sidecar else { return Ok(None) };
-        recover::recover(&mut self.blocking, &mut sidecar.blocking, options, progress)
-            .map_err(|error| error.context(named))
+        let mut recovery =
+            recover::recover(&mut self.blocking, &mut sidecar.blocking, options, progress)
+                .map_err(|error| error.context(&named))?;
+        if let (true, true, Some(recovery)) = (adopt, difference.is_some(), &mut recovery) {
+            let stamp = &mut recovery.standing.stamp;
+            *stamp = stamp.next(options.now_ms);
+            stamp.identity = found;
+            write_stamp(&mut sidecar.blocking, stamp).map_err(|error| error.context(named))?;
+        }
+        Ok(recovery)
     }
 
     /// Makes the backing the claimer's, or refuses and changes nothing: finishes a committed group,
@@ -270,7 +284,7 @@ impl Backing {
         let damage = if flash_dirty { Damage::Skip } else { Damage::Refuse };
         let standing = self.standing(damage)?;
         let found = self.description.identity;
-        let verdict = fence::judge(claim, &found, standing.as_ref())
+        let verdict = fence::judge(claim, &found, standing.as_ref(), &self.words())
             .map_err(|error| error.context(&named))?;
         let unclean = standing.as_ref().is_some_and(|standing| !standing.stamp.is_clean());
         let options = RecoverOptions { damage, now_ms: claim.now_ms };
@@ -294,7 +308,7 @@ impl Backing {
     ///
     /// The epoch stays what it is: a new one would void the group (FORMAT.md).
     pub fn take_up(&mut self, claim: &Claim) -> Result<Option<Claimed>> {
-        let named = self.named();
+        let (named, words) = (self.named(), self.words());
         let dirty = claim.remembered.is_some_and(|flash| flash.dirty);
         let Some(sidecar) = self.sidecar.as_mut().filter(|_| dirty) else { return Ok(None) };
         if self.description.reason.is_some() {
@@ -304,8 +318,8 @@ impl Backing {
             .map_err(|error| error.context(&named))?;
         let Some(standing) = standing else { return Ok(None) };
         let found = &self.description.identity;
-        let verdict =
-            fence::judge(claim, found, Some(&standing)).map_err(|error| error.context(&named))?;
+        let verdict = fence::judge(claim, found, Some(&standing), &words)
+            .map_err(|error| error.context(&named))?;
         let stamp = standing.stamp;
         let mine = stamp.owner.allocation == claim.owner.allocation && !verdict.cold;
         let same = mine && stamp.identity.difference(found).is_none();
@@ -396,6 +410,15 @@ impl Backing {
         write_stamp(&mut sidecar.blocking, &stamp).map_err(|error| error.context(named))?;
         let standing = Standing { stamp, live: None, dirty_bytes: 0, ..standing };
         Ok(Some(Lost { standing, ..lost }))
+    }
+}
+
+/// For a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:=@%,".contains(c);
+    match word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 

@@ -13,6 +13,10 @@ pub enum Bug {
     TailBeforeBackingFlush,
     /// A backing's failed flush is tried again, and what it should have covered is not written.
     FailedFlushRetried,
+    /// The flash's failed flush is taken for one that succeeded.
+    FlashFlushTrusted,
+    /// What was drained before writes passed the log by is served after a restart.
+    StaleAfterMode,
     /// Of overlapping writes in one group the older one wins.
     OverlapSwapped,
     /// A group goes to the backing before it is durable in the sidecar.
@@ -44,11 +48,13 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
         Self::FailedFlushRetried,
+        Self::FlashFlushTrusted,
+        Self::StaleAfterMode,
         Self::OverlapSwapped,
         Self::GroupNotCommitted,
         Self::PreviousLapAccepted,

@@ -103,7 +103,7 @@ impl CachedDisk {
                     self.change(io);
                 }
             }
-            Step::Settle if core.arounds == 0 => {
+            Step::Settle if core.arounds.is_idle() => {
                 change.goes(Step::Flush);
                 self.change(io);
             }

@@ -1,22 +1,26 @@
 //! Everything of a cached disk but its drainer: what journal, reads and roots work on.
 //!
 //! It is one state machine in several files: `journal.rs` takes writes to the log, `read.rs` reads,
-//! `clean/` keeps what is drained or read, `around.rs` writes past the log, `roots.rs` writes
-//! roots. [`super::disk`] puts it together with the drainer and hands out what completes.
+//! `clean/` keeps what is drained or read, `around.rs` writes past the log, `patience.rs` tries
+//! again what the backing failed to do, `rewrite.rs` what the flash failed to flush, `roots.rs`
+//! writes roots. [`super::disk`] puts it together with the drainer and hands out what completes.
 
+use super::around::Arounds;
 use super::clean::Clean;
+use super::curve::Sampler;
 use super::index::Index;
 use super::journal::{Journal, Pending};
 use super::layout::Shape;
+use super::patience::Patience;
 use super::place::Place;
 use super::read::Reads;
-use super::record::RecordOrigin;
+use super::record::{BLOCK_SECTORS, RecordOrigin};
 use super::root::Mode;
 use super::roots::Roots;
 use super::segment::Segments;
 use super::status::CacheStatus;
 use crate::base::clock::Nanos;
-use crate::io::buffer::{PinnedBuffer, Segment};
+use crate::io::buffer::Segment;
 use crate::io::disk::{DiskGeometry, Operation};
 use crate::io::volume::{
     DiskIndex, Io, Origin, Outcome, Request, RequestId, RequestKind, SectorRange,
@@ -78,16 +82,18 @@ pub(super) struct Slot {
     pub ranges: Vec<SectorRange>,
     pub segments: Vec<Segment>,
     pub origin: RecordOrigin,
-    /// Sectors of a write that have been given a place in the log.
+    /// Sectors of a write that have been given a place in the log; past the log, ranges begun.
     pub done: u64,
     /// Operations under way, of reads and of writes past the log.
     pub under_way: u32,
     pub failed: bool,
-    /// What a write past the log is written from, if not from the guest's own memory.
-    pub bounces: Vec<PinnedBuffer>,
 }
 
 impl Slot {
+    fn is_write(&self) -> bool {
+        self.kind == Some(RequestKind::Write)
+    }
+
     pub(super) fn range(&self) -> SectorRange {
         *self.ranges.first().expect("reads and writes have one range")
     }
@@ -123,19 +129,26 @@ pub(super) struct Core {
     pub mode: Mode,
     /// A mode change is under way: nothing new that writes is begun.
     pub switching: bool,
+    /// The log is about to have fewer segments: a write that has a part in it is finished first.
+    pub settling: bool,
+    /// A root of a new incarnation is being written: nothing is appended meanwhile.
+    pub frozen: bool,
     pub policy: FencePolicy,
     /// Why nothing is served.
     pub fenced: Option<String>,
     /// Requests that wait behind a fence.
     pub held: Vec<u32>,
-    /// Writes past the log under way.
-    pub arounds: u32,
+    /// Requests past the log under way.
+    pub arounds: Arounds,
+    pub patience: Patience,
     /// Origins in the log as recovery found it, sorted: a replayed one is done already.
     pub origins: Vec<RecordOrigin>,
     pub clean: Clean,
     /// The earliest time that anybody asked for.
     pub wake: Option<Nanos>,
     pub drained: u64,
+    /// Watches what the guest reads and writes.
+    pub sampler: Sampler,
 }
 
 impl Core {
@@ -164,12 +177,33 @@ impl Core {
         request.id.0
     }
 
+    /// Shows the guest's request to the curve, by blocks of 4 KiB.
+    pub(super) fn watch(&mut self, id: u32) {
+        let slot = &self.slots[id as usize];
+        let reads = slot.kind == Some(RequestKind::Read);
+        let Some(range) = slot.ranges.first().filter(|_| reads || slot.is_write()) else { return };
+        let last = (range.start + range.count - 1) / BLOCK_SECTORS;
+        for block in range.start / BLOCK_SECTORS..=last {
+            match reads {
+                true => self.sampler.read(block),
+                false => self.sampler.write(block),
+            }
+        }
+    }
+
     /// Ends a request.
     pub(super) fn end(&mut self, id: u32, outcome: Outcome, io: &mut dyn Io) {
         let slot = &mut self.slots[id as usize];
         assert!(slot.kind.take().is_some(), "a request ends once");
-        slot.bounces.clear();
         io.complete(RequestId(id), outcome);
+    }
+
+    /// Ends a request; one that failed since the disk is fenced goes the way of all others.
+    pub(super) fn end_or_refuse(&mut self, id: u32, outcome: Outcome, io: &mut dyn Io) {
+        match outcome {
+            Outcome::Failed if self.is_fenced() => self.refuse(id, io),
+            outcome => self.end(id, outcome, io),
+        }
     }
 
     pub(super) fn is_fenced(&self) -> bool {
@@ -184,6 +218,7 @@ impl Core {
         log::error!("{}: fenced: {why}", self.name);
         self.fenced = Some(why);
         self.abandon_writes(io);
+        self.lose_patience(io);
     }
 
     /// A request that comes to a fenced disk.
@@ -194,9 +229,10 @@ impl Core {
         }
     }
 
-    /// Forgets a request that waits behind a fence, or for its first place in the log.
-    pub(super) fn forget(&mut self, id: u32) -> bool {
-        let slot = &mut self.slots[id as usize];
+    /// Forgets a request that waits: behind a fence, for its first place in the log, or for the
+    /// backing, with nothing under way.
+    pub(super) fn forget(&mut self, id: u32, io: &mut dyn Io) -> bool {
+        let slot = &self.slots[id as usize];
         let begun = slot.done > 0 || slot.under_way > 0;
         let held = self.held.iter().position(|held| *held == id);
         let is_it = |pending: &Pending| matches!(pending, Pending::Request(other) if *other == id);
@@ -204,10 +240,14 @@ impl Core {
         match (held, pending) {
             (Some(at), _) => _ = self.held.swap_remove(at),
             (None, Some(at)) => _ = self.journal.pending.remove(at),
-            (None, None) => return false,
+            (None, None) => {
+                let waits = self.stop_waiting(id);
+                if !self.forget_request_around(id, waits, io) && !waits {
+                    return false;
+                }
+            }
         }
-        slot.kind = None;
-        slot.bounces.clear();
+        self.slots[id as usize].kind = None;
         true
     }
 

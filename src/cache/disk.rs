@@ -4,17 +4,22 @@
 //! come to count is told to the drainer, what is drained makes segments clean, clean ones make
 //! room, and room lets parked writes go on.
 
+use super::around::Arounds;
 use super::change::Changing;
 use super::clean::Clean;
 use super::core::{Core, FencePolicy, Token};
+use super::curve::{Sampler, blocks_of};
 use super::drain::{
     DrainHost, DrainOptions, DrainReply, DrainState, Drainer, LogCursor, LogStretch, SidecarState,
 };
 use super::journal::{Journal, Pending};
 use super::memory::DrainMemory;
 use super::message::{CacheMessage, Reply};
+use super::patience::Patience;
 use super::read::Reads;
 use super::recover::Opened;
+use super::resize::Resizing;
+use super::rewrite::REWRITE;
 use super::root::Mode;
 use super::roots::{RootWish, Roots};
 use super::status::{CacheGauges, CacheState, CacheStatus, count};
@@ -38,6 +43,8 @@ pub struct CacheOptions {
     pub drain: DrainMode,
     /// While the backing answers, no write is older than this before it is drained.
     pub staleness_max: Duration,
+    /// How long a request that needs the backing is tried there before it fails.
+    pub backing_timeout: Duration,
     pub fence: FencePolicy,
     /// What all cached disks of a daemon share while they drain.
     pub memory: Arc<DrainMemory>,
@@ -55,6 +62,7 @@ impl CacheOptions {
             strong: true,
             drain: DrainMode::Ordered,
             staleness_max: Duration::from_secs(10),
+            backing_timeout: Duration::from_secs(60),
             fence: FencePolicy::Fail,
             memory: DrainMemory::of_daemon(),
             wall_ms,
@@ -71,13 +79,26 @@ fn wall_ms() -> u64 {
 /// How often gauges are brought up to date, at most.
 const GAUGES_EVERY: Duration = Duration::from_millis(5);
 
+/// Of batches: what the flash writes without reading.
+fn alignment(flash: DiskGeometry) -> u32 {
+    flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes)
+}
+
+/// How often the gauges read the curve anew.
+const CURVE_EVERY: Duration = Duration::from_secs(1);
+
+/// After so long what the curve has seen counts half, so that it follows the guest.
+const CURVE_HALVES: Duration = Duration::from_secs(1800);
+
 /// See the module.
 pub struct CachedDisk {
-    core: Core,
+    pub(super) core: Core,
     drainer: Drainer,
     options: CacheOptions,
     /// A mode change or detach under way.
     changing: Option<Changing>,
+    /// Another size is on its way.
+    pub(super) resizing: Option<Resizing>,
     /// Wait until their mark is durable.
     marks: Vec<(String, u64, Reply<Result<u64>>)>,
     named: Vec<(String, Reply<Result<u64>>)>,
@@ -87,6 +108,15 @@ pub struct CachedDisk {
     urgent: bool,
     closed: bool,
     gauges_at: Option<Nanos>,
+    curve: CurveGauge,
+}
+
+/// What the gauges say of the curve.
+struct CurveGauge {
+    /// When it was read, and when it was halved.
+    at: Nanos,
+    halved: Nanos,
+    hits: [u64; 2],
 }
 
 /// The disk as its drainer sees it.
@@ -144,7 +174,7 @@ impl CachedDisk {
     ) -> Self {
         let Opened { root, place, flash, segments, mut index, head, .. } = opened;
         index.watch();
-        let has_sidecar = sidecar.is_some();
+        let (now, has_sidecar) = ((options.now)(), sidecar.is_some());
         let drain = DrainOptions {
             mode: options.drain,
             staleness_max: options.staleness_max,
@@ -156,15 +186,13 @@ impl CachedDisk {
             dirty_bytes: opened.dirty_bytes,
             memory: options.memory.clone(),
         };
-        let mut drainer = Drainer::new(drain, (options.now)());
+        let mut drainer = Drainer::new(drain, now);
         for (won, epoch) in opened.edges {
             drainer.points_mut().edge(won, epoch);
         }
         for (name, won) in opened.marks {
             drainer.points_mut().mark(&name, won);
         }
-        // What is drained stays where it is, in slots of a block each.
-        let align = flash.block_bytes.max(super::layout::BLOCK_BYTES as u32);
         let mut core = Core {
             name: options.name.clone(),
             shape: root.shape,
@@ -175,20 +203,24 @@ impl CachedDisk {
             index,
             segments,
             slots: Vec::new(),
-            journal: Journal::new(head, options.strong, align),
+            journal: Journal::new(head, options.strong, alignment(flash)),
             reads: Reads::default(),
             mode: root.mode,
             clean: Clean::new(root.shape, root.incarnation),
             roots: Roots::new(root),
             status: Arc::new(CacheStatus::default()),
             switching: false,
+            settling: false,
+            frozen: false,
             policy: options.fence,
             fenced: opened.fence,
             held: Vec::new(),
-            arounds: 0,
+            arounds: Arounds::default(),
+            patience: Patience::new(options.backing_timeout),
             origins: opened.origins,
             wake: None,
             drained: opened.drained,
+            sampler: Sampler::default(),
         };
         core.adopt_slabs(opened.slabs);
         Self {
@@ -196,6 +228,7 @@ impl CachedDisk {
             drainer,
             options,
             changing: None,
+            resizing: None,
             marks: Vec::new(),
             named: Vec::new(),
             checkpoints: Vec::new(),
@@ -203,6 +236,7 @@ impl CachedDisk {
             urgent: false,
             closed: false,
             gauges_at: None,
+            curve: CurveGauge { at: now, halved: now, hits: [0; 2] },
         }
     }
 
@@ -226,10 +260,12 @@ impl CachedDisk {
             self.core.answer(io);
         }
         self.change(io);
+        self.resize(io);
         if self.core.is_fenced() {
             self.let_down();
         }
         self.core.make_room(io);
+        self.resize(io);
         self.core.pump(io);
         self.tell_drainer(io);
         self.drainer.set_fill(self.core.segments.counts().dirty_permille());
@@ -311,12 +347,14 @@ impl CachedDisk {
             return;
         }
         self.gauges_at = Some(now);
+        self.gauge_curve(now);
         let core = &self.core;
         let drain = self.drainer.status(now);
         let state = match (&core.fenced, drain.state, self.closed) {
             (_, _, true) => CacheState::Closed,
             (Some(why), ..) => CacheState::Fenced(why.clone()),
             (_, DrainState::Retrying(_), _) => CacheState::WaitingForBacking,
+            _ if core.patience.is_failing() => CacheState::WaitingForBacking,
             (_, DrainState::Draining, _) => CacheState::Draining,
             _ => CacheState::Serving,
         };
@@ -345,8 +383,27 @@ impl CachedDisk {
             backing_faster: core.clean.is_past(),
             policy_bytes: core.clean.memory_bytes() as u64,
             parked: core.parked(),
+            waiting_for_backing: core.patience.waiting() as u64,
             mode: core.mode,
+            size_bytes: core.roots.root.shape.allocation_bytes,
+            curve_hits: self.curve.hits,
+            resizing_to: self.resizing.as_ref().map(Resizing::to_bytes),
         });
+    }
+
+    fn gauge_curve(&mut self, now: Nanos) {
+        if now.since(self.curve.halved) >= CURVE_HALVES {
+            self.curve.halved = now;
+            self.core.sampler.age();
+        }
+        if now.since(self.curve.at) < CURVE_EVERY {
+            return;
+        }
+        self.curve.at = now;
+        let curve = self.core.sampler.curve();
+        let blocks = blocks_of(self.core.roots.root.shape.allocation_bytes);
+        let hits = |blocks| ((1.0 - curve.miss_ratio(blocks)) * 1e6) as u64;
+        self.curve.hits = [blocks, blocks * 2].map(hits);
     }
 
     fn write(&mut self, id: u32, replayed: bool, io: &mut dyn Io) {
@@ -398,7 +455,12 @@ impl CachedDisk {
                 let (drainer, mut host) = self.split(io);
                 drainer.set_staleness(staleness_max, &mut host);
             }
+            CacheMessage::Grow { place, reply } => self.begin_grow(place, reply),
+            CacheMessage::Shrink { size_bytes, reply } => self.begin_shrink(size_bytes, reply),
+            CacheMessage::Shrunk => self.resizing = None,
+            CacheMessage::SetBackingTimeout { limit } => self.core.patience.limit = limit,
             CacheMessage::Close { reply } => self.begin_close(reply),
+            CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
                 self.gauge(io.now(), true);
                 reply(());
@@ -442,6 +504,7 @@ impl CachedDisk {
             RootWish::Change => self.change_rooted(io),
             RootWish::Tables => self.core.saved(io),
             RootWish::Cold => {}
+            RootWish::Resize => self.resize_rooted(io),
             RootWish::Checkpoint => {
                 self.checkpoints.drain(..).for_each(|reply| reply(Ok(())));
             }
@@ -459,6 +522,7 @@ impl Volume for CachedDisk {
         if self.core.is_fenced() || self.closed {
             return self.core.refuse(id, io);
         }
+        self.core.watch(id);
         match request.kind {
             RequestKind::Read if request.ranges.iter().all(|range| range.count == 0) => {
                 self.core.end(id, Outcome::Done, io);
@@ -484,6 +548,7 @@ impl Volume for CachedDisk {
                     self.rooted(wish, io);
                 }
             }
+            Token::Flush if number == REWRITE => self.core.rewrite_completed(result, io),
             Token::Flush => self.core.flush_completed(result, io),
             Token::Summary => self.core.summary_completed(number),
             Token::Around => self.core.around_completed(number, result, io),
@@ -501,6 +566,7 @@ impl Volume for CachedDisk {
     fn timer(&mut self, io: &mut dyn Io) {
         self.core.wake = None;
         self.core.flush_if_due(io);
+        self.core.try_backing(io);
         let (drainer, mut host) = self.split(io);
         drainer.timer(&mut host);
         if let Some(due) = self.core.journal.flush_due {
@@ -510,7 +576,7 @@ impl Volume for CachedDisk {
     }
 
     fn let_go(&mut self, request: RequestId, io: &mut dyn Io) -> bool {
-        let forgotten = self.core.forget(request.0);
+        let forgotten = self.core.forget(request.0, io);
         if forgotten {
             self.settle(io);
         }
@@ -539,6 +605,15 @@ impl CachedDisk {
         (&mut self.core, &mut self.changing, &mut self.closed)
     }
 
+    /// A mode change or the detach is under way, or was carried out.
+    pub(super) fn is_changing(&self) -> bool {
+        self.changing.is_some() || self.closed
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// A mark was dropped, since the disk keeps no points any more.
     pub(super) fn unmark(&mut self, name: &str) {
         let text = format!("{}: no points are kept now", self.core.name);
@@ -565,6 +640,10 @@ mod room_tests;
 #[cfg(test)]
 #[path = "disk_many_test.rs"]
 mod many_tests;
+
+#[cfg(test)]
+#[path = "disk_fault_test.rs"]
+mod fault_tests;
 
 #[cfg(test)]
 #[path = "disk_kill_test.rs"]

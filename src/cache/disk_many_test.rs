@@ -256,3 +256,28 @@ fn overlapping_writes_have_one_order_everywhere() {
         rig.killed(options()).check();
     }
 }
+
+/// Past the log, on a backing whose blocks are larger than the guest's requests.
+#[test]
+fn requests_of_any_size_pass_the_log_by_on_a_backing_of_large_blocks() {
+    for (seed, mode) in [Mode::WriteAround, Mode::ReadOnly, Mode::Bypass].into_iter().enumerate() {
+        for (block_bytes, zero) in [(512, false), (4096, true), (4096, false)] {
+            let mut geometry = crate::io::sim::sim_geometry(DISK_BYTES);
+            (geometry.block_bytes, geometry.memory_alignment) = (block_bytes, block_bytes);
+            (geometry.zero, geometry.discard) = (zero, zero);
+            let backing = crate::io::sim::SimDisk::with(Default::default(), geometry, 1);
+            let mut rig = Rig::on(formatted(shape(6, 64 * KIB)), backing, options());
+            rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+            let faults = Faults { reorder: true, slow_polls: 2, ..Faults::default() };
+            rig.backing.set_faults(faults);
+            let mut many = Many::new(rig, seed as u64);
+            many.run(1200, 1 + seed * 30, 40);
+            assert_eq!(many.failed, 0, "{mode:?} {block_bytes} {zero}");
+            many.rig.check();
+            let mode = Mode::WriteBack;
+            many.rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+            many.run(100, 8, 40);
+            many.rig.drain();
+        }
+    }
+}

@@ -158,7 +158,7 @@ impl Rig {
         Self { truth, seed: self.seed, ..Self::on(flash, backing, options) }
     }
 
-    fn random_step(&mut self, random: &mut fastrand::Rng, sectors_max: u64) {
+    pub(in crate::cache) fn random_step(&mut self, random: &mut fastrand::Rng, sectors_max: u64) {
         let total = DISK_BYTES / SECTOR_BYTES;
         let count = random.u64(1..=sectors_max);
         let start = random.u64(0..total - count);

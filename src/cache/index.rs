@@ -237,6 +237,11 @@ impl Index {
             + self.zeros.len() * ZERO_BYTES
     }
 
+    /// Another size of cache, another limit.
+    pub fn set_limit(&mut self, limit_bytes: usize) {
+        self.limit_bytes = limit_bytes;
+    }
+
     pub fn is_full(&self) -> bool {
         self.memory_bytes() >= self.limit_bytes
     }

@@ -23,6 +23,7 @@ use super::layout::{BLOCK_BYTES, Shape};
 use super::record::{
     BLOCK_SECTORS, BatchEncoder, BatchLink, EntryHead, Kind, Plan, RecordOrigin, piece_checksum,
 };
+use super::rewrite::Rewrite;
 use super::root::{Mode, salt};
 use super::status::count;
 use super::summary::{SummaryBuilder, item_bytes, summary_bytes};
@@ -169,8 +170,9 @@ pub(super) struct Journal {
     pub(super) counted_end: (u64, u32),
     pub(super) uncounted_bytes: u64,
     pub(super) acks: VecDeque<Ack>,
-    /// A flush of the flash under way.
+    /// A flush of the flash under way, or what follows one that failed.
     pub(super) flush: Option<Covered>,
+    pub(super) rewrite: Option<Rewrite>,
     pub(super) flush_waiting: Vec<u32>,
     pub(super) flush_current: Vec<u32>,
     pub(super) flush_due: Option<Nanos>,
@@ -225,6 +227,7 @@ impl Journal {
             uncounted_bytes: 0,
             acks: VecDeque::new(),
             flush: None,
+            rewrite: None,
             flush_waiting: Vec::new(),
             flush_current: Vec::new(),
             flush_due: None,
@@ -322,7 +325,7 @@ fn won_sectors_max(shape: Shape) -> u64 {
 impl Core {
     /// Appends what waits, as far as there is room.
     pub(super) fn pump(&mut self, io: &mut dyn Io) {
-        if self.is_fenced() {
+        if self.is_fenced() || self.frozen {
             return;
         }
         if self.journal.again.is_some() && !self.append_again(io) {
@@ -345,20 +348,30 @@ impl Core {
                 }
             }
         }
-        self.close_drained();
+        self.close_drained(io);
         self.flush_if_due(io);
     }
 
     /// When writes wait for space, an open segment that is all drained is of no use.
-    fn close_drained(&mut self) {
+    fn close_drained(&mut self, io: &mut dyn Io) {
         let waits = !self.journal.pending.is_empty() && self.journal.order.is_empty();
-        let Some(filling) = self.journal.filling.back_mut().filter(|_| waits) else { return };
+        let Some(filling) = self.journal.filling.back().filter(|_| waits) else { return };
         let segment = self.segments.get(filling.segment);
         if !filling.full && segment.last_won <= self.drained && segment.end > 0 {
-            filling.full = true;
-            self.segments.close(filling.segment);
-            self.segments.drained(self.drained);
+            self.close_filling(io);
         }
+    }
+
+    /// Appends no more to the open segment, if there is one.
+    pub(super) fn close_filling(&mut self, io: &mut dyn Io) {
+        let Some(filling) = self.journal.filling.back_mut().filter(|last| !last.full) else {
+            return;
+        };
+        filling.full = true;
+        self.segments.close(filling.segment);
+        // Before it can be given to somebody else.
+        self.write_summaries(io);
+        self.segments.drained(self.drained);
     }
 
     /// Chooses the records of the next batch.
@@ -384,7 +397,7 @@ impl Core {
                 }
             };
             let slot = &self.slots[id as usize];
-            if self.switching && slot.done == 0 {
+            if (self.switching || self.settling) && slot.done == 0 {
                 break;
             }
             let edge = journal.strict || (journal.edge && picks.is_empty());
@@ -643,6 +656,7 @@ impl Core {
             self.wake_at(at, io);
         }
         self.write_summaries(io);
+        self.rewrite_more(io);
     }
 
     /// The log is durable that far.

@@ -2,7 +2,7 @@
 //! when the disk is fenced.
 
 use super::core::{Core, FLASH, Token};
-use super::journal::{FAILURES_MAX, Pending};
+use super::journal::{Covered, FAILURES_MAX, Pending};
 use super::layout::BLOCK_BYTES;
 use super::record::BatchHeader;
 use super::status::count;
@@ -119,21 +119,21 @@ impl Core {
         io.submit(FLASH, flush, Token::Flush.pack(0));
     }
 
+    /// A flush of the flash has ended.
     pub(super) fn flush_completed(&mut self, result: Result<(), Errno>, io: &mut dyn Io) {
-        let covered = self.journal.flush.take().expect("a flush was under way");
+        let covered = self.journal.flush.expect("a flush was under way");
         if self.is_fenced() {
             return;
         }
-        if let Err(errno) = result {
-            // What it should have covered may be lost though the next one succeeds, and the guest
-            // was told that it may be: with strong durability nothing depends on a flush.
-            let text = format!(
-                "the flash failed to flush ({}); everything up to point {} is safe on it",
-                std::io::Error::from(errno),
-                self.journal.durable_through
-            );
-            return self.fence(text, io);
+        match result {
+            Err(errno) if !planted(Bug::FlashFlushTrusted) => self.rewrite(covered, errno, io),
+            _ => self.flushed(covered, io),
         }
+    }
+
+    /// What a flush was to cover is durable, or with it more.
+    pub(super) fn flushed(&mut self, covered: Covered, io: &mut dyn Io) {
+        self.journal.flush = None;
         self.durable(covered);
         for id in std::mem::take(&mut self.journal.flush_current) {
             self.end(id, Outcome::Done, io);

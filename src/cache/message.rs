@@ -1,7 +1,9 @@
 //! What a cached disk is told by its own side in other threads, through `Volume::message`.
 
+use super::curve::MissCurve;
 use super::drain::DrainReply;
 use super::order::Point;
+use super::place::Place;
 use super::root::Mode;
 use crate::backing::stamp::DrainMode;
 use crate::base::Result;
@@ -48,10 +50,33 @@ pub enum CacheMessage {
     SetStaleness {
         staleness_max: Duration,
     },
+    /// The allocation has grown to `place`, which begins with what it was. Answered when that is
+    /// durable in the root and usable.
+    Grow {
+        place: Place,
+        reply: Reply<Result<()>>,
+    },
+    /// Brings the disk to fewer bytes of its allocation, with all that is not drained: answered
+    /// when the rest is not used any more. From then on nothing is resized before
+    /// [`CacheMessage::Shrunk`].
+    Shrink {
+        size_bytes: u64,
+        reply: Reply<Result<()>>,
+    },
+    /// The allocation has the size that was answered, or stays as it was.
+    Shrunk,
+    /// How long a request that needs the backing is tried there before it fails.
+    SetBackingTimeout {
+        limit: Duration,
+    },
     /// Clean detach: drains all, retires the redo group, stamps the backing clean. Nothing is
     /// served any more.
     Close {
         reply: Reply<Result<()>>,
+    },
+    /// What share of the guest's reads would miss at any size of the cache.
+    Curve {
+        reply: Reply<MissCurve>,
     },
     /// Brings the gauges up to date.
     Status {

@@ -2,9 +2,10 @@
 //!
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
-//! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `read`, `around`,
-//! `clean`, `roots`, [`drain`], `change`, [`disk`]. Beside them [`policy`], what is worth keeping
-//! on flash, and [`curve`], what more or less of it would bring: pure.
+//! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `rewrite`, `read`,
+//! `around`, `patience`, `clean`, `roots`, [`drain`], `change`, `resize`, [`disk`]. Beside them
+//! [`policy`], what is worth keeping on flash, and [`curve`], what more or less of it would bring:
+//! pure.
 
 mod around;
 mod change;
@@ -26,11 +27,14 @@ mod merge;
 pub mod message;
 pub mod model;
 pub mod order;
+mod patience;
 pub mod place;
 pub mod policy;
 mod read;
 pub mod record;
 pub mod recover;
+mod resize;
+mod rewrite;
 pub mod root;
 mod roots;
 pub mod scan;

@@ -54,6 +54,14 @@ impl Place {
         Self { runs, size_bytes }
     }
 
+    /// The same up to `size_bytes`.
+    #[must_use]
+    pub fn truncated(&self, size_bytes: u64) -> Self {
+        assert!(size_bytes <= self.size_bytes, "what is cut off was there");
+        let inside = |run: &&Stretch| run.logical < size_bytes;
+        Self { runs: self.runs.iter().filter(inside).copied().collect(), size_bytes }
+    }
+
     fn push(&mut self, stretch: Stretch) {
         let end = self.runs.last().map_or(0, |last| last.logical + last.bytes);
         assert_eq!(stretch.logical, end, "a thick allocation has no gap");
@@ -74,13 +82,16 @@ impl Place {
     pub fn parts(&self, offset: u64, length: u64) -> impl Iterator<Item = Part> + '_ {
         assert!(offset + length <= self.size_bytes, "a range lies within its allocation");
         let first = self.runs.partition_point(|run| run.logical + run.bytes <= offset);
-        let mut at = offset;
+        let (mut at, end) = (offset, offset + length);
         self.runs[first..].iter().map_while(move |run| {
+            if at == end {
+                return None;
+            }
             let inside = at - run.logical;
-            let part = (run.bytes - inside).min(offset + length - at);
+            let part = (run.bytes - inside).min(end - at);
             let part = Part { skip: at - offset, offset: run.physical + inside, length: part };
             at += part.length;
-            (part.length > 0).then_some(part)
+            Some(part)
         })
     }
 }
@@ -107,7 +118,12 @@ mod tests {
         ];
         assert_eq!(split, expected);
         assert_eq!(parts(6 * MIB, 4096)[0].offset, 6 * MIB);
+        let inside = Part { skip: 0, offset: 7 * MIB, length: 4096 };
+        assert_eq!(parts(0, 4096), [inside], "and no further");
         assert_eq!(parts(MIB, 0), []);
+        let shorter = place.truncated(4 * MIB);
+        assert_eq!(shorter.parts(3 * MIB - 4096, 8192).collect::<Vec<_>>(), expected);
+        assert_eq!(shorter.size_bytes(), 4 * MIB);
     }
 
     #[test]

@@ -59,7 +59,9 @@ struct ReadOp {
     fetch: Option<Fetch>,
     bounce: Option<PinnedBuffer>,
     attempts: u8,
+    /// The first attempt, and this one.
     begun: Nanos,
+    submitted: Nanos,
     under_way: u32,
     failed: bool,
 }
@@ -89,6 +91,40 @@ impl Reads {
     /// What the read brings of a block is not to be kept.
     pub(super) fn stale(&mut self, number: u32, block: u64) {
         self.fetch(number).stale(block);
+    }
+
+    /// Whose request an operation is of.
+    pub(super) fn slot(&self, number: u32) -> u32 {
+        self.ops[number as usize].slot
+    }
+
+    /// Parts of a request that wait for what an operation fetches for another one.
+    pub(super) fn joins(&self, number: u32, id: u32) -> usize {
+        self.ops[number as usize].fetch.as_ref().map_or(0, |fetch| fetch.joins(id))
+    }
+
+    /// A request does not wait any more for what an operation fetches for another one.
+    pub(super) fn leave(&mut self, number: u32, id: u32) {
+        if let Some(fetch) = &mut self.ops[number as usize].fetch {
+            fetch.leave(id);
+        }
+    }
+
+    /// The operation is that of a request which joined it, if there is one.
+    pub(super) fn hand_over(&mut self, number: u32) -> bool {
+        let op = &mut self.ops[number as usize];
+        let Some(heir) = op.fetch.as_mut().and_then(Fetch::pop) else { return false };
+        (op.slot, op.start, op.count) = (heir.slot, heir.start, heir.count);
+        op.begun = heir.begun;
+        op.skip = (heir.start * SECTOR_BYTES - op.offset) as usize;
+        true
+    }
+
+    /// An operation on the backing is not tried again.
+    pub(super) fn release(&mut self, number: u32) -> Option<Fetch> {
+        self.ops[number as usize].bounce = None;
+        self.spare.push(number);
+        self.ops[number as usize].fetch.take()
     }
 
     fn take(&mut self) -> u32 {
@@ -146,6 +182,16 @@ impl Core {
 
     /// Reads a range of the backing, straight or in bounced parts.
     pub(super) fn read_backing(&mut self, id: u32, start: u64, sectors: u64, io: &mut dyn Io) {
+        self.read_backing_since(io.now(), (id, start, sectors), io);
+    }
+
+    /// As [`Self::read_backing`], for a request that has waited for the backing since `begun`.
+    pub(super) fn read_backing_since(
+        &mut self,
+        begun: Nanos,
+        (id, start, sectors): (u32, u64, u64),
+        io: &mut dyn Io,
+    ) {
         let (mut at, end) = (start, start + sectors);
         while at < end {
             let direct = self.is_direct(id, (at, end - at), at * SECTOR_BYTES, self.backing);
@@ -156,8 +202,8 @@ impl Core {
             (op.slot, op.start, op.count) = (id, at, sectors);
             op.checks.clear();
             op.segment = None;
-            op.attempts = 0;
             op.fetch = None;
+            (op.attempts, op.begun) = (0, begun);
             (op.offset, op.length, op.skip) = (at * SECTOR_BYTES, sectors * SECTOR_BYTES, 0);
             op.bounce = None;
             if !direct {
@@ -182,7 +228,7 @@ impl Core {
         (op.slot, op.start, op.count) = (id, start, sectors);
         op.checks.clear();
         op.segment = None;
-        op.attempts = 0;
+        (op.attempts, op.begun) = (0, io.now());
         (op.offset, op.length) = fetch.range();
         op.skip = (start * SECTOR_BYTES - op.offset) as usize;
         op.fetch = Some(fetch);
@@ -242,7 +288,7 @@ impl Core {
     }
 
     /// Whether the device can read the range straight into the guest's memory.
-    fn is_direct(
+    pub(super) fn is_direct(
         &mut self,
         id: u32,
         (start, sectors): (u64, u64),
@@ -266,11 +312,12 @@ impl Core {
         aligned
     }
 
-    fn submit_read(&mut self, number: u32, io: &mut dyn Io) {
+    /// Submits an operation, perhaps again.
+    pub(super) fn submit_read(&mut self, number: u32, io: &mut dyn Io) {
         let op = &mut self.reads.ops[number as usize];
-        op.attempts += 1;
+        op.attempts = op.attempts.saturating_add(1);
         op.failed = false;
-        op.begun = io.now();
+        op.submitted = io.now();
         let (slot, start, offset, length) = (op.slot, op.start, op.offset, op.length);
         let flash = op.segment.is_some();
         let mut segments = std::mem::take(&mut self.reads.segments);
@@ -309,11 +356,21 @@ impl Core {
         if op.under_way > 0 {
             return;
         }
-        let (id, flash) = (op.slot, op.segment.is_some());
-        self.clean.measured(flash, op.length, io.now() - op.begun);
-        let op = &self.reads.ops[number as usize];
-        let good = !op.failed && self.deliver(number);
-        let fetch = self.reads.ops[number as usize].fetch.take();
+        let (flash, begun, failed) = (op.segment.is_some(), op.begun, op.failed);
+        if !failed {
+            self.clean.measured(flash, op.length, io.now() - op.submitted);
+        }
+        match result {
+            Err(errno) if !flash => {
+                if !self.bears((Token::Read, number), (errno, begun), io) {
+                    self.read_failed(number, io);
+                }
+                return;
+            }
+            Ok(()) if !flash => self.backing_answers(),
+            _ => {}
+        }
+        let good = !failed && self.deliver(number);
         if !good && flash {
             if self.has_moved(number) {
                 // A slot may be written anew while it is read.
@@ -329,7 +386,20 @@ impl Core {
             }
             return self.damaged(number, io);
         }
-        self.slots[id as usize].failed |= !good;
+        self.finish_read(number, good, io);
+    }
+
+    /// A read of the backing has failed for good.
+    pub(super) fn read_failed(&mut self, number: u32, io: &mut dyn Io) {
+        let id = self.reads.ops[number as usize].slot;
+        self.slots[id as usize].failed = true;
+        self.finish_read(number, false, io);
+    }
+
+    /// What the operation read is where it belongs, or it failed; also for those who joined it.
+    fn finish_read(&mut self, number: u32, good: bool, io: &mut dyn Io) {
+        let id = self.reads.ops[number as usize].slot;
+        let fetch = self.reads.ops[number as usize].fetch.take();
         let bounce = self.end_read(number);
         if let Some(fetch) = fetch {
             let memory = bounce.as_ref().filter(|_| good).map(PinnedBuffer::segment);
@@ -447,7 +517,7 @@ impl Core {
             return;
         }
         let outcome = if slot.failed { Outcome::Failed } else { Outcome::Done };
-        self.end(id, outcome, io);
+        self.end_or_refuse(id, outcome, io);
     }
 }
 

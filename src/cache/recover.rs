@@ -94,9 +94,14 @@ pub struct OpenOptions {
 impl OpenOptions {
     /// Memory of the index as the promises have it: 0.6 % of the cache, 1 MiB at least.
     pub fn new(backing: BackingIdentity, cache_bytes: u64) -> Self {
-        let index_bytes = (cache_bytes / 1000 * 6).max(1 << 20) as usize;
+        let index_bytes = index_bytes(cache_bytes);
         Self { backing, drained_through: 0, index_bytes, clean_segments_max: 256, cold: false }
     }
+}
+
+/// Bytes of memory that the index of a cache of this size may take.
+pub(super) fn index_bytes(cache_bytes: u64) -> usize {
+    (cache_bytes / 1000 * 6).max(1 << 20) as usize
 }
 
 /// A log that is ready to go on: what [`super::disk::CachedDisk`] is made of.
@@ -143,9 +148,15 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         scan.root.clean_from = scan.next_sequence;
     }
     check_backing(&scan.root, &options.backing)?;
+    check_age(&scan, options)?;
     let drained = scan.drained_through.max(options.drained_through);
+    let fence = fence(&scan);
+    let shape = match fence {
+        None => whole(scan.root.shape, medium.place().size_bytes())?,
+        Some(_) => scan.root.shape,
+    };
     let mut loaded = Loaded {
-        segments: Segments::new(scan.root.shape, scan.next_sequence),
+        segments: Segments::new(shape, scan.next_sequence),
         index: Index::new(options.index_bytes),
         drained,
         drained_epoch: scan.root.drained_epoch,
@@ -163,7 +174,6 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
     }
     loaded.origins.sort_unstable();
-    let fence = fence(&scan);
     let last_won = match scan.verdict {
         Verdict::Ends => scan.last_won.max(drained),
         Verdict::Corrupt { last_good } => last_good.max(drained),
@@ -172,6 +182,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     root.drained_through = drained;
     root.drained_epoch = loaded.drained_epoch;
     root.clean = false;
+    root.shape = shape;
     if fence.is_none() {
         load::end_others(medium, &scan)
             .map_err(|errno| Error::io("opening the cache", errno.into()))?;
@@ -205,6 +216,12 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         findings: findings.collect(),
         root,
     })
+}
+
+/// A resize that was cut off leaves an allocation that is larger than its root says: before the
+/// root was written when it grew, after that when it shrank. Either way all of it is the cache's.
+fn whole(shape: Shape, allocation_bytes: u64) -> Result<Shape> {
+    Shape::with(allocation_bytes.max(shape.allocation_bytes), shape.segment_bytes)
 }
 
 /// What counts is made durable, then the new incarnation, which says for good where the log of the
@@ -242,7 +259,24 @@ fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
     };
     let text = format!(
         "the backing is not the one that the cache was made for ({what}): bring that one back, or \
-         detach the disk as lost"
+         give up what the flash holds"
+    );
+    Err(Error::new(ErrorKind::Fenced, text))
+}
+
+/// Nothing is drained before it is durable in the log, and nothing of the log is written over
+/// before its root says that it is drained. So a backing that is ahead of both has seen a later
+/// flash.
+fn check_age(scan: &Scan, options: &OpenOptions) -> Result<()> {
+    let known = scan.last_won.max(scan.drained_through);
+    let (fresh, behind) = (scan.root.incarnation == 0, known < options.drained_through);
+    if fresh || options.cold || !behind || scan.verdict != Verdict::Ends {
+        return Ok(());
+    }
+    let text = format!(
+        "the flash is older than its backing, which is at point {}, and the flash knows nothing \
+         after {known}: put back what the pool held last, or give up what this one holds",
+        options.drained_through
     );
     Err(Error::new(ErrorKind::Fenced, text))
 }
@@ -304,8 +338,11 @@ impl Loaded {
             pins: 0,
             appending: 0,
         };
-        if !dirty && scanned.header.sequence < scan.root.clean_from {
-            return;
+        // A segment that was open when writes began to pass the log by goes on afterwards: what it
+        // held before is as old as what lies in the segments before it.
+        let trusted = scanned.header.sequence >= scan.root.clean_from;
+        if !dirty && !trusted {
+            return self.overwritten(scan, scanned);
         }
         self.segments.adopt(scanned.index, segment);
         let base = scan.root.shape.segment_offset(scanned.index);
@@ -315,11 +352,23 @@ impl Loaded {
             if batch.header.next_won > self.drained.saturating_add(1) {
                 self.dirty_bytes += u64::from(batch.header.batch_bytes);
             }
-            self.batch(&decoded, base + u64::from(batch.position));
+            self.batch(&decoded, base + u64::from(batch.position), trusted);
         }
     }
 
-    fn batch(&mut self, batch: &Batch<'_>, base: u64) {
+    /// What a segment that is not trusted has overwritten since the slot tables were written: they
+    /// do not know it.
+    fn overwritten(&mut self, scan: &Scan, scanned: &ScannedSegment) {
+        for batch in &scanned.batches {
+            let decoded = Batch::decode(&batch.bytes, scanned.header.salt);
+            let decoded = decoded.expect("it was decoded before");
+            let later = decoded.entries().filter(|entry| entry.won > scan.root.slabs_through);
+            later.for_each(|entry| self.index.remove(entry.start, entry.count));
+        }
+    }
+
+    /// `trusted`: what is drained of it is what the backing holds.
+    fn batch(&mut self, batch: &Batch<'_>, base: u64, trusted: bool) {
         for entry in batch.entries() {
             if entry.edge && entry.won.saturating_sub(1) > self.drained {
                 self.edges.push((entry.won - 1, entry.epoch - 1));
@@ -327,7 +376,12 @@ impl Loaded {
             if entry.won <= self.drained {
                 self.drained_epoch = entry.epoch;
             }
+            let stale = !trusted && entry.won <= self.drained && !planted(Bug::StaleAfterMode);
             match entry.kind {
+                Kind::Write | Kind::Discard | Kind::Zeroes if stale => {
+                    // The slot tables may not know it.
+                    self.index.remove(entry.start, entry.count);
+                }
                 Kind::Write => {
                     for piece in entry.pieces() {
                         self.index.insert(Piece {

@@ -19,6 +19,8 @@ pub(super) enum RootWish {
     },
     /// The mode change or detach in progress.
     Change,
+    /// The resize in progress.
+    Resize,
     /// An operator's wish.
     Checkpoint,
     /// The slot tables, which are up to date; and that none of them counts.

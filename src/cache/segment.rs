@@ -8,8 +8,11 @@
 //!
 //! *Open*: appended to. *Closed*: full, or given up after a failed append; some of its records are
 //! not drained. *Clean*: all are; reads still use it. *Sorting*: the index is being asked what of
-//! it is left. *Slab*: slots with clean blocks, those that were there or others. *Leaving*: its
+//! it is left. *Slab*: slots with clean blocks, those that were there or others. *Emptying*: its
 //! blocks are moved or dropped; free when none is left and the last read has ended.
+//!
+//! When the allocation shrinks, segments behind the new end *leave* ([`Segments::limit`]): a free
+//! one is not given out any more, a slab is emptied, a dirty one drained first.
 
 use super::drain::{LogCursor, LogStretch};
 use super::layout::{BLOCK_BYTES, Shape};
@@ -25,7 +28,7 @@ pub enum SegmentState {
     Clean,
     Sorting,
     Slab,
-    Leaving,
+    Emptying,
 }
 
 /// One segment in memory.
@@ -57,11 +60,23 @@ pub struct Segments {
     clean: VecDeque<u32>,
     sorting: Vec<u32>,
     slabs: u64,
-    leaving: Vec<u32>,
+    emptying: Vec<u32>,
     free: VecDeque<u32>,
     next_sequence: u64,
     /// The newest that left the chain because it was drained.
     drained_sequence: u64,
+    /// Segments from this one on leave.
+    limit: u32,
+    /// Those of them that are still in use.
+    leaving: u64,
+}
+
+/// A part of a segment that is not known to be durable, in bytes of the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubtful {
+    pub segment: u32,
+    pub from: u64,
+    pub to: u64,
 }
 
 /// How many segments are in which state.
@@ -73,12 +88,14 @@ pub struct SegmentCounts {
     pub clean: u64,
     /// About to be free.
     pub retiring: u64,
+    /// Of all these but the free ones: behind the end that the allocation is to have.
+    pub leaving: u64,
 }
 
 impl SegmentCounts {
     /// Thousandths that hold records which are not drained.
     pub fn dirty_permille(&self) -> u64 {
-        let Self { free, dirty, clean, retiring } = *self;
+        let Self { free, dirty, clean, retiring, leaving: _ } = *self;
         (dirty * 1000).checked_div(free + dirty + clean + retiring).unwrap_or(0)
     }
 }
@@ -94,10 +111,12 @@ impl Segments {
             clean: VecDeque::with_capacity(count as usize),
             sorting: Vec::with_capacity(count as usize),
             slabs: 0,
-            leaving: Vec::with_capacity(count as usize),
+            emptying: Vec::with_capacity(count as usize),
             free: (0..count).collect(),
             next_sequence,
             drained_sequence: 0,
+            limit: count,
+            leaving: 0,
         }
     }
 
@@ -129,8 +148,57 @@ impl Segments {
             free: self.free.len() as u64,
             dirty: self.chain.len() as u64,
             clean: self.clean.len() as u64 + self.sorting.len() as u64 + self.slabs,
-            retiring: self.leaving.len() as u64,
+            retiring: self.emptying.len() as u64,
+            leaving: self.leaving,
         }
+    }
+
+    /// Only the first `count` segments are given out from now on; the others leave. Called again
+    /// with more, those go on as before.
+    pub fn limit(&mut self, count: u32) {
+        assert!(count as usize <= self.list.len(), "an allocation ends where it ends");
+        let before = std::mem::replace(&mut self.limit, count);
+        let list = &self.list;
+        let is_free = |index: &u32| list[*index as usize].state == SegmentState::Free;
+        self.free.extend((before..count).filter(is_free));
+        self.free.retain(|index| *index < count);
+        let in_use = |segment: &&Segment| segment.state != SegmentState::Free;
+        self.leaving = list[count as usize..].iter().filter(in_use).count() as u64;
+    }
+
+    /// Segments that leave and are still in use.
+    pub fn leaving(&self) -> u64 {
+        self.leaving
+    }
+
+    /// Some that leave hold records that are not drained, or may come to.
+    pub fn is_leaving_dirty(&self) -> bool {
+        self.leaving > 0 && self.chain.iter().any(|index| *index >= self.limit)
+    }
+
+    /// Some of the chain has a durable batch, and so a header that says how far the numbers have
+    /// come.
+    pub fn is_told(&self) -> bool {
+        self.chain.iter().any(|index| self.get(*index).durable_end > 0)
+    }
+
+    /// Whether the segment is one of those that leave.
+    pub fn leaves(&self, index: u32) -> bool {
+        index >= self.limit
+    }
+
+    /// The allocation has more segments, or fewer: those that go have left.
+    pub fn reshape(&mut self, shape: Shape) {
+        assert_eq!(shape.segment_bytes, self.shape.segment_bytes, "segments keep their size");
+        let count = shape.segments() as usize;
+        let gone = self.list.get(count..).unwrap_or_default();
+        let has_left = |segment: &Segment| segment.state == SegmentState::Free;
+        assert!(gone.iter().all(has_left), "what goes has left");
+        self.free.retain(|index| (*index as usize) < count);
+        self.limit = self.limit.min(count as u32);
+        self.list.resize(count, Segment::default());
+        self.shape = shape;
+        self.limit(count as u32);
     }
 
     /// The sequence that the next segment will have.
@@ -195,6 +263,18 @@ impl Segments {
         }
     }
 
+    /// What counts and is not durable, up to byte `end` of segment `sequence`, in the log's order.
+    pub fn doubtful(&self, (sequence, end): (u64, u32)) -> Vec<Doubtful> {
+        let part = |index: &u32| {
+            let segment = self.get(*index);
+            let to = if segment.sequence == sequence { end } else { segment.end };
+            let (from, to) = (segment.durable_end.into(), to.into());
+            let doubtful = segment.sequence <= sequence && from < to;
+            doubtful.then_some(Doubtful { segment: *index, from, to })
+        };
+        self.chain.iter().filter_map(part).collect()
+    }
+
     /// No new append is given a place in it.
     pub fn close(&mut self, index: u32) {
         let segment = &mut self.list[index as usize];
@@ -211,10 +291,18 @@ impl Segments {
         if segment.end > 0 {
             return false;
         }
-        *segment = Segment::default();
         self.chain.retain(|other| *other != index);
-        self.free.push_back(index);
+        self.release(index);
         true
+    }
+
+    /// Nothing in the segment is needed any more.
+    fn release(&mut self, index: u32) {
+        self.list[index as usize] = Segment::default();
+        match self.leaves(index) {
+            true => self.leaving -= 1,
+            false => self.free.push_back(index),
+        }
     }
 
     /// An append has been given a place.
@@ -229,9 +317,9 @@ impl Segments {
             if segment.grows() || segment.last_won > won {
                 return;
             }
-            segment.state = SegmentState::Clean;
             self.drained_sequence = segment.sequence;
             self.chain.pop_front();
+            segment.state = SegmentState::Clean;
             self.clean.push_back(index);
         }
     }
@@ -293,12 +381,12 @@ impl Segments {
     }
 
     /// A slab is given up.
-    pub fn leave(&mut self, index: u32) {
+    pub fn empty(&mut self, index: u32) {
         let segment = &mut self.list[index as usize];
-        assert_eq!(segment.state, SegmentState::Slab, "a slab leaves");
-        segment.state = SegmentState::Leaving;
+        assert_eq!(segment.state, SegmentState::Slab, "a slab is emptied");
+        segment.state = SegmentState::Emptying;
         self.slabs -= 1;
-        self.leaving.push(index);
+        self.emptying.push(index);
     }
 
     /// Reads, or the write of its summary, are under way there.
@@ -306,13 +394,31 @@ impl Segments {
         self.get(index).pins > 0
     }
 
-    /// The index names nothing in a segment that was leaving, and nobody reads there: it is free.
-    pub fn left(&mut self, index: u32) {
-        let segment = &mut self.list[index as usize];
-        assert!(segment.state == SegmentState::Leaving && segment.pins == 0, "it was leaving");
-        *segment = Segment::default();
-        self.leaving.retain(|other| *other != index);
-        self.free.push_back(index);
+    /// The index names nothing in a segment that was emptied, and nobody reads there: it is free.
+    pub fn emptied(&mut self, index: u32) {
+        let segment = self.get(index);
+        assert!(segment.state == SegmentState::Emptying && segment.pins == 0, "it is empty");
+        self.emptying.retain(|other| *other != index);
+        self.release(index);
+    }
+
+    /// Segments that are free, or will be when slabs have been emptied: not those that leave.
+    pub fn coming(&self) -> u64 {
+        let emptying = self.emptying.iter().filter(|index| !self.leaves(**index));
+        (self.free.len() + emptying.count()) as u64
+    }
+
+    /// Segments without records that are not drained: not those that leave.
+    pub fn drained_or_free(&self) -> u64 {
+        let drained = self.clean.len() + self.sorting.len() + self.emptying.len();
+        let all = (self.free.len() + drained) as u64 + self.slabs;
+        let dirty = self.chain.iter().filter(|index| self.leaves(**index));
+        if self.leaving == 0 { all } else { all + dirty.count() as u64 - self.leaving }
+    }
+
+    /// Some drained segment leaves and has not been sorted.
+    pub fn is_leaving_unsorted(&self) -> bool {
+        self.leaving > 0 && self.clean.iter().any(|index| self.leaves(*index))
     }
 
     /// The segment that holds sector `position` of the allocation.
@@ -377,8 +483,8 @@ impl Segment {
 
     /// All it holds is in the backing.
     pub fn is_clean(&self) -> bool {
-        use SegmentState::{Clean, Leaving, Slab, Sorting};
-        matches!(self.state, Clean | Sorting | Slab | Leaving)
+        use SegmentState::{Clean, Emptying, Slab, Sorting};
+        matches!(self.state, Clean | Sorting | Slab | Emptying)
     }
 
     /// More batches may come to count in it.
@@ -415,15 +521,75 @@ mod tests {
         segments.pin(first);
         assert!(segments.begin_sorting(|_| true) && segments.is_sorting());
         segments.end_sorting();
-        segments.leave(first);
+        segments.empty(first);
         assert!(segments.is_pinned(first), "a read is under way there");
         assert_eq!(segments.counts().retiring, 1);
         segments.unpin(first);
-        segments.left(first);
+        segments.emptied(first);
         assert_eq!(segments.counts().free, 3);
         assert!(segments.give_up(second));
-        let counts = SegmentCounts { free: 4, dirty: 0, clean: 0, retiring: 0 };
+        let counts = SegmentCounts { free: 4, ..SegmentCounts::default() };
         assert_eq!(segments.counts(), counts, "given up empty");
+    }
+
+    /// Opens a segment, fills it with one batch of record `won`, closes it.
+    fn filled(segments: &mut Segments, won: u64) -> u32 {
+        let index = segments.open(won).expect("free");
+        segments.appending(index);
+        segments.grew(index, 8192, won);
+        assert!(!segments.is_told(), "not durable");
+        segments.close(index);
+        index
+    }
+
+    #[test]
+    fn segments_behind_the_limit_leave_each_in_its_own_way() {
+        let shape = Shape::with(MIB + 512 * KIB, 64 * KIB).expect("a shape");
+        let mut segments = Segments::new(shape, 1);
+        let all: Vec<u32> = (1..=7).map(|won| filled(&mut segments, won)).collect();
+        assert_eq!(all, [0, 1, 2, 3, 4, 5, 6]);
+        segments.drained(5);
+        // Clean 0 to 4, dirty 5 and 6, free 7.
+        segments.limit(4);
+        let counts = segments.counts();
+        assert_eq!((counts.free, counts.clean, counts.dirty), (0, 5, 2));
+        assert_eq!((counts.leaving, segments.coming(), segments.drained_or_free()), (3, 0, 4));
+        assert!(segments.is_leaving_dirty() && segments.is_leaving_unsorted());
+        assert!(segments.open(8).is_none() && segments.take_slab().is_none(), "none is given out");
+        segments.drained(7);
+        assert!(!segments.is_leaving_dirty());
+        assert!(segments.begin_sorting(|_| true) && !segments.is_leaving_unsorted());
+        segments.end_sorting();
+        for left in (0..3).rev() {
+            let index = 4 + left as u32;
+            segments.empty(index);
+            assert_eq!((segments.leaving(), segments.coming()), (left + 1, 0), "not for the log");
+            segments.emptied(index);
+            assert_eq!((segments.leaving(), segments.drained_or_free()), (left, 4));
+        }
+        segments.reshape(Shape::with(MIB + 256 * KIB, 64 * KIB).expect("a shape"));
+        assert_eq!(segments.counts(), SegmentCounts { clean: 4, ..SegmentCounts::default() });
+        segments.reshape(shape);
+        assert_eq!(segments.counts().free, 4, "usable at once");
+        assert_eq!(segments.open(8), Some(4));
+    }
+
+    #[test]
+    fn a_limit_that_is_taken_back_leaves_nothing_behind() {
+        let shape = Shape::with(MIB + 512 * KIB, 64 * KIB).expect("a shape");
+        let mut segments = Segments::new(shape, 1);
+        (1..=6).for_each(|won| _ = filled(&mut segments, won));
+        segments.drained(5);
+        assert!(segments.begin_sorting(|_| true));
+        segments.end_sorting();
+        segments.limit(4);
+        segments.empty(4);
+        segments.limit(8);
+        let counts = segments.counts();
+        assert_eq!((counts.free, counts.dirty, counts.clean, counts.retiring), (2, 1, 4, 1));
+        assert_eq!((counts.leaving, segments.coming(), segments.drained_or_free()), (0, 3, 7));
+        segments.emptied(4);
+        assert_eq!((segments.counts().free, segments.coming()), (3, 3));
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub enum CacheState {
     #[default]
     Serving,
     Draining,
-    /// The backing fails; writes go on until the log is full.
+    /// The backing fails; what is written to the log goes on until that is full.
     WaitingForBacking,
     /// All is in the backing, and nothing more is taken.
     Closed,
@@ -45,7 +45,16 @@ pub struct CacheGauges {
     pub policy_bytes: u64,
     /// Requests that wait for space.
     pub parked: u64,
+    /// Operations for guests that failed at the backing and are tried again.
+    pub waiting_for_backing: u64,
     pub mode: super::root::Mode,
+    /// Bytes of the allocation that the disk uses.
+    pub size_bytes: u64,
+    /// The size that it is being brought to.
+    pub resizing_to: Option<u64>,
+    /// Of a million reads, the hits that the curve has for the present size and for
+    /// twice that; as of a second ago.
+    pub curve_hits: [u64; 2],
 }
 
 impl CacheGauges {
@@ -66,6 +75,8 @@ pub struct CacheCounters {
     pub appended_bytes: AtomicU64,
     /// Appends that failed and were done again elsewhere.
     pub append_failures: AtomicU64,
+    /// Flushes of the flash that failed; what they should have covered was written again.
+    pub flush_failures: AtomicU64,
     /// Pieces whose checksum did not match where they were read first.
     pub mismatches: AtomicU64,
     /// Damaged copies of drained data that were dropped.

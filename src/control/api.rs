@@ -372,6 +372,8 @@ wire! {
         Created,
         Deleted,
         Resized,
+        /// A cache takes or gives a step of its pool, by the curves.
+        Balanced,
         Updated,
         Attached,
         Detached,

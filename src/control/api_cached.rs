@@ -29,6 +29,12 @@ wire! {
         pub sidecar: Option<String>,
         /// Of the pool.
         pub size_bytes: u64,
+        /// The size that it is being brought to.
+        pub resizing_to_bytes: Option<u64>,
+        /// Bytes behind that end that are still in use: to be drained and forgotten.
+        pub leaving_bytes: u64,
+        /// If its size follows its use.
+        pub share: Option<Share>,
         /// In force.
         pub mode: CacheMode,
         /// What was asked for last.
@@ -36,6 +42,8 @@ wire! {
         pub drain: DrainKind,
         pub staleness_ms: u64,
         pub durability: Durability,
+        /// How long a request is tried at a backing that fails.
+        pub backing_timeout_ms: u64,
         pub state: CacheState,
         /// Why it is not simply serving.
         pub message: Option<String>,
@@ -67,6 +75,16 @@ wire! {
         /// Memory that knows what is worth keeping, beside the index.
         pub policy_bytes: u64,
         pub counters: Vec<CacheCounter>,
+    }
+
+    /// Between what sizes a cache follows its use.
+    pub struct Share {
+        pub minimum_bytes: u64,
+        pub maximum_bytes: u64,
+        /// How much its hits count beside those of others.
+        pub weight: u32,
+        /// The size that its curve gives it; it comes there by steps that are worth it.
+        pub goal_bytes: Option<u64>,
     }
 
     /// In `GET /v1/status`.
@@ -128,6 +146,55 @@ wire! {
     /// `GET …/points`
     pub struct Points {
         pub points: Vec<Point>,
+    }
+
+    /// `GET …/curve`
+    pub struct Curve {
+        /// `VM/VOLUME`
+        pub name: String,
+        /// Of its cache at present.
+        pub size_bytes: u64,
+        /// Blocks of 4 KiB that were read; older reads count less and less.
+        pub reads: u64,
+        /// From no cache to where more brings nothing.
+        pub points: Vec<CurvePoint>,
+    }
+
+    pub struct CurvePoint {
+        /// Of a cache.
+        pub size_bytes: u64,
+        /// Of a million reads, so many would hit.
+        pub hits_per_million: u64,
+    }
+
+    /// `GET /v1/advice`
+    pub struct Advice {
+        pub step_bytes: u64,
+        pub disks: Vec<DiskAdvice>,
+        /// The move of a step that brings most hits, if any does.
+        pub best: Option<AdviceMove>,
+    }
+
+    /// What a step less or more would do to a cached disk.
+    pub struct DiskAdvice {
+        /// `VM/VOLUME`
+        pub name: String,
+        pub pool: String,
+        /// Of its cache at present.
+        pub size_bytes: u64,
+        pub reads: u64,
+        pub less_hits_per_million: u64,
+        pub hits_per_million: u64,
+        pub more_hits_per_million: u64,
+    }
+
+    pub struct AdviceMove {
+        /// `VM/VOLUME`; none: from what nobody has.
+        pub from: Option<String>,
+        pub to: String,
+        pub bytes: u64,
+        /// Of a million reads of all disks, so many more would hit.
+        pub gain_per_million: u64,
     }
 
     /// `POST …/mark`

@@ -29,6 +29,7 @@ enum Undo {
     ClosePool { name: String, made_file: Option<PathBuf> },
     DestroyVolume(String),
     ShrinkVolume { name: String, size_bytes: u64 },
+    ResizeCache { name: String, size_bytes: u64 },
     SetBack { name: String, settings: VolumeSettings },
     Leave(String),
     ShareAsBefore { name: String, of: String, granted: bool, settings: VolumeSettings },
@@ -243,6 +244,11 @@ impl Engine {
                 self.grow(&name, *to_bytes)?;
                 Ok(Some(Undo::ShrinkVolume { name, size_bytes: *from_bytes }))
             }
+            Action::ResizeCache { name, from_bytes, to_bytes, .. } => {
+                let name = name.to_string();
+                self.resize_cache(&name, *to_bytes)?;
+                Ok(Some(Undo::ResizeCache { name, size_bytes: *from_bytes }))
+            }
             Action::UpdateVolume { name, from, to, .. } => {
                 let name = name.to_string();
                 self.set_settings(&name, to)?;
@@ -279,6 +285,7 @@ impl Engine {
             }
             Undo::DestroyVolume(name) => self.destroy(&name),
             Undo::ShrinkVolume { name, size_bytes } => self.shrink(&name, size_bytes),
+            Undo::ResizeCache { name, size_bytes } => self.resize_cache(&name, size_bytes),
             Undo::SetBack { name, settings } => self.set_settings(&name, &settings),
             Undo::Leave(name) => self.leave(&name),
             Undo::ShareAsBefore { name, of, granted, settings } => {
@@ -386,9 +393,10 @@ fn described(plan: &Plan, done: bool) -> api::Plan {
             | Action::ShareDisk { from: None, .. } => api::Action::Create,
             Action::OpenPool { .. } => api::Action::Open,
             Action::UpdateVolume { .. } | Action::ShareDisk { .. } => api::Action::Update,
-            Action::GrowPool { .. } | Action::GrowVolume { .. } | Action::ShrinkVolume { .. } => {
-                api::Action::Resize
-            }
+            Action::GrowPool { .. }
+            | Action::GrowVolume { .. }
+            | Action::ResizeCache { .. }
+            | Action::ShrinkVolume { .. } => api::Action::Resize,
             Action::DeleteVolume { .. } | Action::LeaveDisk { .. } => api::Action::Delete,
         },
         object: step.action.object(),

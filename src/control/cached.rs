@@ -66,6 +66,8 @@ pub struct Cached {
     pub mode: Mode,
     /// Point that draining stays at, plus 1; 0: it goes on.
     pub held: AtomicU64,
+    /// Bytes that its curve would give it, if its size follows its use; 0: not known yet.
+    pub goal_bytes: AtomicU64,
 }
 
 /// What an opening works on.
@@ -180,8 +182,11 @@ impl<'a> Opening<'a> {
                 Err(Error::new(ErrorKind::Corrupt, text))
             }
             Err(error) if error.kind() == ErrorKind::Gone => {
-                let text = "its log is gone from the flash, and what it had not drained with it: \
-                            `vflash detach --lost` gives it up";
+                let text = format!(
+                    "its log is gone from the flash, and what it had not drained with it: `vflash \
+                     detach {} --lost` gives it up",
+                    self.name
+                );
                 Err(Error::new(ErrorKind::Corrupt, text))
             }
             Err(error) => Err(error),
@@ -293,7 +298,13 @@ impl<'a> Opening<'a> {
         let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
         how.drained_through = stamp.as_ref().map_or(0, |stamp| stamp.point.won);
         how.cold = claimed.cold;
-        let opened = cache::recover::open(&mut self.medium, &how)?;
+        let opened = cache::recover::open(&mut self.medium, &how).map_err(|error| {
+            if error.kind() != ErrorKind::Fenced {
+                return error;
+            }
+            let text = format!("{error}: `vflash detach {} --lost`", self.name);
+            Error::new(ErrorKind::Fenced, text)
+        })?;
         if let (Some(before), (_, Some(sidecar))) = (&stamp, self.backing.disks())
             && before.point.won < opened.drained
         {
@@ -331,6 +342,7 @@ impl<'a> Opening<'a> {
         options.drain = self.drain();
         options.memory = self.opener.memory.clone();
         options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
+        options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
         let (target, sidecar_target) = self.backing.targets();
         let disks: Vec<DiskTarget> = [Some(self.pool.target.clone()), Some(target), sidecar_target]
             .into_iter()
@@ -354,6 +366,7 @@ impl<'a> Opening<'a> {
             no_writeback: description.reason,
             mode,
             held: AtomicU64::new(0),
+            goal_bytes: AtomicU64::new(0),
         };
         Ok(CachedVolume { disk, disks, side: Arc::new(side), findings })
     }

@@ -3,7 +3,7 @@
 use super::api::{self, ErrorCode, EventKind, Failure};
 use super::api_cached::{
     Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Drain, DrainKind, Draining, Durability,
-    Mark, Point, PointKind, Points, SetMode,
+    Mark, Point, PointKind, Points, SetMode, Share,
 };
 use super::cached::{Cached, cache_mode, drain_mode};
 use super::engine::Engine;
@@ -45,7 +45,7 @@ const MODE_WAIT: Duration = Duration::from_secs(2);
 pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -> &AtomicU64);
 
 /// What a cached disk counts, by its name in Prometheus; the API has what differs in it.
-pub(super) const CACHE_COUNTERS: [CounterField; 23] = [
+pub(super) const CACHE_COUNTERS: [CounterField; 24] = [
     ("vflash_cache_hits_total", "Pieces of reads found in the log.", |c| &c.hits),
     ("vflash_cache_misses_total", "Parts of reads that came from the backing.", |c| &c.misses),
     ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
@@ -55,6 +55,11 @@ pub(super) const CACHE_COUNTERS: [CounterField; 23] = [
         "vflash_cache_append_failures_total",
         "Appends that failed and were done again elsewhere.",
         |c| &c.append_failures,
+    ),
+    (
+        "vflash_cache_flush_failures_total",
+        "Flushes of the flash that failed; what they covered was written again.",
+        |c| &c.flush_failures,
     ),
     (
         "vflash_cache_mismatches_total",
@@ -100,7 +105,7 @@ pub(super) const CACHE_COUNTERS: [CounterField; 23] = [
 /// Asking the disk.
 impl Served {
     /// Sends what `message` makes of a reply; the answer comes through the receiver.
-    fn asked<R: Send + 'static>(
+    pub(super) fn asked<R: Send + 'static>(
         &self,
         message: impl FnOnce(Reply<R>) -> CacheMessage,
     ) -> Receiver<R> {
@@ -219,11 +224,10 @@ impl Served {
 
     /// Why it does not serve as it should, though it serves.
     pub(super) fn cache_problem(&self) -> Option<String> {
-        match self.cached.as_ref()?.status.gauges().state {
+        let gauges = self.cached.as_ref()?.status.gauges();
+        match gauges.state {
             cache::CacheState::Fenced(why) => Some(why),
-            cache::CacheState::WaitingForBacking => {
-                Some("its backing fails; writes go on to the flash until the log is full".into())
-            }
+            cache::CacheState::WaitingForBacking => Some(backing_fails(gauges.mode).to_owned()),
             _ => None,
         }
     }
@@ -247,6 +251,7 @@ impl Served {
         let sidecar = sidecar(settings);
         let mode = gauges.as_ref().map_or(settings.mode, |gauges| mode(gauges.mode));
         let held = self.cached.as_ref().map_or(0, |cached| cached.held.load(Ordering::Relaxed));
+        let goal = self.cached.as_ref().map(|cached| cached.goal_bytes.load(Ordering::Relaxed));
         let opened = gauges.is_some();
         let gauges = gauges.unwrap_or_default();
         let counters = match self.cached.as_ref().filter(|_| opened) {
@@ -262,10 +267,19 @@ impl Served {
             },
             sidecar,
             size_bytes: facts.size_bytes,
+            resizing_to_bytes: gauges.resizing_to,
+            share: settings.share.map(|share| Share {
+                minimum_bytes: share.minimum_bytes,
+                maximum_bytes: share.maximum_bytes,
+                weight: share.weight,
+                goal_bytes: goal.filter(|goal| *goal > 0),
+            }),
+            leaving_bytes: gauges.segments.leaving * gauges.segment_bytes,
             mode,
             mode_wanted: settings.mode,
             staleness_ms: settings.staleness_ms(),
             durability: settings.durability,
+            backing_timeout_ms: settings.backing_timeout_ms(),
             state,
             message,
             dirty_bytes: gauges.dirty_bytes,
@@ -286,6 +300,14 @@ impl Served {
             policy_bytes: gauges.policy_bytes,
             counters,
         })
+    }
+}
+
+/// What a backing that fails means for a guest.
+pub(super) fn backing_fails(mode: Mode) -> &'static str {
+    match mode {
+        Mode::WriteBack => "its backing fails; writes go on to the flash until the log is full",
+        _ => "its backing fails; requests that need it are tried again until `backingTimeout`",
     }
 }
 
@@ -586,6 +608,10 @@ impl Engine {
             let staleness_max = Duration::from_millis(cache.staleness_ms());
             served.link.send(Box::new(CacheMessage::SetStaleness { staleness_max }));
         }
+        if changed(|a, b| a.backing_timeout_ms() != b.backing_timeout_ms()) {
+            let limit = Duration::from_millis(cache.backing_timeout_ms());
+            served.link.send(Box::new(CacheMessage::SetBackingTimeout { limit }));
+        }
         if changed(|a, b| a.mode != b.mode) {
             self.change_mode(served, cache_mode(cache.mode))?;
         }
@@ -627,5 +653,12 @@ impl Engine {
             .filter(|served| served.home.is_none())
             .filter_map(|served| Some(served.cached.as_ref()?.status.gauges().parked as usize));
         parked.sum()
+    }
+
+    /// Requests of cached disks under way: for space in a log or for a backing they may wait long.
+    pub(super) fn held_up_requests(&self) -> usize {
+        let state = self.state();
+        let cached = state.volumes.values().filter(|served| served.cached.is_some());
+        cached.map(|served| served.metrics.snapshot().in_flight as usize).sum()
     }
 }

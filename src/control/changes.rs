@@ -426,13 +426,7 @@ impl Engine {
 
     pub fn resize(&self, name: &str, request: &api::Resize) -> Result<Volume> {
         let _changes = self.lock_changes();
-        if let Some(cache) = &self.served(name)?.settings.cache {
-            let text = format!(
-                "cached disk {name} has the size of its backing, {}: resize that, detached",
-                cache.backing
-            );
-            return Err(Failure::new(ErrorCode::Unsupported, text));
-        }
+        let cached = self.served(name)?.is_cached();
         let old = self.served(name)?.facts()?.size_bytes;
         if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SIZE_UNIT_BYTES) {
             let text = format!(
@@ -440,6 +434,10 @@ impl Engine {
                 request.size_bytes
             );
             return Err(Failure::new(ErrorCode::Invalid, text));
+        }
+        if cached {
+            self.resize_cache(name, request.size_bytes)?;
+            return self.volume(name);
         }
         if request.size_bytes < old {
             let what = format!("what lies behind {} would be lost of", Bytes(request.size_bytes));

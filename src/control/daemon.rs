@@ -50,6 +50,11 @@ pub struct Arguments {
     #[arg(long, value_name = "GROUP", value_parser = parse_group)]
     pub api_group: Option<u32>,
 
+    /// Seconds between two looks at which cache with a minimum and maximum gets more of its pool
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub balance_every: u64,
+
     /// How much to log
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     #[arg(value_parser = ["error", "warn", "info", "debug", "trace"])]
@@ -157,6 +162,9 @@ async fn serve(engine: &Arc<Engine>, arguments: &Arguments) -> Result<()> {
     engine.set_restored();
     tell_systemd(&[NotifyState::Ready, NotifyState::Status(&summary(engine))]);
 
+    let period = Duration::from_secs(arguments.balance_every);
+    let mut balance = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    balance.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -168,6 +176,10 @@ async fn serve(engine: &Arc<Engine>, arguments: &Arguments) -> Result<()> {
                 apply_files(engine, &arguments.files).await?;
             }
             _ = tick.tick() => look_after(engine),
+            _ = balance.tick() => {
+                let engine = engine.clone();
+                tokio::task::spawn_blocking(move || engine.balance());
+            }
         }
     }
     log::info!("stopping");

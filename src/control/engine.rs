@@ -326,8 +326,9 @@ impl Engine {
         self.state().watched.insert(pool.name.clone(), now);
     }
 
-    /// Stops serving. No request is under way when this returns. Those that wait for space stay in
-    /// their guests' in-flight areas: the next daemon, for which guests wait, does them.
+    /// Stops serving. No request is under way when this returns. Those that wait for space or for a
+    /// backing stay in their guests' in-flight areas: the next daemon, for which guests wait, does
+    /// them.
     pub fn stop(&self) -> Result<()> {
         // A change that waits for a drive must not keep the guests' requests from being ended.
         let deadline = Instant::now() + CHANGE_WAIT;
@@ -349,8 +350,9 @@ impl Engine {
         if waiting > 0 {
             log::info!("{waiting} requests wait for space: the next daemon does them");
         }
-        // A write that a log has taken in part stays until there is space for the rest of it.
-        let held_up = || restless > 0 || self.parked_requests() > 0;
+        // A write that a log has taken in part stays until there is space for the rest of it, and
+        // what a backing was asked for until that answers.
+        let held_up = || restless > 0 || self.held_up_requests() > 0;
         let stopped = self.host.server.clone().stop_unless(held_up);
         for pool in &pools {
             pool.stop();

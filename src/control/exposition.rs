@@ -190,7 +190,7 @@ fn write_served(page: &mut Exposition, volumes: &[Served]) {
 type CacheGauge = (&'static str, &'static str, fn(&CacheGauges) -> u64);
 
 /// What a cached disk shows of its state.
-const CACHE_GAUGES: [CacheGauge; 16] = [
+const CACHE_GAUGES: [CacheGauge; 19] = [
     ("vflash_cache_dirty_bytes", "Bytes of log that the backing lacks.", |g| g.dirty_bytes),
     ("vflash_cache_oldest_dirty_milliseconds", "Age of the oldest of them.", |g| {
         g.oldest_dirty.as_millis() as u64
@@ -224,6 +224,17 @@ const CACHE_GAUGES: [CacheGauge; 16] = [
     ),
     ("vflash_cache_policy_bytes", "Memory that knows what is worth keeping.", |g| g.policy_bytes),
     ("vflash_cache_waiting_requests", "Requests that wait for space in the log.", |g| g.parked),
+    ("vflash_cache_size_bytes", "Of the pool, journal and clean data.", |g| g.size_bytes),
+    (
+        "vflash_cache_curve_hits_per_million",
+        "Of a million reads, the hits that the curve has for the present size.",
+        |g| g.curve_hits[0],
+    ),
+    (
+        "vflash_cache_curve_hits_doubled_per_million",
+        "The same for a cache of twice the size.",
+        |g| g.curve_hits[1],
+    ),
     (
         "vflash_cache_backing_away",
         "1 while the backing fails and writes go to the flash alone.",

@@ -3,16 +3,19 @@
 //! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
 //! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
 //! [`opening`] (all of them, again and again), [`sharing`] (several machines on one), [`caching`]
-//! (what they are asked), [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single
-//! changes), [`apply`] (many, all or nothing, with [`inspect`]), [`routes`] and [`http`] (how it is
-//! said), [`events`], [`watch`], [`rundir`], [`openapi`], and [`daemon`], which runs it all.
-//! Threads and decisions are in README.md.
+//! (what they are asked), [`resizing`], [`advising`], [`balance`] (which sizes are best),
+//! [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`]
+//! (many, all or nothing, with [`inspect`]), [`routes`] and [`http`] (how it is said), [`events`],
+//! [`watch`], [`rundir`], [`openapi`], and [`daemon`], which runs it all. Threads and decisions are
+//! in README.md.
 
 #![forbid(unsafe_code)]
 
+pub mod advising;
 pub mod api;
 pub mod api_cached;
 pub mod apply;
+pub mod balance;
 pub mod cached;
 pub mod caching;
 pub mod changes;
@@ -26,6 +29,7 @@ pub mod inspect;
 pub mod openapi;
 pub mod opening;
 pub mod pool;
+pub mod resizing;
 pub mod routes;
 pub mod rundir;
 pub mod served;

@@ -189,11 +189,20 @@ fn sample_cache() -> cached::Cache {
         doors: vec![text("a/b")],
         sidecar: Some(text("/b.vflash")),
         size_bytes: 1,
+        resizing_to_bytes: Some(1),
+        leaving_bytes: 1,
+        share: Some(cached::Share {
+            minimum_bytes: 1,
+            maximum_bytes: 1,
+            weight: 1,
+            goal_bytes: Some(1),
+        }),
         mode: cached::CacheMode::WriteBack,
         mode_wanted: cached::CacheMode::ReadOnly,
         drain: cached::DrainKind::Grouped,
         staleness_ms: 1,
         durability: cached::Durability::Strong,
+        backing_timeout_ms: 1,
         state: cached::CacheState::WaitingForBacking,
         message: Some(text("m")),
         dirty_bytes: 1,
@@ -224,9 +233,29 @@ fn cached_samples() -> Vec<(&'static str, Value)> {
         name: Some(text("m")),
         epoch: Some(1),
     };
+    let points = vec![cached::CurvePoint { size_bytes: 1, hits_per_million: 1 }];
+    let curve = cached::Curve { name: text("a/b"), size_bytes: 1, reads: 1, points };
+    let disk = cached::DiskAdvice {
+        name: text("a/b"),
+        pool: text("p"),
+        size_bytes: 1,
+        reads: 1,
+        less_hits_per_million: 1,
+        hits_per_million: 1,
+        more_hits_per_million: 1,
+    };
+    let best = cached::AdviceMove {
+        from: Some(text("a/c")),
+        to: text("a/b"),
+        bytes: 1,
+        gain_per_million: 1,
+    };
+    let advice = cached::Advice { step_bytes: 1, disks: vec![disk], best: Some(best) };
     let drain = cached::Drain { to: Some(1), point: Some(text("p")), hold: true };
     vec![
         sample("Drain", &drain),
+        sample("Curve", &curve),
+        sample("Advice", &advice),
         sample("Draining", &cached::Draining { target_won: 1, drained_won: 1, done: true }),
         sample("Points", &cached::Points { points: vec![point] }),
         sample("Mark", &cached::Mark { name: text("m") }),
@@ -456,8 +485,11 @@ fn calls(pool: &str) -> Vec<(&'static str, Vec<&'static str>, Value)> {
         ("mark", disk(), json!({"name": "m"})),
         ("points", disk(), Value::Null),
         ("drain", disk(), json!({"point": "m"})),
+        ("curve", disk(), Value::Null),
+        ("advice", vec![], Value::Null),
         ("checkpoint", disk(), Value::Null),
         ("setMode", disk(), json!({"mode": "write-through"})),
+        ("resizeVolume", disk(), json!({"sizeBytes": 6 << 20})),
         ("listVolumes", vec![], Value::Null),
         ("detach", disk(), json!({})),
         ("delete", vec![], change),

@@ -99,6 +99,10 @@ pub const ROUTES: &[Route] = &[
     get("/v1/volumes/{vm}/{volume}/points", "points", |engine, call| {
         json(&engine.points(&volume_name(call)?)?)
     }),
+    get("/v1/volumes/{vm}/{volume}/curve", "curve", |engine, call| {
+        json(&engine.curve(&volume_name(call)?)?)
+    }),
+    get("/v1/advice", "advice", |engine, call| json(&engine.advice(number(call, "stepBytes")?)?)),
     post("/v1/volumes/{vm}/{volume}/mark", "mark", |engine, call| {
         json(&engine.mark(&volume_name(call)?, &body::<Mark>(call)?)?)
     }),

@@ -2,6 +2,7 @@
 //! full, it is fenced; and when one that could not be opened is tried again.
 
 use super::api::EventKind;
+use super::caching::backing_fails;
 use super::engine::Engine;
 use super::events::EventLog;
 use super::served::Served;
@@ -60,8 +61,8 @@ impl WatchedCache {
         let away = now.state == CacheState::WaitingForBacking;
         if away != self.away {
             let (kind, text) = match away {
-                true => (EventKind::BackingAway, "the backing fails; writes go on to the flash"),
-                false => (EventKind::BackingBack, "the backing takes writes again"),
+                true => (EventKind::BackingAway, backing_fails(now.mode)),
+                false => (EventKind::BackingBack, "the backing answers again"),
             };
             events.add(kind, object, text);
         }

@@ -118,6 +118,22 @@ pub struct Failure {
     pub torn: bool,
 }
 
+/// A place of the medium that is not what it should be, until it is written over.
+#[derive(Clone, Copy, Debug)]
+pub struct Spoilt {
+    pub offset: u64,
+    pub length: u64,
+    pub how: Spoiling,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Spoiling {
+    /// So many reads that touch it fail.
+    Unreadable { reads: u32 },
+    /// Reads that touch it stay under way for this many polls more.
+    Slow { polls: u32 },
+}
+
 struct Pending {
     handle: u64,
     token: u64,
@@ -142,6 +158,7 @@ struct State {
     submitted: u64,
     handles: u64,
     faults: Faults,
+    spoilt: Vec<Spoilt>,
     random: fastrand::Rng,
 }
 
@@ -177,6 +194,7 @@ impl SimDisk {
             submitted: 0,
             handles: 0,
             faults: Faults::default(),
+            spoilt: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
         };
         Self { state: Arc::new(Mutex::new(state)), handle: 0 }
@@ -222,6 +240,11 @@ impl SimDisk {
 
     pub fn set_faults(&self, faults: Faults) {
         self.state().faults = faults;
+    }
+
+    /// A part of the medium goes bad by itself.
+    pub fn spoil(&self, spoilt: Spoilt) {
+        self.state().spoilt.push(spoilt);
     }
 
     /// The device became larger or smaller.
@@ -298,7 +321,8 @@ impl State {
                 log.len() - 1
             },
         );
-        let failure = self.failure(operation.kind);
+        let (unreadable, slow_polls) = self.spoils(&operation);
+        let failure = unreadable.or_else(|| self.failure(operation.kind));
         self.submitted += 1;
         self.pending.push(Pending {
             handle,
@@ -308,7 +332,7 @@ impl State {
             length: operation.length,
             data,
             segments: operation.segments.to_vec(),
-            polls_left: self.faults.slow_polls,
+            polls_left: self.faults.slow_polls + slow_polls,
             logged,
             failure,
         });
@@ -334,6 +358,29 @@ impl State {
             assert!(segment.length().is_multiple_of(block_bytes as usize), "aligned length");
             assert!(segment.address().addr().is_multiple_of(memory_alignment as usize));
         }
+    }
+
+    /// What spoilt places make of an operation: its failure, and the polls that it takes more.
+    fn spoils(&mut self, operation: &Operation<'_>) -> (Option<Failure>, u32) {
+        let (from, to) = (operation.offset, operation.offset + operation.length);
+        let touches = |spoilt: &Spoilt| spoilt.offset < to && from < spoilt.offset + spoilt.length;
+        if operation.kind != OperationKind::Read {
+            self.spoilt.retain(|spoilt| !touches(spoilt));
+            return (None, 0);
+        }
+        let (mut failure, mut slow_polls) = (None, 0);
+        for spoilt in self.spoilt.iter_mut().filter(|spoilt| touches(spoilt)) {
+            match &mut spoilt.how {
+                Spoiling::Slow { polls } => slow_polls += *polls,
+                Spoiling::Unreadable { reads: 0 } => {}
+                Spoiling::Unreadable { reads } => {
+                    *reads -= 1;
+                    let errno = Errno::EIO;
+                    failure = Some(Failure { after: 0, forever: true, errno, torn: false });
+                }
+            }
+        }
+        (failure, slow_polls)
     }
 
     fn failure(&mut self, kind: OperationKind) -> Option<Failure> {

@@ -2,7 +2,7 @@
 
 use super::plan::{Actual, ActualPool, ActualVolume, Role};
 use super::schema::{API_VERSION, Device, POOL_BYTES_MIN};
-use super::settings::{Access, CacheSettings, Limits, Principal, VolumeSettings};
+use super::settings::{Access, CacheSettings, CacheShare, Limits, Principal, VolumeSettings};
 use crate::base::units::{Bytes, EXTENT_BYTES};
 use serde_yaml::{Mapping, Value};
 use std::collections::BTreeMap;
@@ -133,7 +133,16 @@ fn volume(actual: &ActualVolume, all: &Actual) -> Mapping {
 }
 
 fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
-    let CacheSettings { mode, drain, staleness_ms, durability, backing: _, sidecar } = cache;
+    let CacheSettings {
+        mode,
+        drain,
+        staleness_ms,
+        durability,
+        backing_timeout_ms,
+        backing: _,
+        sidecar,
+        share,
+    } = cache;
     let mut mapping = mapping([
         ("pool", actual.pool.as_str().into()),
         ("size", Bytes(actual.size_bytes).to_string().into()),
@@ -146,8 +155,16 @@ fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
         mapping.insert("maxStaleness".into(), format!("{staleness_ms}ms").into());
     }
     mapping.insert("durability".into(), durability.name().into());
+    if let Some(timeout_ms) = backing_timeout_ms {
+        mapping.insert("backingTimeout".into(), format!("{timeout_ms}ms").into());
+    }
     if let Some(sidecar) = sidecar {
         mapping.insert("sidecar".into(), sidecar.as_str().into());
+    }
+    if let Some(CacheShare { minimum_bytes, maximum_bytes, weight }) = share {
+        mapping.insert("minimum".into(), Bytes(*minimum_bytes).to_string().into());
+        mapping.insert("maximum".into(), Bytes(*maximum_bytes).to_string().into());
+        mapping.insert("weight".into(), (*weight).into());
     }
     mapping
 }

@@ -6,10 +6,11 @@ use super::mistake::{Located, Place, Position};
 use super::schema::{
     Backing, CacheMode, Cached, Class, Drain, Durability, Flash, Storage, VirtualMachine, Volume,
 };
-use super::settings::{Access, Limits, VolumeSettings, WhenFull};
+use super::settings::{Access, CacheShare, Limits, VolumeSettings, WhenFull};
 use super::tree::{Node, Value};
 use super::value;
 use crate::base::limits::QUEUES_MAX;
+use crate::base::units::Bytes;
 use std::collections::HashMap;
 
 use std::time::Duration;
@@ -17,8 +18,12 @@ use std::time::Duration;
 /// Requests per second; no drive does more.
 const IOPS_MAX: u64 = 1_000_000_000;
 
+/// A hit of one disk counts as much as so many of another, at most.
+const WEIGHT_MAX: u32 = 1000;
+
 const BURST_MAX: Duration = Duration::from_secs(60);
 const STALENESS_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const BACKING_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn machine(
     spec: &Node,
@@ -228,8 +233,20 @@ fn backing(node: &Node, decoder: &mut Decoder<'_>) -> Option<Located<Backing>> {
     decoder.located_scalar(node, |text, plain| value::backing(text, plain, directory))
 }
 
-const CACHE_KEYS: [&str; 8] =
-    ["pool", "size", "mode", "drain", "maxStaleness", "consistencyGroup", "durability", "sidecar"];
+const CACHE_KEYS: [&str; 12] = [
+    "pool",
+    "size",
+    "mode",
+    "drain",
+    "maxStaleness",
+    "consistencyGroup",
+    "durability",
+    "backingTimeout",
+    "sidecar",
+    "minimum",
+    "maximum",
+    "weight",
+];
 
 /// `cache:` and `backing:` of a volume.
 fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Option<Cached> {
@@ -242,6 +259,7 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
     let at = volume.key_at("cache");
     let fields = decoder.fields(node, at, "`cache`", &CACHE_KEYS)?;
     let (pool, size) = pool_and_size(&fields, decoder);
+    let share = share(&fields, size.as_ref(), decoder);
     let mode = decoder.optional(&fields, "mode", cache_mode);
     let drain = decoder.optional(&fields, "drain", |decoder, node| {
         decoder.choice(node, &[("grouped", Drain::Grouped), ("ordered", Drain::Ordered)])
@@ -254,6 +272,9 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
     });
     let durability = decoder.optional(&fields, "durability", |decoder, node| {
         decoder.choice(node, &[("strong", Durability::Strong), ("flush", Durability::Flush)])
+    });
+    let backing_timeout = decoder.optional(&fields, "backingTimeout", |decoder, node| {
+        decoder.scalar(node, |text, _| value::duration(text, BACKING_TIMEOUT_MAX))
     });
     let sidecar = decoder.optional(&fields, "sidecar", |decoder, node| {
         decoder.located_scalar(node, |text, plain| value::path(text, plain, directory))
@@ -289,9 +310,55 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
         staleness_max: staleness_max?,
         consistency_group: consistency_group?,
         durability: durability?.unwrap_or_default(),
+        backing_timeout: backing_timeout?,
         sidecar,
+        share: share?,
         backing,
     })
+}
+
+/// `minimum`, `maximum` and `weight`: what the first two leave out is the size.
+fn share(
+    fields: &Fields<'_>,
+    size: Option<&Located<u64>>,
+    decoder: &mut Decoder<'_>,
+) -> Option<Option<CacheShare>> {
+    let bytes =
+        |decoder: &mut Decoder<'_>, node: &Node| decoder.scalar(node, |text, _| value::size(text));
+    let minimum = decoder.optional(fields, "minimum", bytes);
+    let maximum = decoder.optional(fields, "maximum", bytes);
+    let weight = decoder.optional(fields, "weight", |decoder, node| {
+        let max = u64::from(WEIGHT_MAX);
+        let weight = decoder.scalar(node, |text, plain| value::whole(text, plain, 1, max))?;
+        u32::try_from(weight).ok()
+    });
+    let (minimum, maximum, weight, size) = (minimum?, maximum?, weight?, size?.value);
+    if minimum.is_none() && maximum.is_none() {
+        if weight.is_some() {
+            let text = "`weight` counts when caches share a pool: add `minimum` and `maximum`, \
+                        between which its size follows its use, or leave it out";
+            decoder.mistake(fields.key_at("weight"), text);
+            return None;
+        }
+        return Some(None);
+    }
+    if let Some(minimum) = minimum.filter(|minimum| *minimum > size) {
+        let (minimum, size) = (Bytes(minimum), Bytes(size));
+        let text = format!("a `minimum` of {minimum} is above `size`, {size}: write at most that");
+        decoder.mistake(fields.key_at("minimum"), text);
+        return None;
+    }
+    if let Some(maximum) = maximum.filter(|maximum| *maximum < size) {
+        let (maximum, size) = (Bytes(maximum), Bytes(size));
+        let text = format!("a `maximum` of {maximum} is below `size`, {size}: write at least that");
+        decoder.mistake(fields.key_at("maximum"), text);
+        return None;
+    }
+    Some(Some(CacheShare {
+        minimum_bytes: minimum.unwrap_or(size),
+        maximum_bytes: maximum.unwrap_or(size),
+        weight: weight.unwrap_or(1),
+    }))
 }
 
 /// Which key wants a sidecar that cannot be beside the backing, and what to write.

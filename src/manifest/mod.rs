@@ -41,7 +41,7 @@ pub use mistake::{Located, Mistake, Place};
 pub use plan::{Actual, ActualPool, ActualVolume, DeviceState, Role, plan, plan_deletion};
 pub use schema::{CacheMode, Class, Device, Drain, Durability, VolumeName, Wanted};
 pub use settings::{
-    Access, Attributes, CacheSettings, Door, Limits, LogIdentity, Principal, Sharing,
+    Access, Attributes, CacheSettings, CacheShare, Door, Limits, LogIdentity, Principal, Sharing,
     VolumeSettings, WhenFull,
 };
 pub use step::{Action, Plan, Step};

@@ -67,8 +67,10 @@ fn carry_out(actual: &mut Actual, step: &Step) {
             }
             volume_of(actual, &name).size_bytes = to_bytes;
         }
-        Action::ShrinkVolume { name, pool, from_bytes, to_bytes } => {
-            pool_of(actual, &pool).free_bytes += from_bytes - to_bytes;
+        Action::ShrinkVolume { name, pool, from_bytes, to_bytes }
+        | Action::ResizeCache { name, pool, from_bytes, to_bytes } => {
+            pool_of(actual, &pool).free_bytes += from_bytes;
+            take(actual, &pool, to_bytes);
             volume_of(actual, &name).size_bytes = to_bytes;
         }
         Action::UpdateVolume { name, from, to, .. } => {
@@ -333,8 +335,10 @@ fn cached() -> Attributes {
         drain: Some(Drain::Ordered),
         staleness_ms: Some(5000),
         durability: Durability::Flush,
+        backing_timeout_ms: None,
         backing: "/mnt/a.raw".to_owned(),
         sidecar: Some("/mnt/a.redo".to_owned()),
+        share: None,
     };
     let log = LogIdentity {
         uuid: uuid::Uuid::from_u128(7),
@@ -422,14 +426,20 @@ fn settings_of_a_cache_change_live_and_what_it_was_made_with_stays() {
          maxStaleness 10s -> 60s, durability strong -> flush\n0 to create, 1 to change, 0 to \
          delete.\n"
     );
+    for (size, step) in [("32MiB", "16MiB -> 32MiB"), ("8MiB", "16MiB -> 8MiB")] {
+        let text = disk("", "/mnt/d.raw").replace("16MiB", size);
+        let resized = plan(&wanted(&text), &actual).expect("planned");
+        let told = format!("~ volume vm/d: cache {step}\n0 to create, 1 to change, 0 to delete.\n");
+        assert_eq!(resized.to_string(), told);
+        assert_eq!(resized.destroys().count(), 0, "it loses nothing");
+    }
     let refused = |text: &str| {
         let mistakes = plan(&wanted(text), &actual).expect_err("fixed");
         mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     };
     assert_eq!(
-        refused(&disk(", sidecar: /mnt/other", "/mnt/e.raw").replace("16MiB", "32MiB")),
-        "wanted.yaml:12:28: vm/d has `size: 16MiB`, fixed when it was made: write that, or detach \
-         it first with `vflash detach vm/d`\nwanted.yaml:13:14: vm/d has `backing: /mnt/d.raw`, \
+        refused(&disk(", sidecar: /mnt/other", "/mnt/e.raw")),
+        "wanted.yaml:13:14: vm/d has `backing: /mnt/d.raw`, \
          fixed when it was made: write that, or detach it first with `vflash detach vm/d`\n\
          wanted.yaml:12:44: vm/d has `sidecar: beside it`, fixed when it was made: write that, or \
          detach it first with `vflash detach vm/d`"
@@ -443,6 +453,48 @@ fn settings_of_a_cache_change_live_and_what_it_was_made_with_stays() {
     let gone = plan(&wanted(&with_disks("  - {name: x, flash: {pool: p, size: 1MiB}}\n")), &actual)
         .expect("planned");
     assert!(gone.to_string().contains("- volume vm/d: drain to /mnt/d.raw and detach"), "{gone}");
+}
+
+#[test]
+fn a_cache_with_minimum_and_maximum_has_the_size_that_it_comes_to() {
+    let disk = |words: &str| {
+        with_disks(&format!(
+            "  - name: d\n    cache: {{pool: p, size: 512MiB{words}}}\n    backing: /mnt/d.raw\n"
+        ))
+    };
+    let words = ", minimum: 256MiB, maximum: 768MiB, weight: 2";
+    let mut actual = Actual::default();
+    let made = plan(&wanted(&disk(words)), &actual).expect("planned");
+    made.steps.iter().for_each(|step| carry_out(&mut actual, step));
+    let told = |words: &str, actual: &Actual| {
+        let plan = plan(&wanted(&disk(words)), actual).expect("planned");
+        let step = |step: &Step| format!("{}: {}", step.action.object(), step.action.detail());
+        plan.steps.iter().map(step).collect::<Vec<_>>().join("; ")
+    };
+    for bytes in [256 * MIB, 400 * MIB, 768 * MIB] {
+        actual.volumes[0].size_bytes = bytes;
+        assert_eq!(told(words, &actual), "", "{bytes} bytes are between");
+    }
+    assert_eq!(
+        told(", minimum: 256MiB, maximum: 600MiB", &actual),
+        "volume vm/d: maximum 768MiB -> 600MiB, weight 2 -> 1; volume vm/d: cache 768MiB -> 600MiB"
+    );
+    actual.volumes[0].size_bytes = 300 * MIB;
+    let raised = told(", minimum: 500MiB", &actual);
+    assert!(raised.starts_with("volume vm/d: cache 300MiB -> 500MiB; "), "{raised}");
+    let fixed = told("", &actual);
+    assert!(fixed.contains("cache 300MiB -> 512MiB") && fixed.contains("-> size"), "{fixed}");
+
+    // A pool with less than the size, more than the minimum.
+    actual.volumes.clear();
+    actual.pools[0].free_bytes = 300 * MIB + 5000;
+    assert!(told(words, &actual).contains("cached in 300MiB on p"), "{}", told(words, &actual));
+    actual.pools[0].free_bytes = 200 * MIB;
+    let refused = plan(&wanted(&disk(words)), &actual).expect_err("less than the minimum");
+    let text = refused[0].to_string();
+    assert!(text.contains("has 200MiB left for this, and 256MiB are needed"), "{text}");
+    let exported = super::export::to_yaml(&actual);
+    assert!(!exported.contains("minimum"), "{exported}");
 }
 
 #[test]

@@ -8,10 +8,10 @@ use super::planner_shared::Homes;
 use super::schema::{
     Class, Device, Flash, POOL_BYTES_MIN, Pool, Storage, VirtualMachine, Volume, VolumeName,
 };
-use super::settings::VolumeSettings;
+use super::settings::{CacheShare, VolumeSettings};
 use super::step::{Action, NewVolume, Plan, Step};
 use crate::base::limits::EXPORTS_MAX;
-use crate::base::units::Bytes;
+use crate::base::units::{Bytes, EXTENT_BYTES};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +44,8 @@ struct Space<'a> {
     class: Class,
     thin: bool,
     cached: bool,
+    /// Of a cache whose size follows its use.
+    share: Option<CacheShare>,
 }
 
 impl<'a> Space<'a> {
@@ -53,11 +55,11 @@ impl<'a> Space<'a> {
             Storage::Flash(flash) => {
                 let (class, thin) = (flash.class.value, flash.thin.value);
                 let (pool, size) = (&flash.pool, &flash.size);
-                Some(Self { pool, size, class, thin, cached: false })
+                Some(Self { pool, size, class, thin, cached: false, share: None })
             }
             Storage::Cached(cached) => {
                 let (pool, size, class) = (&cached.pool, &cached.size, Class::Nonvolatile);
-                Some(Self { pool, size, class, thin: false, cached: true })
+                Some(Self { pool, size, class, thin: false, cached: true, share: cached.share })
             }
             Storage::Shared(_) => None,
         }
@@ -272,18 +274,27 @@ impl<'a> Planner<'a> {
             let text = format!("one volume too many: a daemon serves at most {EXPORTS_MAX}");
             return self.mistake(&volume.name.place, text);
         }
+        let size_bytes = self.first_size(space);
         if !space.thin {
-            self.take(space, space.size.value);
+            self.take(space, size_bytes);
         }
         let action = Action::CreateVolume(NewVolume {
             name,
             pool: space.pool.value.clone(),
-            size_bytes: space.size.value,
+            size_bytes,
             class: space.class,
             thin: space.thin,
             settings: volume.settings.clone(),
         });
         self.creations.push(Step { place: volume.name.place.clone(), action });
+    }
+
+    /// A cache with a minimum begins with what its pool has left, if that is less than its size.
+    fn first_size(&self, space: &Space<'_>) -> u64 {
+        let size = space.size.value;
+        let free = self.free_bytes.get(&space.pool.value).copied().unwrap_or(u64::MAX);
+        let whole = free.saturating_sub(free.checked_rem(EXTENT_BYTES).unwrap_or(0));
+        space.share.map_or(size, |share| whole.clamp(share.minimum_bytes, size))
     }
 
     /// Takes `bytes` of the pool for this plan, or complains.
@@ -322,10 +333,21 @@ impl<'a> Planner<'a> {
             let action = Action::UpdateVolume { name: name.clone(), pool: pool.clone(), from, to };
             self.updates.push(Step { place: volume.name.place.clone(), action });
         }
-        let (from_bytes, to_bytes) = (actual.size_bytes, space.size.value);
+        let from_bytes = actual.size_bytes;
+        // What lies between is not the manifest's to say.
+        let to_bytes = space.share.map_or(space.size.value, |share| {
+            from_bytes.clamp(share.minimum_bytes, share.maximum_bytes)
+        });
         let (name, place) = (name.clone(), space.size.place.clone());
+        let action =
+            Action::ResizeCache { name: name.clone(), pool: pool.clone(), from_bytes, to_bytes };
         match to_bytes.checked_sub(from_bytes) {
             Some(0) => {}
+            Some(more) if space.cached => {
+                self.take(space, more);
+                self.growths.push(Step { place, action });
+            }
+            None if space.cached => self.updates.push(Step { place, action }),
             Some(more) => {
                 if !actual.thin {
                     self.take(space, more);

@@ -6,7 +6,6 @@ use super::plan::ActualVolume;
 use super::planner::Planner;
 use super::schema::{Cached, Volume, VolumeName};
 use super::settings::VolumeSettings;
-use crate::base::units::Bytes;
 
 /// What makes a sidecar of a backing's own path.
 const SIDECAR_END: &str = ".vflash";
@@ -78,13 +77,11 @@ impl Planner<'_> {
         let wanted = cached.settings();
         let sidecar = |path: &Option<String>| path.clone().unwrap_or_else(|| "beside it".into());
         let sidecar_place = cached.sidecar.as_ref().map_or(&cached.place, |path| &path.place);
-        let size = (Bytes(actual.size_bytes).to_string(), Bytes(cached.size.value).to_string());
         let read_only = |settings: &VolumeSettings| settings.read_only.to_string();
         let read_only = (read_only(&actual.settings), read_only(&volume.settings));
         let fixed = [
             (&volume.name.place, "readOnly", read_only),
             (&cached.pool.place, "pool", (actual.pool.clone(), cached.pool.value.clone())),
-            (&cached.size.place, "size", size),
             (&cached.backing.place, "backing", (cache.backing.clone(), wanted.backing.clone())),
             (sidecar_place, "sidecar", (sidecar(&cache.sidecar), sidecar(&wanted.sidecar))),
         ];

@@ -52,9 +52,20 @@ impl Home {
     }
 
     /// By the keys of `cache:`, in the words of the manifest.
-    fn described(&self) -> [(&'static str, String); 7] {
-        let CacheSettings { mode, drain, staleness_ms: _, durability, backing: _, sidecar } =
-            &self.cache;
+    fn described(&self) -> [(&'static str, String); 11] {
+        let CacheSettings {
+            mode,
+            drain,
+            staleness_ms: _,
+            durability,
+            backing_timeout_ms: _,
+            backing: _,
+            sidecar,
+            share,
+        } = &self.cache;
+        let (size, weight) = (self.size_bytes, share.map_or(1, |share| share.weight));
+        let minimum = share.map_or(size, |share| share.minimum_bytes);
+        let maximum = share.map_or(size, |share| share.maximum_bytes);
         let staleness = std::time::Duration::from_millis(self.cache.staleness_ms());
         [
             ("pool", self.pool.clone()),
@@ -63,7 +74,11 @@ impl Home {
             ("drain", drain.map_or("by sidecar", |drain| drain.name()).to_owned()),
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
+            ("backingTimeout", format!("{}ms", self.cache.backing_timeout_ms())),
             ("sidecar", sidecar.clone().unwrap_or_else(|| "beside it".to_owned())),
+            ("minimum", Bytes(minimum).to_string()),
+            ("maximum", Bytes(maximum).to_string()),
+            ("weight", weight.to_string()),
         ]
     }
 }

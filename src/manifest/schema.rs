@@ -1,7 +1,7 @@
 //! What a manifest says, after it was read and found right. The reference is in the README.
 
 use super::mistake::{Located, Place};
-use super::settings::{CacheSettings, VolumeSettings};
+use super::settings::{CacheSettings, CacheShare, VolumeSettings};
 use crate::base::units::{Bytes, MIB};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -154,22 +154,29 @@ pub struct Cached {
     /// Disks of one group keep a common write order.
     pub consistency_group: Option<Located<String>>,
     pub durability: Durability,
+    /// How long a request is tried at a backing that fails.
+    pub backing_timeout: Option<Duration>,
     /// Where stamp and redo records go; `None`: beside the backing.
     pub sidecar: Option<Located<PathBuf>>,
+    /// Of `minimum`, `maximum` and `weight`, if there is one of them.
+    pub share: Option<CacheShare>,
     pub backing: Located<Backing>,
 }
 
 impl Cached {
     /// What the pool remembers of it.
     pub(super) fn settings(&self) -> CacheSettings {
-        let staleness_ms = self.staleness_max.map(|most| most.as_millis());
+        let ms =
+            |time: Option<Duration>| time.and_then(|time| u64::try_from(time.as_millis()).ok());
         CacheSettings {
             mode: self.mode,
             drain: self.drain,
-            staleness_ms: staleness_ms.and_then(|most| u64::try_from(most).ok()),
+            staleness_ms: ms(self.staleness_max),
             durability: self.durability,
+            backing_timeout_ms: ms(self.backing_timeout),
             backing: self.backing.value.to_string(),
             sidecar: self.sidecar.as_ref().map(|path| path.value.display().to_string()),
+            share: self.share,
         }
     }
 }

@@ -42,16 +42,42 @@ pub struct CacheSettings {
     /// `None`: [`STALENESS_MS`].
     pub staleness_ms: Option<u64>,
     pub durability: Durability,
+    /// `None`: [`BACKING_TIMEOUT_MS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing_timeout_ms: Option<u64>,
     /// As a manifest writes it; a path is absolute.
     pub backing: String,
     /// `None`: beside the backing.
     pub sidecar: Option<String>,
+    /// Its size follows its use. `None`: it is as large as it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<CacheShare>,
+}
+
+/// How large a cache may be that shares its pool with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheShare {
+    /// Reserved: it is never smaller.
+    pub minimum_bytes: u64,
+    /// It is never larger.
+    pub maximum_bytes: u64,
+    /// How much a hit counts beside one of another cache.
+    pub weight: u32,
 }
 
 /// How far a backing may be behind unless told otherwise, in milliseconds.
 pub const STALENESS_MS: u64 = 10_000;
 
+/// How long a request is tried at a backing that fails unless told otherwise, in milliseconds:
+/// shorter than what a Linux guest calls a hung task.
+pub const BACKING_TIMEOUT_MS: u64 = 60_000;
+
 impl CacheSettings {
+    pub fn backing_timeout_ms(&self) -> u64 {
+        self.backing_timeout_ms.unwrap_or(BACKING_TIMEOUT_MS)
+    }
+
     pub fn staleness_ms(&self) -> u64 {
         self.staleness_ms.unwrap_or(STALENESS_MS)
     }

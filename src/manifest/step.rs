@@ -7,7 +7,7 @@
 
 use super::mistake::{Mistake, Place};
 use super::schema::{CacheMode, Class, Device, Drain, Durability, VolumeName};
-use super::settings::{CacheSettings, Limits, Principal, VolumeSettings};
+use super::settings::{CacheSettings, CacheShare, Limits, Principal, VolumeSettings};
 use crate::base::units::Bytes;
 use std::fmt;
 use std::path::PathBuf;
@@ -56,6 +56,9 @@ pub enum Action {
     },
     /// Undo: shrink back; the guest cannot have written behind the old end before it was told.
     GrowVolume { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
+    /// The cache of a cached disk, which loses nothing: one that shrinks drains first. Undo: the
+    /// same back.
+    ResizeCache { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
     /// Undo: set back.
     UpdateVolume { name: VolumeName, pool: String, from: VolumeSettings, to: VolumeSettings },
     /// Destroys what lies behind the new end.
@@ -127,6 +130,7 @@ impl Action {
             | Self::GrowPool { name, .. } => format!("pool {name}"),
             Self::CreateVolume(NewVolume { name, .. })
             | Self::GrowVolume { name, .. }
+            | Self::ResizeCache { name, .. }
             | Self::UpdateVolume { name, .. }
             | Self::ShareDisk { name, .. }
             | Self::LeaveDisk { name, .. }
@@ -145,6 +149,7 @@ impl Action {
             Self::GrowPool { .. }
             | Self::ShareDisk { .. }
             | Self::GrowVolume { .. }
+            | Self::ResizeCache { .. }
             | Self::UpdateVolume { .. }
             | Self::ShrinkVolume { .. } => '~',
             Self::DeleteVolume { .. } | Self::LeaveDisk { .. } => '-',
@@ -168,6 +173,9 @@ impl Action {
             Self::OpenPool { device, .. } => format!("open on {}", device.display()),
             Self::GrowPool { from_bytes, to_bytes, .. }
             | Self::GrowVolume { from_bytes, to_bytes, .. } => sizes(*from_bytes, *to_bytes),
+            Self::ResizeCache { from_bytes, to_bytes, .. } => {
+                format!("cache {} -> {}", Bytes(*from_bytes), Bytes(*to_bytes))
+            }
             Self::CreateVolume(volume) => created(volume),
             Self::UpdateVolume { from, to, .. } => changes(from, to),
             Self::ShareDisk { name, of, from: None, to, .. } => {
@@ -273,14 +281,29 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
     ];
     if let Some(cache) = cache {
         // Backing and sidecar never change.
-        let CacheSettings { mode, drain, staleness_ms: _, durability, backing: _, sidecar: _ } =
-            cache;
+        let CacheSettings {
+            mode,
+            drain,
+            staleness_ms: _,
+            durability,
+            backing_timeout_ms: _,
+            backing: _,
+            sidecar: _,
+            share,
+        } = cache;
+        let part = |part: fn(&CacheShare) -> u64| share.as_ref().map(part);
+        let bytes = |bytes: Option<u64>| or(bytes.map(|bytes| Bytes(bytes).to_string()), "size");
+        let timeout = Duration::from_millis(cache.backing_timeout_ms());
         let staleness = Duration::from_millis(cache.staleness_ms());
         described.extend([
             ("cache mode", mode.name().to_owned()),
             ("drain", drain.map_or("by sidecar", Drain::name).to_owned()),
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
+            ("minimum", bytes(part(|share| share.minimum_bytes))),
+            ("maximum", bytes(part(|share| share.maximum_bytes))),
+            ("weight", or(part(|share| share.weight.into()).map(|w| w.to_string()), "1")),
+            ("backingTimeout", format!("{timeout:?}")),
         ]);
     }
     described
@@ -292,7 +315,9 @@ fn default_cache() -> CacheSettings {
         drain: None,
         staleness_ms: None,
         durability: Durability::default(),
+        backing_timeout_ms: None,
         backing: String::new(),
         sidecar: None,
+        share: None,
     }
 }

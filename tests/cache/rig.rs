@@ -4,9 +4,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 use vflash::backing::identity::{Identity, Kind};
 use vflash::backing::recover::{Damage, RecoverOptions, Standing, recover, take_up};
 use vflash::backing::redo::Layout;
@@ -25,10 +23,18 @@ use vflash::cache::{
 use vflash::io::blocking::Blocking;
 use vflash::io::buffer::PinnedBuffer;
 use vflash::io::crash::{CrashCase, Explorer, Loss};
-use vflash::io::disk::Disk;
-use vflash::io::sim::{Faults, Recording, SimDisk};
+use vflash::io::disk::{Disk, DiskGeometry};
+use vflash::io::sim::{Content, Faults, Recording, SimDisk, sim_geometry};
 use vflash::io::sim_reactor::{SimReactor, inbox};
 use vflash::io::volume::{Outcome, RequestKind, SectorRange};
+
+#[path = "jobs.rs"]
+mod jobs;
+#[path = "sizes.rs"]
+mod sizes;
+
+pub(crate) use jobs::{alone, run_all, scale};
+pub(crate) use sizes::{SEGMENTS_MAX, allocation_bytes};
 
 pub(crate) const SECTORS: u64 = 2048;
 pub(crate) const DISK_BYTES: u64 = SECTORS * SECTOR_BYTES;
@@ -44,13 +50,19 @@ pub(crate) struct Setup {
     pub(crate) strong: bool,
     pub(crate) segments: u64,
     pub(crate) reorder: bool,
+    /// Of the allocation when it is opened; 0: all of the flash.
+    pub(crate) allocation_bytes: u64,
+    /// Bytes of a block of the backing.
+    pub(crate) block_bytes: u32,
 }
 
 impl Setup {
     /// Both drain modes, both durabilities, several log lengths.
     pub(crate) fn of(seed: u64) -> Self {
         let (grouped, strong) = (seed % 2 == 1, seed % 4 < 3);
-        Self { seed, grouped, strong, segments: 4 + seed % 3, reorder: true }
+        let segments = 4 + seed % 3;
+        let (allocation_bytes, block_bytes) = (0, 512);
+        Self { seed, grouped, strong, segments, reorder: true, allocation_bytes, block_bytes }
     }
 
     fn options(&self) -> CacheOptions {
@@ -67,10 +79,13 @@ pub(crate) struct World(pub(crate) [SimDisk; 3]);
 
 impl World {
     pub(crate) fn new(setup: &Setup) -> Self {
-        let shape = Shape::with(MIB + setup.segments * 64 * KIB, 64 * KIB).expect("a shape");
+        let shape = Shape::with(allocation_bytes(setup.segments), 64 * KIB).expect("a shape");
         let layout = Layout::new(GROUP_MAX);
-        let sizes = [shape.allocation_bytes, DISK_BYTES, layout.sidecar_bytes()];
-        let world = Self(sizes.map(SimDisk::new));
+        let most = if setup.allocation_bytes > 0 { SEGMENTS_MAX } else { setup.segments };
+        let sizes = [allocation_bytes(most), DISK_BYTES, layout.sidecar_bytes()];
+        let mut world = Self(sizes.map(SimDisk::new));
+        let geometry = DiskGeometry { block_bytes: setup.block_bytes, ..sim_geometry(DISK_BYTES) };
+        world.0[1] = SimDisk::with(Content::default(), geometry, 0);
         let options = FormatOptions {
             shape,
             log_uuid: [1; 16],
@@ -93,7 +108,18 @@ impl World {
     }
 
     pub(crate) fn medium(&self) -> Medium {
-        let bytes = self.0[0].geometry().size_bytes;
+        self.medium_of(self.0[0].geometry().size_bytes)
+    }
+
+    /// Of the allocation that the setup has.
+    fn medium_for(&self, setup: &Setup) -> Medium {
+        match setup.allocation_bytes {
+            0 => self.medium(),
+            bytes => self.medium_of(bytes),
+        }
+    }
+
+    fn medium_of(&self, bytes: u64) -> Medium {
         Medium::new(Box::new(self.0[0].clone()), Place::whole(bytes))
     }
 
@@ -146,7 +172,8 @@ impl World {
         let finished_first = setup.seed % 8 < 2;
         let standing = take_up(&mut self.blocking(2), Damage::Skip)?.expect("there is a stamp");
         let Some(live) = standing.live.filter(|_| !finished_first) else { return Ok(None) };
-        let opened = open(&mut self.medium(), &OpenOptions::new(identity(), 64 * MIB))?;
+        let how = OpenOptions::new(identity(), 64 * MIB);
+        let opened = open(&mut self.medium_for(setup), &how)?;
         let can = opened.can_finish(&live.span);
         Ok(can.then_some((opened, standing, live.span.to)))
     }
@@ -159,7 +186,7 @@ impl World {
                 let standing = self.recover()?;
                 let mut how = OpenOptions::new(identity(), 64 * MIB);
                 how.drained_through = standing.point.won;
-                (open(&mut self.medium(), &how)?, standing, None)
+                (open(&mut self.medium_for(setup), &how)?, standing, None)
             }
         };
         let mut stamp = standing.stamp;
@@ -212,6 +239,10 @@ pub(crate) struct Moment {
     pub(crate) submitted: u64,
     /// The drain position as the disk reports it.
     pub(crate) drained: u64,
+    /// Of the allocation in its pool; 0: all of the flash.
+    pub(crate) allocation_bytes: u64,
+    /// Writes pass the log by: the backing alone is the disk.
+    pub(crate) past_log: bool,
 }
 
 enum UnderWay {
@@ -257,7 +288,8 @@ impl Rig {
         let reactor = SimReactor::new(disk, disks.collect(), receiver, REQUESTS_MAX);
         let random = fastrand::Rng::with_seed(setup.seed);
         let kept = model.head();
-        let now = Moment { at: 0, kept, submitted: kept, drained: 0 };
+        let allocation_bytes = setup.allocation_bytes;
+        let now = Moment { kept, submitted: kept, allocation_bytes, ..Moment::default() };
         Self {
             setup,
             world,
@@ -378,7 +410,7 @@ impl Rig {
         match what {
             UnderWay::Write { won } => {
                 self.acked = self.acked.max(won);
-                if self.setup.strong {
+                if self.setup.strong && !self.now.past_log {
                     self.now.kept = self.now.kept.max(won);
                 }
             }
@@ -449,6 +481,23 @@ impl Rig {
         let reached = self.ask(|reply| CacheMessage::Drain { to, hold: false, reply });
         let point = reached.expect("drained");
         self.now.drained = self.now.drained.max(point);
+        self.note();
+    }
+
+    /// Another mode. Leaving one that journals drains, and the way back flushes the backing: all
+    /// that was acknowledged before is kept.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        self.finish();
+        let past_log = self.now.past_log;
+        // Meanwhile it may be in either: neither promise is given.
+        self.now.past_log = false;
+        self.note();
+        self.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+        let journals = matches!(mode, Mode::WriteBack | Mode::WriteThrough);
+        if journals == past_log {
+            self.now.kept = self.acked;
+        }
+        self.now.past_log = !journals;
         self.note();
     }
 
@@ -550,9 +599,10 @@ impl Rig {
         let seed = self.setup.seed;
         let announce = format!("seed {seed}, point {point}, index {index}");
         let seen = scan(&mut world.medium(), 256).expect("a log").next_won;
-        let (disk, next_won) = world.open(&self.setup).expect("it opens");
+        let setup = self.setup.at(moment);
+        let (disk, next_won) = world.open(&setup).expect("it opens");
         assert!(next_won >= seen, "{announce}: number {next_won} is given again, below {seen}");
-        let mut rig = Self::on(self.setup, world, disk, self.model.clone());
+        let mut rig = Self::on(setup, world, disk, self.model.clone());
         let head = rig.head();
         let Moment { kept, submitted, .. } = moment;
         assert!((kept..=submitted).contains(&head), "{announce}: {head} not in {moment:?}");
@@ -574,7 +624,8 @@ impl Rig {
     /// Judges what a killed daemon left: everything that completed is there.
     pub(crate) fn judge_killed(&self, world: &World, kept: u64) {
         let submitted = self.model.head();
-        self.judge_once(Moment { at: 0, kept, submitted, drained: 0 }, world);
+        self.judge_once(Moment { at: 0, kept, submitted, ..Moment::default() }, world);
+        self.judge_once(Moment { kept, submitted, ..Moment::default() }, world);
     }
 
     /// Judges one state that the end of the host may leave: opens it and looks. `depth`: at so
@@ -609,7 +660,7 @@ impl Rig {
     }
 
     fn judge_once(&self, moment: Moment, world: &World) -> Rig {
-        let setup = Setup { reorder: false, ..self.setup };
+        let setup = Setup { reorder: false, ..self.setup.at(moment) };
         let opened = world.open(&setup);
         let (disk, _) = opened.unwrap_or_else(|error| panic!("it does not open: {error}"));
         let mut rig = Rig::on(setup, world.clone(), disk, self.model.clone());
@@ -623,6 +674,39 @@ impl Rig {
             panic!("the guest's disk is not at point {head}: {what}");
         }
         rig
+    }
+
+    /// As [`Self::judge`], where writes went past the log, which gives them no numbers: every
+    /// sector is at a version that it may have. Past the log the backing alone is such a disk.
+    pub(crate) fn judge_versions(&self, case: CrashCase, world: &World) -> u64 {
+        let moment = self.moment(case.point);
+        let Moment { kept, past_log, .. } = moment;
+        // A write past the log is under way before its moment is noted.
+        let later = self.moments.partition_point(|moment| moment.at <= case.point);
+        let submitted = self.moments.get(later).map_or(self.model.head(), |next| next.submitted);
+        let mut bytes = vec![0; DISK_BYTES as usize];
+        if past_log {
+            world.reader()(0, &mut bytes);
+            if let Err(difference) = self.model.check_read(0, &bytes, (kept, submitted)) {
+                panic!("the backing alone, {moment:?}: {difference}");
+            }
+        }
+        let setup = Setup { reorder: false, ..self.setup };
+        let opened = world.open(&setup);
+        let (disk, _) = opened.unwrap_or_else(|error| panic!("it does not open: {error}"));
+        let mut after = Rig::on(setup, world.clone(), disk, self.model.clone());
+        let state = after.state();
+        assert!(!matches!(state, CacheState::Fenced(_)), "a clean end is no damage: {state:?}");
+        assert_eq!(after.reactor.read(0, &mut bytes), Outcome::Done);
+        if let Err(difference) = self.model.check_read(0, &bytes, (kept, submitted)) {
+            panic!("the guest's disk, {moment:?}: {difference}");
+        }
+        let reached = after.ask(|reply| CacheMessage::Drain { to: None, hold: false, reply });
+        reached.expect("drained");
+        let mut drained = vec![0; bytes.len()];
+        after.world.reader()(0, &mut drained);
+        assert!(bytes == drained, "the backing is the disk after a drain");
+        1
     }
 
     /// Drains all; the backing is then the disk.
@@ -698,51 +782,4 @@ pub(crate) fn explore(
         });
     }
     states
-}
-
-/// How many times as much as in CI: `VFLASH_CRASH_SCALE`.
-pub(crate) fn scale() -> u64 {
-    let text = std::env::var("VFLASH_CRASH_SCALE").ok();
-    text.and_then(|text| text.parse().ok()).unwrap_or(1)
-}
-
-/// The first failure ends a suite.
-struct StopOnPanic<'a>(&'a AtomicBool);
-
-impl Drop for StopOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Runs jobs on all cores and says what came of it; the number of states.
-pub(crate) fn run_all<T: Sync>(name: &str, jobs: &[T], job: impl Fn(&T) -> u64 + Sync) -> u64 {
-    let (next, states) = (AtomicU64::new(0), AtomicU64::new(0));
-    let begun = Instant::now();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                let _stop = StopOnPanic(&stop);
-                while let Some(one) = jobs.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    if stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    states.fetch_add(job(one), Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    let states = states.load(Ordering::Relaxed);
-    let seconds = begun.elapsed().max(Duration::from_millis(1)).as_secs_f64();
-    let speed = states as f64 / seconds;
-    println!("crash suite: {name}: {states} states, {speed:.0} states/s, 0 failures");
-    states
-}
-
-/// One state is being repeated, so counts mean nothing.
-pub(crate) fn alone() -> bool {
-    std::env::var_os("VFLASH_CRASH_CASE").is_some()
 }

@@ -3,8 +3,10 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use crate::vflashd::{SOON, Vflashd, eventually};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::path::Path;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 use vflash_bench::device::{Device, DeviceOptions};
 use vflash_bench::queue::Kind;
@@ -139,3 +141,91 @@ pub(crate) fn same(seen: &[u8], wanted: &[u8]) {
 
 /// How long nothing may happen where nothing must.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
+
+/// An NBD server, for as long as this lives.
+pub(crate) struct Nbd(Child);
+
+impl Nbd {
+    /// Exports `file` at a Unix socket. `filters`: further words, filters before parameters.
+    pub(crate) fn unix(socket: &Path, file: &Path, filters: &[&str]) -> Self {
+        let (options, parameters): (Vec<&str>, Vec<&str>) =
+            filters.iter().partition(|word| word.starts_with("--"));
+        let mut command = Command::new("nbdkit");
+        command.args(["--foreground", "--unix"]).arg(socket).args(options);
+        command.arg("file").arg(file).args(parameters);
+        let server = Self(command.spawn().expect("nbdkit is installed"));
+        eventually("the server listens", || {
+            std::os::unix::net::UnixStream::connect(socket).is_ok()
+        });
+        server
+    }
+
+    /// As [`Self::unix`], by qemu-nbd: nbdkit fails an assertion when clients leave while it is
+    /// frozen.
+    pub(crate) fn freezable(socket: &Path, file: &Path) -> Self {
+        let mut command = Command::new("qemu-nbd");
+        command.args(["--format", "raw", "--persistent", "--shared", "0", "--socket"]);
+        let server = Self(command.arg(socket).arg(file).spawn().expect("qemu-nbd is installed"));
+        eventually("the server listens", || {
+            std::os::unix::net::UnixStream::connect(socket).is_ok()
+        });
+        server
+    }
+
+    /// Exports `file` at a port of this host.
+    pub(crate) fn tcp(file: &Path) -> (Self, u16) {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let mut command = Command::new("nbdkit");
+        command.args(["--foreground", "--ipaddr", "127.0.0.1", "--port", &port.to_string()]);
+        let server = Self(command.arg("file").arg(file).spawn().expect("nbdkit is installed"));
+        let listens = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        eventually("the server listens", listens);
+        (server, port)
+    }
+
+    /// It answers nothing, and keeps its connections.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Nbd {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A block device over a file.
+pub(crate) struct Loop(String);
+
+impl Loop {
+    pub(crate) fn new(file: &Path, block_bytes: u32) -> Self {
+        let mut command = Command::new("losetup");
+        command.args(["--find", "--show", "--sector-size", &block_bytes.to_string()]).arg(file);
+        let made = command.output().expect("losetup is installed");
+        assert!(made.status.success(), "{made:?}");
+        Self(String::from_utf8(made.stdout).unwrap().trim().to_owned())
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}

@@ -123,6 +123,17 @@ impl Vflashd {
         (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
     }
 
+    /// As [`Self::ask`], of a daemon that may end meanwhile.
+    pub(crate) fn try_ask(&self, method: &str, path: &str, body: &Value) -> Option<u16> {
+        self.send(method, path, &body.to_string()).ok().map(|(status, _)| status)
+    }
+
+    /// kill -9, without waiting for the end: [`Self::kill`] does.
+    pub(crate) fn kill_now(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.pid() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+    }
+
     pub(crate) fn get(&self, path: &str) -> Value {
         let (status, body) = self.ask("GET", path, &Value::Null);
         assert_eq!(status, 200, "{path}: {body}");

@@ -26,7 +26,9 @@ pub struct NbdOptions {
     pub request: Duration,
     /// For a server to carry out what it read from a lost connection.
     pub settle: Duration,
-    /// An operation without a connection; `None`: for ever, as is right under a cache.
+    /// A read without a connection: whoever wants it asks again, or does without.
+    pub read: Duration,
+    /// Any operation without a connection; `None`: for ever, as is right under a cache.
     pub patience: Option<Duration>,
 }
 
@@ -36,6 +38,7 @@ impl Default for NbdOptions {
             connect: Duration::from_secs(5),
             request: Duration::from_secs(30),
             settle: Duration::from_secs(10),
+            read: Duration::from_secs(5),
             patience: None,
         }
     }
@@ -355,7 +358,13 @@ impl Sender<'_> {
                 Ok((stream, export)) => match self.shared.export.difference(&export) {
                     None => {
                         let mut state = self.shared.state();
-                        state.queue.connected(Instant::now());
+                        // A server that takes connections and answers nothing.
+                        let options = &self.shared.options;
+                        let now = Instant::now();
+                        state
+                            .queue
+                            .give_up_reads(now.checked_sub(options.request.max(options.read)), now);
+                        state.queue.connected(now);
                         state.status.connected = true;
                         state.status.reconnects += 1;
                         log::info!("{}: connected again", self.shared.url);
@@ -374,11 +383,9 @@ impl Sender<'_> {
                 state.status.last_error = Some(why);
             }
             let now = Instant::now();
-            if let Some(patience) = self.shared.options.patience
-                && let Some(before) = now.checked_sub(patience)
-            {
-                state.queue.give_up(before, now);
-            }
+            let NbdOptions { read, patience, .. } = self.shared.options;
+            state.queue.give_up_reads(now.checked_sub(read), now);
+            state.queue.give_up(patience.and_then(|patience| now.checked_sub(patience)), now);
             self.shared.deliver(state);
             if !self.pause(backoff) {
                 return None;

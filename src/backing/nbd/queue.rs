@@ -354,10 +354,25 @@ impl Queue {
 
     /// Without a connection: fails what was submitted at `before` or earlier. What may have been
     /// carried out stays in doubt.
-    pub(super) fn give_up(&mut self, before: Instant, now: Instant) {
+    pub(super) fn give_up(&mut self, before: Option<Instant>, now: Instant) {
+        self.give_up_where(before, now, |_| true);
+    }
+
+    /// As [`Self::give_up`], of reads, which leave nothing in doubt.
+    pub(super) fn give_up_reads(&mut self, before: Option<Instant>, now: Instant) {
+        self.give_up_where(before, now, |request| request.command == Command::Read);
+    }
+
+    fn give_up_where(
+        &mut self,
+        before: Option<Instant>,
+        now: Instant,
+        which: impl Fn(&Request) -> bool,
+    ) {
+        let Some(before) = before else { return };
         let (old, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
             .into_iter()
-            .partition(|request| request.submitted <= before);
+            .partition(|request| request.submitted <= before && which(request));
         self.waiting = rest.into();
         for request in old {
             self.end(&request, Err(Errno(libc::ETIMEDOUT)), now);

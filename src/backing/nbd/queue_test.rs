@@ -248,7 +248,7 @@ fn without_a_connection_old_operations_can_be_given_up() {
     all.now += Duration::from_secs(1);
     all.submit(OperationKind::Read, 0, 1, 2);
     all.queue.disconnected();
-    all.queue.give_up(before, all.now);
+    all.queue.give_up(Some(before), all.now);
     assert_eq!(all.ended(), [(1, Err(Errno(libc::ETIMEDOUT)))]);
     all.queue.connected(all.now);
     all.submit(OperationKind::Write, 0, 1, 3);

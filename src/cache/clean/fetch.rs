@@ -3,6 +3,7 @@
 
 use super::held::Block;
 use super::{Core, blocks};
+use crate::base::clock::Nanos;
 use crate::base::units::SECTOR_BYTES;
 use crate::cache::cursor::Cursor;
 use crate::cache::index::{BLOCK_SECTORS, Found};
@@ -29,10 +30,12 @@ pub(in crate::cache) struct Fetch {
 
 /// A read that waits for a fetch of another one.
 #[derive(Clone, Copy)]
-struct Joined {
-    slot: u32,
-    start: u64,
-    count: u64,
+pub(in crate::cache) struct Joined {
+    pub slot: u32,
+    /// Sectors.
+    pub start: u64,
+    pub count: u64,
+    pub begun: Nanos,
 }
 
 impl Fetch {
@@ -42,6 +45,19 @@ impl Fetch {
 
     pub(in crate::cache) fn stale(&mut self, block: u64) {
         self.stale |= 1 << (block - self.first);
+    }
+
+    /// Parts of a request that joined.
+    pub(in crate::cache) fn joins(&self, id: u32) -> usize {
+        self.joined.iter().filter(|joined| joined.slot == id).count()
+    }
+
+    pub(in crate::cache) fn leave(&mut self, id: u32) {
+        self.joined.retain(|joined| joined.slot != id);
+    }
+
+    pub(in crate::cache) fn pop(&mut self) -> Option<Joined> {
+        self.joined.pop()
     }
 
     /// In bytes of the backing.
@@ -99,10 +115,11 @@ impl Core {
                 Way::Past | Way::Fetch { .. } => continue,
                 Way::Held(slot) => self.read_held(id, (from, to - from), slot),
                 Way::Join(number) => {
-                    let joined = Joined { slot: id, start: from, count: to - from };
+                    let (start, count, begun) = (from, to - from, io.now());
+                    let joined = Joined { slot: id, start, count, begun };
                     self.reads.fetch(number).joined.push(joined);
                     self.slots[id as usize].under_way += 1;
-                    count(&self.status.counters.joined, 1);
+                    crate::cache::status::count(&self.status.counters.joined, 1);
                 }
             }
             run = Run { id, start: to, end: to, fetch: false, admitted: 0 };
@@ -190,6 +207,15 @@ impl Core {
         blocks.for_each(|block| _ = self.clean.fetching.insert(block, number));
     }
 
+    /// Nobody may join the fetch any more.
+    pub(in crate::cache) fn forget_fetch(&mut self, number: u32, fetch: &Fetch) {
+        for block in fetch.first..fetch.first + fetch.blocks {
+            if self.clean.fetching.get(&block) == Some(&number) {
+                self.clean.fetching.remove(&block);
+            }
+        }
+    }
+
     /// A fetch has brought its blocks into `read`; who waits for it has them now.
     pub(in crate::cache) fn fetched(
         &mut self,
@@ -198,15 +224,12 @@ impl Core {
         memory: Option<Segment>,
         io: &mut dyn Io,
     ) {
-        for block in fetch.first..fetch.first + fetch.blocks {
-            if self.clean.fetching.get(&block) == Some(&number) {
-                self.clean.fetching.remove(&block);
-            }
-        }
+        self.forget_fetch(number, &fetch);
         let Some(memory) = memory else {
-            for joined in fetch.joined {
-                self.slots[joined.slot as usize].failed = true;
-                self.read_ended(joined.slot, io);
+            // Each has patience of its own.
+            for Joined { slot, start, count, begun } in fetch.joined {
+                self.read_backing_since(begun, (slot, start, count), io);
+                self.read_ended(slot, io);
             }
             return;
         };

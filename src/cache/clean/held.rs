@@ -26,6 +26,14 @@ pub(super) struct Held {
 impl Held {
     /// Takes a part of the daemon's memory; the settings with probation as large as it may be.
     pub(super) fn new(settings: Settings) -> (Self, Settings) {
+        let mut held = Self { places: Vec::new(), taken_bytes: 0 };
+        let settings = held.resize(settings);
+        (held, settings)
+    }
+
+    /// As [`Self::new`], for a cache of another size.
+    pub(super) fn resize(&mut self, settings: Settings) -> Settings {
+        TAKEN.fetch_sub(self.taken_bytes, Ordering::Relaxed);
         let permille = u64::from(settings.probation_permille);
         let least = settings.probation_blocks_min.min(settings.capacity_blocks / 10);
         let wanted = (settings.capacity_blocks * permille / 1000).max(least) * BLOCK_BYTES;
@@ -37,15 +45,20 @@ impl Held {
         // Nothing else depends on what it guards.
         let _ = TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         let blocks = taken / BLOCK_BYTES;
-        let settings = match taken < wanted {
+        self.taken_bytes = taken;
+        match taken < wanted {
             true => Settings {
                 probation_permille: (blocks * 1000 / settings.capacity_blocks.max(1)) as u32,
                 probation_blocks_min: blocks,
                 ..settings
             },
             false => settings,
-        };
-        (Self { places: Vec::new(), taken_bytes: taken }, settings)
+        }
+    }
+
+    /// Only the first `slots` are used any more.
+    pub(super) fn truncate(&mut self, slots: usize) {
+        self.places.truncate(slots);
     }
 
     /// The slot has another block, or none: what it holds is nobody's.

@@ -84,13 +84,17 @@ pub(in crate::cache) fn reserve(shape: Shape) -> u64 {
     (shape.segments() / 16).max(1)
 }
 
+/// Blocks that are kept at most.
+fn capacity(shape: Shape, slabs: &Slabs) -> u64 {
+    let segments = shape.segments().saturating_sub(2 * reserve(shape)).max(1);
+    segments * u64::from(slabs.slots())
+}
+
 impl Clean {
     /// `incarnation`: the log's; nobody else has it.
     pub(in crate::cache) fn new(shape: Shape, incarnation: u64) -> Self {
         let slabs = Slabs::new(shape, (incarnation << 32) + 1);
-        let segments = shape.segments().saturating_sub(2 * reserve(shape)).max(1);
-        let capacity_blocks = segments * u64::from(slabs.slots());
-        let (held, settings) = Held::new(Settings::new(capacity_blocks));
+        let (held, settings) = Held::new(Settings::new(capacity(shape, &slabs)));
         Self {
             policy: Policy::new(settings),
             slabs,
@@ -238,6 +242,29 @@ impl Core {
     /// It has ended.
     pub(in crate::cache) fn changed(&mut self, id: u32) {
         self.clean.changing.retain(|(other, _)| *other != id);
+    }
+
+    /// Segments from `count` on are to go; all stay if that is all of them.
+    pub(in crate::cache) fn limit_clean(&mut self, count: u32) {
+        self.clean.slabs.limit(count);
+    }
+
+    /// The allocation is about to end earlier. What comes to lie behind its end may hold tables of
+    /// now when it is the cache's again: none of them counts from the next root on.
+    pub(in crate::cache) fn renew_tables(&mut self) {
+        self.roots.root.slab_epoch += 1;
+        self.clean.forget_tables();
+    }
+
+    /// The allocation has another size; what lay in the segments that are gone has left.
+    pub(in crate::cache) fn reshape_clean(&mut self, shape: Shape) {
+        let clean = &mut self.clean;
+        clean.slabs.reshape(shape);
+        let settings = clean.held.resize(Settings::new(capacity(shape, &clean.slabs)));
+        clean.policy.set(settings);
+        clean.held.truncate(clean.policy.probation_slots());
+        self.evict();
+        self.tidy_slots();
     }
 
     /// Lets the policy's victims go.

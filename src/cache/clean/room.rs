@@ -5,7 +5,7 @@
 
 use super::fill::Moving;
 use super::slabs::SlotAt;
-use super::{Core, reserve};
+use super::{Core, capacity, reserve};
 use crate::cache::index::Swept;
 use crate::cache::segment::SegmentState;
 use crate::cache::status::count;
@@ -33,10 +33,14 @@ impl Core {
         self.write_summaries(io);
         self.sort();
         self.empty(io);
-        let reclaims = self.index.is_full() && self.reclaim();
+        // A cache that is to be smaller holds less in time.
+        let most = capacity(self.shape, &self.clean.slabs);
+        let much = self.index.is_full() || self.clean.policy.len() > most;
+        let reclaims = much && self.reclaim();
         self.tidy_slots();
         self.save(io);
-        if self.segments.is_sorting() || self.clean.leaving.is_some() || reclaims {
+        let leaves = self.clean.leaving.is_some() || self.is_leaving();
+        if self.segments.is_sorting() || leaves || reclaims {
             let soon = io.now() + Duration::from_micros(50);
             self.wake_at(soon, io);
         }
@@ -44,8 +48,12 @@ impl Core {
 
     /// The log may run out of free segments soon.
     fn is_scarce(&self) -> bool {
-        let counts = self.segments.counts();
-        counts.free + counts.retiring < reserve(self.shape)
+        self.segments.coming() < reserve(self.shape)
+    }
+
+    /// A slab is behind the end that the allocation is to have.
+    fn is_leaving(&self) -> bool {
+        self.segments.leaving() > 0 && self.clean.slabs.leaver().is_some()
     }
 
     /// Drops blocks, since each takes memory in the index. False: there is none.
@@ -63,6 +71,7 @@ impl Core {
         if !self.segments.is_sorting() {
             let most = (self.shape.segments() / 8).clamp(1, UNSORTED_MAX);
             let short = self.index.is_full()
+                || self.segments.is_leaving_unsorted()
                 || (self.is_scarce() && self.clean.slabs.victim(true).is_none());
             if self.segments.unsorted() < most && !short {
                 return;
@@ -121,9 +130,11 @@ impl Core {
     fn empty(&mut self, io: &mut dyn Io) {
         let (free, reserve) = (self.segments.counts().free, reserve(self.shape));
         let hurry = free <= reserve / 4;
-        if self.clean.leaving.is_none() && self.is_scarce() {
-            let Some(segment) = self.clean.slabs.victim(free <= reserve / 2) else { return };
-            self.segments.leave(segment);
+        let leaver = if self.segments.leaving() > 0 { self.clean.slabs.leaver() } else { None };
+        if self.clean.leaving.is_none() && (leaver.is_some() || self.is_scarce()) {
+            let victim = leaver.or_else(|| self.clean.slabs.victim(free <= reserve / 2));
+            let Some(segment) = victim else { return };
+            self.segments.empty(segment);
             self.clean.slabs.leave(segment);
             self.clean.leaving = Some(SlotAt { segment, slot: 0 });
         }
@@ -144,7 +155,8 @@ impl Core {
             self.tidy_slots();
         }
         let empty = self.clean.slabs.live_of(at.segment) == 0;
-        if empty && !self.segments.is_pinned(at.segment) {
+        let busy = self.segments.is_pinned(at.segment) || self.clean.save.writes(at.segment);
+        if empty && !busy {
             self.clean.leaving = None;
             if !self.end_table(at.segment, io) {
                 self.table_ended(at.segment);
@@ -155,7 +167,8 @@ impl Core {
     /// Nothing on flash says that the segment is a slab (T3): the log may have it.
     pub(super) fn table_ended(&mut self, segment: u32) {
         self.clean.slabs.end(segment);
-        self.segments.left(segment);
+        self.clean.save.forget(segment);
+        self.segments.emptied(segment);
         count(&self.status.counters.retired, 1);
     }
 
@@ -187,8 +200,7 @@ impl Core {
 
     /// Writes wait for space that only draining can give.
     pub(in crate::cache) fn is_short(&self) -> bool {
-        let counts = self.segments.counts();
-        let full = counts.free + counts.retiring + counts.clean == 0;
+        let full = self.segments.drained_or_free() == 0;
         !self.journal.is_idle() && (full || self.index.is_full())
     }
 }

@@ -54,8 +54,9 @@ enum Step {
 struct Page {
     buffer: PinnedBuffer,
     under_way: u32,
-    /// The segment whose table it ends.
-    ends: Option<u32>,
+    segment: u32,
+    /// It ends the segment's table.
+    ends: bool,
 }
 
 /// See the module.
@@ -85,6 +86,17 @@ impl Save {
     /// A segment was sorted: the next save makes it a slab for good.
     pub(super) fn sorted(&mut self, segment: u32) {
         self.fresh_next.push(segment);
+    }
+
+    /// A page of the segment's table is being written.
+    pub(super) fn writes(&self, segment: u32) -> bool {
+        self.pages.iter().flatten().any(|page| page.segment == segment)
+    }
+
+    /// The segment is no slab any more.
+    pub(super) fn forget(&mut self, segment: u32) {
+        self.fresh.retain(|other| *other != segment);
+        self.fresh_next.retain(|other| *other != segment);
     }
 }
 
@@ -189,7 +201,7 @@ impl Core {
         let place = TablePlace { epoch, segment, page, life: slabs.life(segment) };
         let bytes = table::encode(place, &entries, self.roots.root.secret);
         self.clean.slabs.clean(segment, page);
-        self.submit_page((segment, page), &bytes, None, io);
+        self.submit_page((segment, page), &bytes, false, io);
         self.clean.save.under_way += 1;
     }
 
@@ -197,7 +209,7 @@ impl Core {
         &mut self,
         (segment, page): (u32, u32),
         bytes: &[u8],
-        ends: Option<u32>,
+        ends: bool,
         io: &mut dyn Io,
     ) {
         let buffer = PinnedBuffer::new(BLOCK_BYTES as usize);
@@ -212,7 +224,7 @@ impl Core {
         let (kind, length) = (OperationKind::Write, BLOCK_BYTES);
         let write = Operation { kind, offset, length, segments: &segments };
         let under_way = self.submit_flash(write, Token::Table.pack(number as u32), io);
-        self.clean.save.pages[number] = Some(Page { buffer, under_way, ends });
+        self.clean.save.pages[number] = Some(Page { buffer, under_way, segment, ends });
     }
 
     /// The segment is no slab any more. True: its table says so, or will have said so when
@@ -224,7 +236,7 @@ impl Core {
         let epoch = self.roots.root.slab_epoch;
         let place = TablePlace { epoch, segment, page: 0, life: 0 };
         let bytes = table::encode(place, &[], self.roots.root.secret);
-        self.submit_page((segment, 0), &bytes, Some(segment), io);
+        self.submit_page((segment, 0), &bytes, true, io);
         self.clean.save.ending += 1;
         true
     }
@@ -252,14 +264,14 @@ impl Core {
         let page = save.pages[number as usize].take().expect("it was just seen");
         drop(page.buffer);
         match page.ends {
-            Some(segment) => {
+            true => {
                 save.ending -= 1;
                 if result.is_err() {
                     self.move_on(io);
                 }
-                self.table_ended(segment);
+                self.table_ended(page.segment);
             }
-            None => save.under_way -= 1,
+            false => save.under_way -= 1,
         }
     }
 

@@ -8,7 +8,8 @@
 //! Invariants:
 //! - S1 a slot has at most one owner, and an owner whose piece in the index lies elsewhere is gone
 //!   before anything else is written there.
-//! - S2 a slab that is leaving gives no slots.
+//! - S2 a slab that is leaving gives no slots, nor does one behind the end that the allocation is to
+//!   have.
 
 use crate::base::units::SECTOR_BYTES;
 use crate::cache::layout::{BLOCK_BYTES, SLOTS_PER_PAGE, Shape};
@@ -73,6 +74,8 @@ pub(in crate::cache) struct Slabs {
     /// Slabs with dirty pages.
     dirty: u64,
     next_life: u64,
+    /// Segments from this one on are to go.
+    limit: u32,
 }
 
 /// Table pages of a slab.
@@ -97,7 +100,26 @@ impl Slabs {
             live: 0,
             dirty: 0,
             next_life: life,
+            limit: segments as u32,
         }
+    }
+
+    /// Only the first `count` segments give slots from now on.
+    pub(super) fn limit(&mut self, count: u32) {
+        let before = std::mem::replace(&mut self.limit, count);
+        (before..count).for_each(|segment| self.note_room(segment));
+    }
+
+    /// The allocation has more segments, or fewer: those that go are no slabs any more.
+    pub(super) fn reshape(&mut self, shape: Shape) {
+        let segments = shape.segments() as usize;
+        let gone = self.slabs.get(segments..).unwrap_or_default();
+        assert!(gone.iter().all(|slab| slab.state == Use::None), "what goes has left");
+        self.owners.resize(segments * self.slots as usize, [0; OWNER_BYTES]);
+        self.slabs.resize(segments, Slab::default());
+        self.roomy.retain(|segment| (*segment as usize) < segments);
+        self.shape = shape;
+        self.limit(segments as u32);
     }
 
     /// Slots of a slab.
@@ -240,7 +262,8 @@ impl Slabs {
 
     fn note_room(&mut self, segment: u32) {
         let slab = &mut self.slabs[segment as usize];
-        if !slab.roomy && slab.state == Use::Gives && slab.live < self.slots {
+        let gives = slab.state == Use::Gives && segment < self.limit;
+        if !slab.roomy && gives && slab.live < self.slots {
             slab.roomy = true;
             self.roomy.push(segment);
         }
@@ -273,7 +296,8 @@ impl Slabs {
         while let Some(segment) = self.roomy.last().copied() {
             let slab = self.slabs[segment as usize];
             let mut at = SlotAt { segment, slot: slab.hint };
-            let usable = slab.state == Use::Gives && slab.live < self.slots;
+            let gives = slab.state == Use::Gives && segment < self.limit;
+            let usable = gives && slab.live < self.slots;
             while usable && at.slot < self.slots && self.get(at).is_some() {
                 at.slot += 1;
             }
@@ -350,8 +374,17 @@ impl Slabs {
     /// The slab that is given up first: the one with the fewest owners. `fresh`: also if it gives
     /// no slots yet.
     pub(super) fn victim(&self, fresh: bool) -> Option<u32> {
+        self.fewest(0, fresh)
+    }
+
+    /// As [`Self::victim`], of those that are to go.
+    pub(super) fn leaver(&self) -> Option<u32> {
+        self.fewest(self.limit, true)
+    }
+
+    fn fewest(&self, from: u32, fresh: bool) -> Option<u32> {
         let may = |slab: &Slab| slab.state == Use::Gives || (fresh && slab.state == Use::Fresh);
-        let slabs = (0..).zip(&self.slabs).filter(|(_, slab)| may(slab));
+        let slabs = (0..).zip(&self.slabs).skip(from as usize).filter(|(_, slab)| may(slab));
         slabs.min_by_key(|(_, slab)| slab.live).map(|(segment, _)| segment)
     }
 }
@@ -399,6 +432,39 @@ mod tests {
         while let Some(at) = slabs.take() {
             assert_eq!(at.segment, 3, "a slab that is leaving gives nothing");
         }
+    }
+
+    #[test]
+    fn slabs_behind_the_limit_give_nothing_and_are_given_up_first() {
+        let shape = Shape::with(MIB + 4 * 64 * KIB, 64 * KIB).expect("a shape");
+        let mut slabs = Slabs::new(shape, 1);
+        (0..4).for_each(|segment| slabs.begin(segment));
+        assert_eq!(slabs.leaver(), None);
+        let taken = slabs.take().expect("a slot");
+        assert_eq!(taken.segment, 3);
+        slabs.written(taken, 7);
+        slabs.limit(2);
+        assert_eq!(slabs.leaver(), Some(2), "the one with fewer owners");
+        while let Some(at) = slabs.take() {
+            assert!(at.segment < 2, "{at:?}");
+        }
+        slabs.limit(4);
+        let again = slabs.take().expect("the limit was taken back");
+        assert!(again.segment >= 2);
+        slabs.free(again);
+        slabs.limit(2);
+        slabs.free(taken);
+        for segment in [2, 3] {
+            assert_eq!(slabs.leaver(), Some(segment));
+            slabs.leave(segment);
+            slabs.end(segment);
+        }
+        assert_eq!(slabs.leaver(), None);
+        slabs.reshape(Shape::with(MIB + 2 * 64 * KIB, 64 * KIB).expect("a shape"));
+        assert_eq!(slabs.take(), None, "those that stay are full");
+        slabs.reshape(shape);
+        slabs.begin(3);
+        assert_eq!(slabs.take().map(|at| at.segment), Some(3));
     }
 
     #[test]

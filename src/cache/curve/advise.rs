@@ -24,6 +24,55 @@ pub fn advise(curve: &MissCurve, blocks: u64, step: u64) -> [Advice; 3] {
     })
 }
 
+/// A disk as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing<'a> {
+    pub curve: &'a MissCurve,
+    /// Of its cache.
+    pub blocks: u64,
+    /// That it cannot go below.
+    pub min: u64,
+    /// Blocks move between disks of one space only, here its number.
+    pub space: usize,
+}
+
+/// A step of cache from one disk, or from free space, to another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Move {
+    pub from: Option<usize>,
+    pub to: usize,
+    /// More hits, as a share of the reads of all disks.
+    pub gain: f64,
+}
+
+/// Of all moves of `step` blocks the one that brings most hits, if any brings some. `free`: blocks
+/// of each space that nobody has.
+pub fn best_move(disks: &[Standing], free: &[u64], step: u64) -> Option<Move> {
+    let reads: f64 = disks.iter().map(|disk| disk.curve.reads()).sum();
+    let hits = |disk: &Standing, blocks: u64| {
+        (disk.curve.miss_ratio(disk.blocks) - disk.curve.miss_ratio(blocks)) * disk.curve.reads()
+    };
+    let mut moves: Vec<Move> = Vec::new();
+    for (to, taker) in disks.iter().enumerate() {
+        let won = hits(taker, taker.blocks.saturating_add(step));
+        if free.get(taker.space).is_some_and(|free| *free >= step) {
+            moves.push(Move { from: None, to, gain: won / reads.max(1.0) });
+        }
+        for (from, giver) in disks.iter().enumerate() {
+            let gives = giver.space == taker.space && giver.blocks >= giver.min + step;
+            if from != to && gives {
+                let gain = won + hits(giver, giver.blocks - step);
+                moves.push(Move { from: Some(from), to, gain: gain / reads.max(1.0) });
+            }
+        }
+    }
+    // What costs nobody anything, if it brings as much.
+    let better = |a: &Move, b: &Move| {
+        a.gain.total_cmp(&b.gain).then(a.from.is_none().cmp(&b.from.is_none()))
+    };
+    moves.into_iter().filter(|best| best.gain > 0.0).max_by(better)
+}
+
 /// A disk that wants a part of a space.
 #[derive(Clone, Copy, Debug)]
 pub struct Demand<'a> {

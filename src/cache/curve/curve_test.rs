@@ -98,6 +98,53 @@ fn a_curve_never_rises_and_an_aged_one_follows_the_guest() {
     assert!(after < 0.1, "{after}");
 }
 
+#[test]
+fn what_was_written_hits_when_it_is_read_and_counts_as_no_read() {
+    let (mut sampler, mut exact) = (Sampler::new(2048), Exact::default());
+    let mut random = fastrand::Rng::with_seed(9);
+    for round in 0..200_000_u64 {
+        sampler.write(round);
+        exact.write(round);
+        let behind = random.u64(1..20_000).min(round);
+        sampler.read(round - behind);
+        exact.read(round - behind);
+    }
+    let (curve, truth) = (sampler.curve(), exact.curve());
+    assert_eq!(curve.reads(), 200_000.0);
+    assert!(truth.miss_ratio(40_000) < 0.01 && truth.miss_ratio(5_000) > 0.5);
+    let error = curve.mean_error(&truth, 40_000);
+    assert!(error < 0.02, "mean error {error}");
+}
+
+#[test]
+fn a_curve_is_made_anew_from_its_points() {
+    let points = vec![(0, 1.0), (100, 0.5), (200, 0.4)];
+    let curve = MissCurve::from_points(points, 10.0).expect("a curve");
+    assert_eq!((curve.miss_ratio(150), curve.reads()), (0.45, 10.0));
+    for wrong in [vec![], vec![(1, 1.0)], vec![(0, 0.5), (0, 0.4)], vec![(0, 0.5), (9, 0.6)]] {
+        assert_eq!(MissCurve::from_points(wrong, 1.0), None);
+    }
+    assert_eq!(MissCurve::from_points(vec![(0, f64::NAN)], 1.0), None);
+}
+
+#[test]
+fn the_best_move_takes_where_it_costs_least_and_stays_within_a_space() {
+    let slope = |reads: f64, end: f64| {
+        MissCurve::from_points(vec![(0, 1.0), (1000, end)], reads).expect("a curve")
+    };
+    let (steep, flat, busy) = (slope(100.0, 0.0), slope(100.0, 0.9), slope(1000.0, 0.0));
+    let at = |curve, space| Standing { curve, blocks: 500, min: 100, space };
+    let disks = [at(&steep, 0), at(&flat, 0), at(&busy, 1)];
+    let best = best_move(&disks, &[0, 0], 100).expect("a move");
+    assert_eq!((best.from, best.to), (Some(1), 0), "nothing leaves its pool");
+    assert!((best.gain - (10.0 - 1.0) / 1200.0).abs() < 1e-9, "{best:?}");
+    let best = best_move(&disks, &[100, 99], 100).expect("a move");
+    assert_eq!((best.from, best.to), (None, 0), "free space costs nobody anything");
+    let bound = disks.map(|disk| Standing { min: 450, ..disk });
+    assert_eq!(best_move(&bound, &[0, 0], 100), None, "minimums stay");
+    assert_eq!(best_move(&[at(&flat, 0), at(&flat, 0)], &[0], 100), None, "no gain, no move");
+}
+
 fn cliff(blocks: u64, misses_after: f64) -> MissCurve {
     let points = vec![(0, 1.0), (blocks - 1, 0.99), (blocks, misses_after)];
     MissCurve { points, reads: 1e6 }

@@ -9,7 +9,7 @@ pub mod advise;
 pub mod draw;
 mod stack;
 
-pub use advise::{Advice, Demand, advise, partition};
+pub use advise::{Advice, Demand, Move, Standing, advise, best_move, partition};
 
 use crate::cache::policy::BLOCK_BYTES;
 use stack::Stack;
@@ -92,6 +92,14 @@ pub struct MissCurve {
 }
 
 impl MissCurve {
+    /// From sizes in blocks, growing, and miss ratios; `None` if they make no curve.
+    pub fn from_points(points: Vec<(u64, f64)>, reads: f64) -> Option<Self> {
+        let falls = |pair: &[(u64, f64)]| pair[0].0 < pair[1].0 && pair[0].1 >= pair[1].1;
+        let begins = points.first().is_some_and(|(blocks, _)| *blocks == 0);
+        let ratios = points.iter().all(|(_, ratio)| (0.0..=1.0).contains(ratio));
+        (begins && ratios && points.windows(2).all(falls)).then_some(Self { points, reads })
+    }
+
     /// Of a cache of so many blocks.
     pub fn miss_ratio(&self, blocks: u64) -> f64 {
         let above = self.points.partition_point(|(size, _)| *size <= blocks);
@@ -154,21 +162,33 @@ impl Sampler {
     /// A guest reads `block`.
     pub fn read(&mut self, block: u64) {
         self.reads += 1.0;
-        let hash = (stack::mix(block) >> HASH_BITS) as u32;
-        if u64::from(hash) >= self.threshold {
-            return;
-        }
         // Each sampled read stands for so many.
         let scale = (1_u64 << HASH_BITS) as f64 / self.threshold as f64;
+        if let Some(distance) = self.touch(block) {
+            let blocks = distance.map(|distance| (distance as f64 * scale) as u64);
+            self.histogram.add(blocks, scale);
+        }
+    }
+
+    /// A guest writes `block`, which is in the cache from then on: neither a hit nor a miss.
+    pub fn write(&mut self, block: u64) {
+        self.touch(block);
+    }
+
+    /// A use of `block`: its reuse distance within the sample, if it is one of the sample.
+    fn touch(&mut self, block: u64) -> Option<Option<u64>> {
+        let hash = (stack::mix(block) >> HASH_BITS) as u32;
+        if u64::from(hash) >= self.threshold {
+            return None;
+        }
         let distance = self.stack.touch(block);
-        let blocks = distance.map(|distance| (distance as f64 * scale) as u64);
-        self.histogram.add(blocks, scale);
         if distance.is_none() {
             self.hashes.push((hash, block));
             if self.hashes.len() > self.samples_max {
                 self.lower_threshold();
             }
         }
+        Some(distance)
     }
 
     /// The sample is full: the blocks with the highest hash leave it, for good.
@@ -220,6 +240,11 @@ impl Exact {
     pub fn read(&mut self, block: u64) {
         let distance = self.stack.touch(block);
         self.histogram.add(distance, 1.0);
+    }
+
+    /// As [`Sampler::write`].
+    pub fn write(&mut self, block: u64) {
+        self.stack.touch(block);
     }
 
     pub fn curve(&self) -> MissCurve {

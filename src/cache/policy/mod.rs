@@ -188,6 +188,12 @@ impl Policy {
         self.probation.resize(share.max(least) as usize, |leaver| ghost.insert(leaver.block));
     }
 
+    /// As [`Policy::set_capacity`], and another probation.
+    pub fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+        self.set_capacity(settings.capacity_blocks);
+    }
+
     pub fn capacity_blocks(&self) -> u64 {
         self.settings.capacity_blocks
     }

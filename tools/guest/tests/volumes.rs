@@ -279,3 +279,29 @@ fn a_guest_migrates_with_requests_under_way() {
     assert_eq!((end.number("wrong").unwrap(), end.number("errors").unwrap()), (0, 0));
     assert_eq!(number(&mut target, "errors", "count"), 0);
 }
+
+#[test]
+fn a_guest_switches_the_write_cache_of_a_cached_disk_under_load() {
+    let backing = tempfile::tempdir().unwrap();
+    let image = backing.path().join("disk.raw");
+    std::fs::File::create(&image).unwrap().set_len(64 * MIB).unwrap();
+    let volume = format!(
+        "name: disk, cache: {{pool: pool, size: 32MiB, durability: flush}}, backing: {}",
+        image.display()
+    );
+    let mut host = Host::with(&[&volume]);
+    let mut guest = host.guest(&["disk"]);
+    let bytes = 4 * MIB;
+    for (run, mode) in (1..).zip(["off", "on", "off"]) {
+        ask(&mut guest, &format!("write-cache vda mode={mode}"));
+        let cache = if mode == "off" { "write_through" } else { "write_back" };
+        assert_eq!(ask(&mut guest, "info vda").text("cache").unwrap(), cache);
+        ask(&mut guest, &format!("fill vda offset=0 bytes={bytes} run={run}"));
+        host.daemon.crash_and_restart().unwrap();
+        let check = format!("check vda offset=0 bytes={bytes} run={run}");
+        assert_eq!(number(&mut guest, &check, "wrong"), 0, "{mode}");
+    }
+    drop(guest);
+    host.daemon.vflash(&["drain", "vm/disk", "--wait"]).unwrap();
+    assert!(std::fs::read(&image).unwrap()[..bytes as usize].iter().any(|byte| *byte != 0));
+}

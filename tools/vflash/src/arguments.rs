@@ -56,7 +56,7 @@ pub(crate) enum Verb {
     Export,
     /// Show how the daemon is
     Status,
-    /// Grow or shrink a volume, attached or not
+    /// Grow or shrink a volume, or the cache of a cached disk, attached or not
     Resize(ResizeArguments),
     /// Destroy a volume and give its space back to the pool
     Reclaim(ReclaimArguments),
@@ -85,6 +85,10 @@ pub(crate) enum Verb {
     },
     /// Change the mode of a cached disk while it is served
     Mode(ModeArguments),
+    /// Show what share of a cached disk's reads hits at any size of its cache
+    Mrc(CurveArguments),
+    /// Tell what more or less cache would bring each cached disk, and the best move
+    Advise(AdviseArguments),
     /// Check a pool and the logs of its cached disks, which no daemon holds
     Check(CheckArguments),
     /// Print what is on flash, of a pool that no daemon holds
@@ -175,6 +179,22 @@ pub(crate) struct ResizeArguments {
     pub size: Bytes,
     #[command(flatten)]
     pub consent: Consent,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CurveArguments {
+    /// VM/VOLUME
+    pub volume: String,
+    /// Write the curve there as a picture
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub svg: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AdviseArguments {
+    /// How much more, and less
+    #[arg(long, value_name = "SIZE", value_parser = Bytes::parse, default_value = "1GiB")]
+    pub step: Bytes,
 }
 
 #[derive(Args, Debug)]

@@ -130,6 +130,29 @@ pub(crate) fn mode(client: &Client, format: Format, arguments: &ModeArguments) -
     print(format, &volume, |volume| format!("{} is in mode {}\n", volume.name, mode.name()))
 }
 
+/// Waits until the cache has the size that was asked for.
+pub(crate) fn resized(
+    client: &Client,
+    format: Format,
+    mut volume: Volume,
+    size_bytes: u64,
+) -> Result<()> {
+    let progress = Progress::new();
+    while let Some(cache) = volume.cache.as_ref().filter(|cache| cache.size_bytes != size_bytes) {
+        if cache.resizing_to_bytes != Some(size_bytes) && cache.leaving_bytes == 0 {
+            let (name, has) = (&volume.name, size(cache.size_bytes));
+            let text = format!("{name} keeps its cache of {has}: `vflash events` tells why");
+            return Err(Failure::new(ErrorCode::Busy, text));
+        }
+        let left = size(cache.leaving_bytes);
+        progress.show(&format!("shrinking: {left} in use; {}", drain_line(cache)));
+        std::thread::sleep(POLL);
+        volume = client.get(&volume_path(&volume.name)?)?;
+    }
+    drop(progress);
+    print(format, &volume, |volume| format!("{} is cached in {}\n", volume.name, size(size_bytes)))
+}
+
 /// Drains a cached disk and takes it off its backing.
 pub(crate) fn detach(
     client: &Client,

@@ -1,11 +1,12 @@
 //! vflash, the command line.
 //!
-//! Reading order: [`arguments`] (what can be said), [`verbs`], [`pools`], [`backings`], [`attach`]
-//! (what is done), [`client`] and [`http`] (how the daemon is asked), [`consent`], [`output`],
-//! [`manual`].
+//! Reading order: [`arguments`] (what can be said), [`verbs`], [`pools`], [`backings`], [`advice`],
+//! [`attach`] (what is done), [`client`] and [`http`] (how the daemon is asked), [`consent`],
+//! [`output`], [`manual`].
 
 #![forbid(unsafe_code)]
 
+mod advice;
 mod arguments;
 mod attach;
 mod backings;
@@ -68,6 +69,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Verb::Points { volume } => caches::points(&client, output, &volume),
         Verb::Mark { volume, name } => caches::mark(&client, output, &volume, &name),
         Verb::Checkpoint { volume } => caches::checkpoint(&client, output, &volume),
+        Verb::Mrc(curve) => advice::curve(&client, output, &curve),
+        Verb::Advise(advise) => advice::advise(&client, output, &advise),
         Verb::Mode(mode) => caches::mode(&client, output, &mode),
         Verb::Check(check) => {
             let verdict = journals::check(&client, &run_dir, output, &check)?;

@@ -142,7 +142,18 @@ fn cache(cache: &Cache, table: &mut Table) {
         table.pair("Shared by", cache.doors.join(", "));
     }
     table.pair("Sidecar", cache.sidecar.as_deref().unwrap_or("-"));
-    table.pair("Cache", size(cache.size_bytes));
+    let mut cache_size = size(cache.size_bytes);
+    if let Some(to) = cache.resizing_to_bytes {
+        let left = size(cache.leaving_bytes);
+        cache_size.push_str(&format!(", being brought to {}: {left} in use there", size(to)));
+    }
+    table.pair("Cache", cache_size);
+    if let Some(share) = &cache.share {
+        let (least, most) = (size(share.minimum_bytes), size(share.maximum_bytes));
+        let goal =
+            share.goal_bytes.map_or(String::new(), |goal| format!(", now to {}", size(goal)));
+        table.pair("Follows its use", format!("{least} to {most}, weight {}{goal}", share.weight));
+    }
     let mut mode = cache.mode.name().to_owned();
     if cache.mode_wanted != cache.mode {
         mode.push_str(&format!(", {} wanted", cache.mode_wanted.name()));

@@ -4,6 +4,7 @@ use crate::arguments::{
     ChangeArguments, Consent, DeleteArguments, FileArguments, Format, GetArguments, Kind,
     ReclaimArguments, ResizeArguments,
 };
+use crate::caches;
 use crate::client::{Client, pool_path, volume_path};
 use crate::output::{print, write};
 use crate::tables;
@@ -148,6 +149,9 @@ pub(crate) fn resize(client: &Client, format: Format, arguments: &ResizeArgument
     let volume: Volume = arguments.consent.obtain(|confirm| {
         client.post(&path, Some(&Resize { size_bytes: arguments.size.0, confirm }))
     })?;
+    if volume.cache.is_some() {
+        return caches::resized(client, format, volume, arguments.size.0);
+    }
     print(format, &volume, |volume| {
         format!("{} has {}\n", volume.name, crate::output::size(volume.size_bytes))
     })

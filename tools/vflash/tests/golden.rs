@@ -21,7 +21,7 @@ fn same_as_golden(name: &str, text: &str) {
 }
 
 /// Every verb, as help lists them.
-const VERBS: [&[&str]; 32] = [
+const VERBS: [&[&str]; 34] = [
     &[],
     &["apply"],
     &["diff"],
@@ -39,6 +39,8 @@ const VERBS: [&[&str]; 32] = [
     &["mark"],
     &["checkpoint"],
     &["mode"],
+    &["mrc"],
+    &["advise"],
     &["check"],
     &["dump"],
     &["dump", "journal"],
@@ -148,6 +150,10 @@ fn cached_disks_are_told_as_written() {
     golden("drain", &["drain", "db-1/data", "--point", "empty", "--wait"]);
     golden("checkpoint", &["checkpoint", "db-1/data"]);
     golden("mode", &["mode", "db-1/data", "write-through"]);
+    golden("mrc", &["mrc", "db-1/data"]);
+    golden("mrc-json", &["mrc", "db-1/data", "-o", "json"]);
+    golden("advise", &["advise", "--step", "16MiB"]);
+    golden("advise-yaml", &["advise", "--step", "16MiB", "-o", "yaml"]);
     let errors: [(&str, i32, &[&str]); 8] = [
         ("detach-lost", 1, &["detach", "db-1/data", "--lost"]),
         ("detach-nothing", 2, &["detach"]),
@@ -163,6 +169,8 @@ fn cached_disks_are_told_as_written() {
         assert_eq!(got, status, "{arguments:?}: {text}");
         same_as_golden(&format!("error-cached-{name}"), &text);
     }
+    golden("resize", &["resize", "db-1/data", "48MiB"]);
+    golden("resize-back", &["resize", "db-1/data", "32MiB"]);
     golden("detach", &["detach", "db-1/data"]);
     golden("get-volumes-after", &["get", "volumes"]);
     golden("apply-anew", &["apply", "-f", &manifest]);

@@ -69,3 +69,40 @@ fn every_record_is_dumped_and_damage_to_acknowledged_data_is_found() {
     let dump = daemon.says(&["dump", "journal", &pool, "db-1/data"]);
     assert!(dump.lines().next().unwrap().contains("dirty DAMAGED"), "{dump}");
 }
+
+/// One copy of the pool's root is damaged: repaired from its twin, with the log in it untouched.
+#[test]
+fn what_can_be_repaired_is_repaired_and_the_logs_are_as_before() {
+    let daemon = Daemon::start(Access { group: None });
+    let pool = closed_with_three_writes(&daemon);
+    let journals = |text: &str| text[text.find("db-1/data: ").unwrap()..].to_owned();
+    let sound = daemon.says(&["check", &pool]);
+    let file = std::fs::File::options().write(true).open(&pool).unwrap();
+    let bytes = std::fs::read(&pool).unwrap();
+    let check = |arguments: &[&str]| {
+        let output = daemon.vflash().arg("check").args(arguments).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let mut repaired = 0;
+    for offset in [64 << 10, 320 << 10, 576 << 10, 832 << 10] {
+        if bytes[offset as usize..][..4096].iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        file.write_all_at(&[0xff; 4096], offset).unwrap();
+        let (status, text) = check(&[&pool]);
+        assert_eq!(status, 4, "{text}");
+        let (status, text) = check(&[&pool, "--repair"]);
+        assert_eq!(status, 1, "damage repaired: {text}");
+        assert_eq!(journals(&text), journals(&sound));
+        assert_eq!(check(&[&pool]).0, 0);
+        repaired += 1;
+    }
+    assert!(repaired > 0);
+    // What no twin has is not invented: a damaged log stays as it is, and is named.
+    let first = bytes.windows(512).position(|part| part == [BYTES[0]; 512]).unwrap();
+    file.write_all_at(&[0], first as u64 + 100).unwrap();
+    let before = std::fs::read(&pool).unwrap();
+    let (status, text) = check(&[&pool, "--repair"]);
+    assert_eq!(status, 4, "{text}");
+    assert!(std::fs::read(&pool).unwrap() == before, "untouched");
+}

@@ -8,6 +8,7 @@ mod cache;
 mod cells;
 mod disturbance;
 mod goals;
+mod hits;
 mod idle_cores;
 mod pages;
 mod peers;
@@ -72,6 +73,8 @@ enum Part {
     Flash,
     /// A cached disk on a slow backing with the flash itself and with nbdkit's cache filter
     Cache,
+    /// Reads that the cache has with a flash volume's and with the flash itself
+    Hits,
 }
 
 /// Runs the benchmark and prints its tables.
@@ -84,6 +87,11 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     if arguments.part == Part::Cache {
         let _idle_cores = IdleCores::prepare(arguments.halt);
         let text = cache::run(arguments.rounds, arguments.seconds)?;
+        return finish(arguments, &text);
+    }
+    if arguments.part == Part::Hits {
+        let _idle_cores = IdleCores::prepare(arguments.halt);
+        let text = hits::run(arguments.rounds, arguments.seconds)?;
         return finish(arguments, &text);
     }
     let scratch = Scratch::new()?;

@@ -23,7 +23,8 @@ const PLANTED: &str = "VFLASH_PLANTED";
 const SUITE: &str = "crash suite: ";
 
 /// The suites of the cached disk.
-const PROGRAMS: [&str; 4] = ["cache_crash", "cache_drain", "cache_media", "cache_clean"];
+const PROGRAMS: [&str; 6] =
+    ["cache_crash", "cache_drain", "cache_media", "cache_modes", "cache_resize", "cache_clean"];
 
 /// States that the suites of the cached disk visit in CI at least.
 const STATES_MIN: u64 = 100_000;
@@ -83,6 +84,8 @@ pub(crate) fn cache(scale: u64) -> Result<((), String)> {
 /// The test that must find a bug.
 fn finder(bug: Bug) -> (&'static str, &'static str) {
     const BOUNDED: &str = "every_crash_state_of_one_and_two_operations_is_a_point";
+    const FLUSHES: &str = "what_a_failed_flush_of_the_flash_should_have_covered_is_not_lost";
+    const MODES: &str = "every_crash_state_of_long_runs_over_all_modes_keeps_what_was_durable";
     const LONG: &str = "every_crash_state_of_long_random_runs_is_a_point";
     const GENERATIONS: &str = "crash_after_crash_nothing_is_lost";
     const FLASH_LOST: &str = "flash_lost_at_any_write_of_a_drain_leaves_a_past_point";
@@ -99,6 +102,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         | Bug::TornTailIsCorruption
         | Bug::DiscardForgotten
         | Bug::TailBeforeBackingFlush => ("cache_crash", BOUNDED),
+        Bug::FlashFlushTrusted => ("cache_crash", FLUSHES),
+        Bug::StaleAfterMode => ("cache_modes", MODES),
         Bug::PreviousLapAccepted => ("cache_crash", LONG),
         Bug::NumberReused => ("cache_crash", GENERATIONS),
         Bug::OverlapSwapped | Bug::GroupNotCommitted | Bug::RecoveryNotRestartable => {

@@ -1,0 +1,122 @@
+//! Every power cut in every mode and in every step of a change between two: what was durable is
+//! there, nothing older comes back, and past the log the backing alone is the disk.
+
+#[path = "cache/rig.rs"]
+mod rig;
+
+use rig::{Rig, Setup, alone, explore, run_all, scale};
+use vflash::cache::Mode;
+use vflash::io::crash::Explorer;
+use vflash::io::volume::RequestKind;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Write4K,
+    Write512,
+    Overlap,
+    Discard,
+    Zeroes,
+    Flush,
+    Drain,
+    To(Mode),
+}
+
+const STEPS: [Step; 12] = [
+    Step::Write4K,
+    Step::Write512,
+    Step::Overlap,
+    Step::Discard,
+    Step::Zeroes,
+    Step::Flush,
+    Step::Drain,
+    Step::To(Mode::WriteBack),
+    Step::To(Mode::WriteThrough),
+    Step::To(Mode::WriteAround),
+    Step::To(Mode::ReadOnly),
+    Step::To(Mode::Bypass),
+];
+
+const MODES: [Mode; 5] =
+    [Mode::WriteBack, Mode::WriteThrough, Mode::WriteAround, Mode::ReadOnly, Mode::Bypass];
+
+fn carry_out(rig: &mut Rig, step: Step) {
+    match step {
+        Step::Write4K => rig.write(64, 8),
+        Step::Write512 => rig.write(67, 1),
+        Step::Overlap => {
+            rig.write(60, 8);
+            // One after the other: past the log there is no order between requests under way.
+            rig.finish();
+            rig.write(63, 9);
+        }
+        Step::Discard => rig.zero(RequestKind::Discard, &[(62, 5), (70, 30)]),
+        Step::Zeroes => rig.zero(RequestKind::WriteZeroes { unmap: false }, &[(66, 3)]),
+        Step::Flush => rig.flush(),
+        Step::Drain => rig.drain(None),
+        Step::To(mode) => rig.set_mode(mode),
+    }
+    rig.finish();
+}
+
+fn setup(seed: u64) -> Setup {
+    let block_bytes = if seed.is_multiple_of(3) { 4096 } else { 512 };
+    Setup { block_bytes, ..Setup::of(seed) }
+}
+
+fn bounded(seed: u64, from: Mode, steps: &[Step]) -> u64 {
+    let mut rig = Rig::new(Setup { segments: 4, ..setup(seed) });
+    rig.write(60, 20);
+    rig.finish();
+    rig.set_mode(from);
+    rig.write(63, 2);
+    rig.finish();
+    steps.iter().for_each(|step| carry_out(&mut rig, *step));
+    let explorer = Explorer { samples: 2, exhaustive_max: 0, points_max: 8, ..Explorer::new(seed) };
+    explore(&rig, &explorer, |case, world| rig.judge_versions(case, &world))
+}
+
+#[test]
+fn every_crash_state_of_two_operations_in_each_mode_keeps_what_was_durable() {
+    let mut workloads: Vec<(u64, Mode, [Step; 2])> = Vec::new();
+    for from in MODES {
+        for first in STEPS {
+            for second in STEPS {
+                workloads.push((workloads.len() as u64, from, [first, second]));
+            }
+        }
+    }
+    assert_eq!(workloads.len(), 720);
+    let job = |(seed, from, steps): &(u64, Mode, [Step; 2])| bounded(*seed, *from, steps);
+    let states = run_all("modes, bounded exhaustive", &workloads, job);
+    assert!(alone() || states >= 10_000, "{states} states are too few");
+}
+
+/// Long runs over many changes of mode.
+fn long(seed: u64) -> u64 {
+    let mut rig = Rig::new(setup(seed));
+    for _ in 0..12 {
+        let mode = MODES[rig.random.usize(0..MODES.len())];
+        rig.set_mode(mode);
+        for _ in 0..rig.random.u32(1..16) {
+            let (start, count) = (rig.random.u64(0..200), rig.random.u64(1..24));
+            let what = rig.random.u32(0..10);
+            match what {
+                0 => rig.zero(RequestKind::Discard, &[(start, count), (start + 30, 3)]),
+                1 => rig.flush(),
+                2 | 3 => rig.read(start, count),
+                _ => rig.write(start, count),
+            }
+            rig.finish();
+        }
+    }
+    let explorer =
+        Explorer { samples: 3, exhaustive_max: 1, points_max: 100, ..Explorer::new(seed) };
+    explore(&rig, &explorer, |case, world| rig.judge_versions(case, &world))
+}
+
+#[test]
+fn every_crash_state_of_long_runs_over_all_modes_keeps_what_was_durable() {
+    let seeds: Vec<u64> = (0..12 * scale()).collect();
+    let states = run_all("modes, long random runs", &seeds, |seed| long(*seed));
+    assert!(alone() || states >= 2_000 * scale(), "{states} states are too few");
+}

@@ -1,0 +1,124 @@
+//! Caches that grow and shrink under a guest, on the real daemon.
+
+mod cached_disk;
+mod vflashd;
+
+use cached_disk::{
+    DISK_BYTES, MIB, cache, connect, contents, drain, load, operate, read, same, started, write,
+};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+use vflashd::{Vflashd, change, eventually};
+
+const DISK: &str = "/v1/volumes/vm/disk";
+
+fn resize(daemon: &Vflashd, mebibytes: u64) {
+    daemon.post(&format!("{DISK}/resize"), &json!({"sizeBytes": mebibytes * MIB}));
+    has(daemon, mebibytes);
+}
+
+fn has(daemon: &Vflashd, mebibytes: u64) {
+    eventually("it has the size", || {
+        let cache = cache(daemon, "vm/disk");
+        cache["sizeBytes"] == mebibytes * MIB && cache["resizingToBytes"] == Value::Null
+    });
+}
+
+#[test]
+fn twenty_resizes_under_a_verified_load_lose_nothing() {
+    for words in [", maxStaleness: 1h", ", durability: flush"] {
+        let (mut daemon, _) = started(words);
+        let mut runner = load(&daemon, "vm/disk", 21);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let resizes = scope.spawn(|| {
+                for round in 0..10_u64 {
+                    resize(&daemon, 24 + 8 * (round % 3));
+                    resize(&daemon, 6 + 3 * (round % 3));
+                }
+                done.store(true, Ordering::Release);
+            });
+            while !done.load(Ordering::Acquire) && !resizes.is_finished() {
+                operate(&mut runner, 50);
+            }
+        });
+        assert!(done.load(Ordering::Acquire));
+        runner.drain().unwrap();
+        runner.read_back().unwrap();
+        assert_eq!(runner.errors, 0);
+        assert_eq!(daemon.events("resized").len(), 20);
+        daemon.kill();
+        daemon.run(&[]);
+        runner.device.reconnect().unwrap();
+        runner.read_back().unwrap();
+        let seen = contents(&mut runner.device);
+        runner.device.stop().unwrap();
+        drain(&daemon, "vm/disk");
+        same(&std::fs::read(daemon.path("disk.raw")).unwrap(), &seen);
+        let check = daemon.post("/v1/pools/p0/check", &json!({}));
+        assert_eq!(check["clean"], true, "{check}");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_kill_in_the_middle_of_a_resize_leaves_one_size_or_the_other() {
+    let (mut daemon, _) = started(", maxStaleness: 1h");
+    let mut runner = load(&daemon, "vm/disk", 22);
+    for round in 0..6 {
+        operate(&mut runner, 200);
+        let wanted = if round % 2 == 0 { 32 } else { 8 };
+        let body = json!({"sizeBytes": wanted * MIB});
+        std::thread::scope(|scope| {
+            let daemon = &daemon;
+            let asked =
+                scope.spawn(move || daemon.try_ask("POST", &format!("{DISK}/resize"), &body));
+            operate(&mut runner, 5 * round);
+            if round % 3 == 0 {
+                asked.join().unwrap();
+            }
+            daemon.kill_now();
+        });
+        daemon.kill();
+        daemon.run(&[]);
+        runner.device.reconnect().unwrap();
+        let size = cache(&daemon, "vm/disk")["sizeBytes"].as_u64().unwrap();
+        assert!([8, 16, 32].contains(&(size / MIB)), "{size}");
+        resize(&daemon, wanted);
+    }
+    operate(&mut runner, 100);
+    runner.drain().unwrap();
+    runner.read_back().unwrap();
+    assert_eq!(runner.errors, 0);
+}
+
+#[test]
+fn sizes_come_from_manifests_and_what_cannot_be_is_refused() {
+    let (daemon, manifest) = started(", maxStaleness: 1h");
+    let mut device = connect(&daemon, "vm/disk", 1, 8);
+    write(&mut device, 8, 5);
+    for (size, mebibytes) in [("40MiB", 40), ("7MiB", 7)] {
+        let plan = daemon.apply(&manifest.replace("size: 16MiB", &format!("size: {size}")));
+        assert_eq!(plan["steps"][0]["action"], "resize", "{plan}");
+        assert_eq!(plan["destroys"], json!([]));
+        has(&daemon, mebibytes);
+        assert_eq!(read(&mut device, 8), 5, "the guest has not noticed");
+        assert_eq!(daemon.get(DISK)["sizeBytes"], DISK_BYTES, "its disk is as large as ever");
+    }
+    let refused = |mebibytes: u64, status: u16| {
+        let body = json!({"sizeBytes": mebibytes * MIB});
+        let failure = daemon.refused(&format!("{DISK}/resize"), &body, status);
+        failure["message"].as_str().unwrap().to_owned()
+    };
+    let text = refused(4, 400);
+    assert!(text.contains("the least that it works with is 5MiB"), "{text}");
+    let text = refused(1024, 507);
+    assert!(text.contains("pool p0 is full"), "{text}");
+    daemon.post(&format!("{DISK}/drain"), &json!({"to": 0, "hold": true}));
+    let text = refused(5, 409);
+    assert!(text.contains("`vflash drain vm/disk` lets it go"), "{text}");
+    let larger = manifest.replace("size: 16MiB", "size: 1GiB");
+    let (status, body) = daemon.ask("POST", "/v1/apply", &change(&larger));
+    assert_ne!(status, 200, "{body}");
+    has(&daemon, 7);
+}
