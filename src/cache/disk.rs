@@ -79,9 +79,9 @@ fn wall_ms() -> u64 {
 /// How often gauges are brought up to date, at most.
 const GAUGES_EVERY: Duration = Duration::from_millis(5);
 
-/// Of batches: what the flash writes without reading.
+/// Of batches: what is drained stays where it is, in slots of a block each.
 fn alignment(flash: DiskGeometry) -> u32 {
-    flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes)
+    flash.block_bytes.max(super::layout::BLOCK_BYTES as u32)
 }
 
 /// How often the gauges read the curve anew.
@@ -172,8 +172,7 @@ impl CachedDisk {
         backing: DiskGeometry,
         sidecar: Option<SidecarState>,
     ) -> Self {
-        let Opened { root, place, flash, segments, mut index, head, .. } = opened;
-        index.watch();
+        let Opened { root, place, flash, segments, index, head, .. } = opened;
         let (now, has_sidecar) = ((options.now)(), sidecar.is_some());
         let drain = DrainOptions {
             mode: options.drain,
@@ -187,12 +186,9 @@ impl CachedDisk {
             memory: options.memory.clone(),
         };
         let mut drainer = Drainer::new(drain, now);
-        for (won, epoch) in opened.edges {
-            drainer.points_mut().edge(won, epoch);
-        }
-        for (name, won) in opened.marks {
-            drainer.points_mut().mark(&name, won);
-        }
+        let points = drainer.points_mut();
+        opened.edges.iter().for_each(|(won, epoch)| points.edge(*won, *epoch));
+        opened.marks.iter().for_each(|(name, won)| _ = points.mark(name, *won));
         let mut core = Core {
             name: options.name.clone(),
             shape: root.shape,

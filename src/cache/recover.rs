@@ -184,8 +184,6 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     root.clean = false;
     root.shape = shape;
     if fence.is_none() {
-        load::end_others(medium, &scan)
-            .map_err(|errno| Error::io("opening the cache", errno.into()))?;
         renew(medium, &mut root, &scan, &loaded.segments)?;
     }
     let head = LogHead {
@@ -196,9 +194,6 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         checksum: scan.checksum,
         durable_through: last_won,
     };
-    let findings = scan.damaged_roots.iter().map(|(offset, what)| {
-        format!("a copy of the cache's root at byte {offset} is damaged ({what})")
-    });
     Ok(Opened {
         place: medium.place().clone(),
         flash: medium.geometry(),
@@ -213,9 +208,17 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         marks: loaded.marks,
         origins: loaded.origins,
         fence,
-        findings: findings.collect(),
+        findings: findings(&scan),
         root,
     })
+}
+
+fn findings(scan: &Scan) -> Vec<String> {
+    let roots = scan.damaged_roots.iter();
+    let text = |(offset, what): &(u64, &str)| {
+        format!("a copy of the cache's root at byte {offset} is damaged ({what})")
+    };
+    roots.map(text).collect()
 }
 
 /// A resize that was cut off leaves an allocation that is larger than its root says: before the
@@ -238,6 +241,7 @@ fn renew(medium: &mut Medium, root: &mut Root, scan: &Scan, segments: &Segments)
     root.oldest_segment = segments.oldest_needed(root.drained_through);
     root.end = LogEnd { segment: newest, batch: scan.next_batch, checksum: scan.checksum };
     let io = |errno: crate::io::disk::Errno| Error::io("opening the cache", errno.into());
+    load::end_others(medium, scan).map_err(io)?;
     medium.flush().map_err(io)?;
     // Both places, so that no older root can come up again.
     for _ in 0..2 {

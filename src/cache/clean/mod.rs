@@ -208,6 +208,7 @@ impl Core {
     /// Takes over the slabs that an earlier daemon left; the index has what they hold by now, and
     /// what the log has of it later.
     pub(in crate::cache) fn adopt_slabs(&mut self, slabs: Vec<LoadedSlab>) {
+        self.index.watch();
         for LoadedSlab { segment, life, entries } in slabs {
             self.clean.slabs.adopt(segment, life);
             for entry in &entries {

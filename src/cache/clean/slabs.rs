@@ -8,8 +8,8 @@
 //! Invariants:
 //! - S1 a slot has at most one owner, and an owner whose piece in the index lies elsewhere is gone
 //!   before anything else is written there.
-//! - S2 a slab that is leaving gives no slots, nor does one behind the end that the allocation is to
-//!   have.
+//! - S2 a slab that is leaving gives no slots, nor does one behind the end that the allocation is
+//!   to have.
 
 use crate::base::units::SECTOR_BYTES;
 use crate::cache::layout::{BLOCK_BYTES, SLOTS_PER_PAGE, Shape};
@@ -436,35 +436,35 @@ mod tests {
 
     #[test]
     fn slabs_behind_the_limit_give_nothing_and_are_given_up_first() {
-        let shape = Shape::with(MIB + 4 * 64 * KIB, 64 * KIB).expect("a shape");
+        let shape = Shape::with(MIB + 6 * 64 * KIB, 64 * KIB).expect("a shape");
         let mut slabs = Slabs::new(shape, 1);
-        (0..4).for_each(|segment| slabs.begin(segment));
+        (0..6).for_each(|segment| slabs.begin(segment));
         assert_eq!(slabs.leaver(), None);
         let taken = slabs.take().expect("a slot");
-        assert_eq!(taken.segment, 3);
+        assert_eq!(taken.segment, 5);
         slabs.written(taken, 7);
-        slabs.limit(2);
-        assert_eq!(slabs.leaver(), Some(2), "the one with fewer owners");
-        while let Some(at) = slabs.take() {
-            assert!(at.segment < 2, "{at:?}");
-        }
         slabs.limit(4);
+        assert_eq!(slabs.leaver(), Some(4), "the one with fewer owners");
+        while let Some(at) = slabs.take() {
+            assert!(at.segment < 4, "{at:?}");
+        }
+        slabs.limit(6);
         let again = slabs.take().expect("the limit was taken back");
-        assert!(again.segment >= 2);
+        assert!(again.segment >= 4);
         slabs.free(again);
-        slabs.limit(2);
+        slabs.limit(4);
         slabs.free(taken);
-        for segment in [2, 3] {
+        for segment in [4, 5] {
             assert_eq!(slabs.leaver(), Some(segment));
             slabs.leave(segment);
             slabs.end(segment);
         }
         assert_eq!(slabs.leaver(), None);
-        slabs.reshape(Shape::with(MIB + 2 * 64 * KIB, 64 * KIB).expect("a shape"));
+        slabs.reshape(Shape::with(MIB + 4 * 64 * KIB, 64 * KIB).expect("a shape"));
         assert_eq!(slabs.take(), None, "those that stay are full");
         slabs.reshape(shape);
-        slabs.begin(3);
-        assert_eq!(slabs.take().map(|at| at.segment), Some(3));
+        slabs.begin(5);
+        assert_eq!(slabs.take().map(|at| at.segment), Some(5));
     }
 
     #[test]
