@@ -271,7 +271,8 @@ fn a_backing_that_came_back_changed_is_refused_until_it_is_itself_again() {
     let size =
         |bytes: u64| std::fs::File::options().write(true).open(&file).unwrap().set_len(bytes);
     let whole = std::fs::read(&file).unwrap();
-    let cases: [(&str, &dyn Fn(), &dyn Fn()); 4] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(), &'a dyn Fn());
+    let cases: [Case<'_>; 4] = [
         ("its size was 24MiB and is 25MiB", &|| size(grown).unwrap(), &|| {
             size(DISK_BYTES).unwrap()
         }),

@@ -3,7 +3,7 @@
 //!
 //! Once a period each pool is looked at ([`next`], pure): the curves say how its space is divided
 //! best (`cache::curve::partition`), and the cache that gains most takes a step, of what is free or
-//! of the cache that has most above its part. Nothing moves for a gain below [`GAIN_MIN`], nor
+//! of the cache that has most above its part. Nothing moves for a gain below `GAIN_MIN`, nor
 //! while a resize is under way, so sizes do not swing; a sixteenth of the pool is left for new
 //! volumes.
 

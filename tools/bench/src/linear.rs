@@ -1,5 +1,5 @@
 //! Several guests of one disk, each on a socket of its own, and whether all that they see could
-//! have happened one request at a time ([`register`](crate::register)).
+//! have happened one request at a time ([`crate::register`]).
 //!
 //! Each write of a block fills it with a value that no other write has; each read says which value
 //! it saw. A request's begin is taken before the ring shows it, its end after its completion was
