@@ -4,7 +4,7 @@
 #[path = "cache/rig.rs"]
 mod rig;
 
-use rig::{Rig, SECTORS, Setup, World, alone, explore, run_all, scale};
+use rig::{Rig, SECTORS, SEGMENTS_MAX, Setup, World, alone, explore, run_all, scale};
 use std::sync::atomic::{AtomicU64, Ordering};
 use vflash::cache::status::CacheCounters;
 use vflash::cache::{CacheMessage, Mode};
@@ -229,6 +229,58 @@ fn a_slot_that_rots_is_dropped_and_fetched_again() {
     read_all(&mut rig, 100);
     assert!(value(&rig, |c| &c.dropped) > 20, "{}", value(&rig, |c| &c.dropped));
     assert_eq!(rig.failed, 0);
+}
+
+/// A segment that was open when writes passed the log by goes on afterwards: what it has taken since
+/// the save is not trusted, and the tables do not know it.
+#[test]
+fn what_the_tables_do_not_know_is_not_served_after_changes_of_mode() {
+    let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
+    rig.write(2000, 8);
+    rig.drain(None);
+    for mode in [Mode::WriteAround, Mode::WriteBack] {
+        rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+    }
+    (0..3).for_each(|_| _ = read_all(&mut rig, 300));
+    assert!(value(&rig, |c| &c.fills) > 100);
+    rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+    for block in (0..300).step_by(10) {
+        rig.write(block * 8, 8);
+    }
+    rig.finish();
+    rig.drain(None);
+    let mut rig = restarted(rig);
+    let misses = read_all(&mut rig, 300);
+    assert!((1..300).contains(&misses), "{misses} misses: the tables count");
+    assert_eq!(rig.failed, 0);
+}
+
+/// Slots behind the new end leave, and those that stay go on.
+fn resized(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup::of(seed).resizable());
+    for _ in 0..6 {
+        for _ in 0..rig.random.u32(20..200) {
+            step(&mut rig);
+        }
+        if rig.random.bool() {
+            rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+        }
+        let segments = rig.random.u64(4..=SEGMENTS_MAX);
+        rig.resize(segments);
+        for _ in 0..rig.random.u32(0..60) {
+            step(&mut rig);
+        }
+        rig = rig.next_generation();
+    }
+    rig.drain(None);
+    rig.check_backing(rig.model.head());
+    6
+}
+
+#[test]
+fn crash_after_crash_between_resizes_nothing_that_is_kept_is_stale() {
+    let seeds: Vec<u64> = (0..30 * scale()).collect();
+    run_all("resizes of the clean cache", &seeds, |seed| resized(*seed));
 }
 
 fn generations(seed: u64) -> u64 {

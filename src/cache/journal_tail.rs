@@ -101,19 +101,21 @@ impl Core {
 
     /// Flushes the flash if somebody waits for it or it is time.
     pub(super) fn flush_if_due(&mut self, io: &mut dyn Io) {
+        let tables = self.clean.wants_flush();
         let journal = &mut self.journal;
-        if journal.is_durable() && journal.flush_waiting.is_empty() {
+        if journal.is_durable() && journal.flush_waiting.is_empty() && !tables {
             (journal.flush_wanted, journal.flush_due) = (false, None);
             return;
         }
         let due = journal.flush_due.is_some_and(|at| at <= io.now());
-        let wanted = journal.flush_wanted || due || !journal.flush_waiting.is_empty();
+        let wanted = journal.flush_wanted || due || tables || !journal.flush_waiting.is_empty();
         if journal.flush.is_some() || !wanted {
             return;
         }
         (journal.flush_wanted, journal.flush_due) = (false, None);
         std::mem::swap(&mut journal.flush_current, &mut journal.flush_waiting);
         journal.flush = Some(journal.covered());
+        self.clean.flush_begun();
         let kind = OperationKind::Flush;
         let flush = Operation { kind, offset: 0, length: 0, segments: &[] };
         io.submit(FLASH, flush, Token::Flush.pack(0));
@@ -125,8 +127,10 @@ impl Core {
         if self.is_fenced() {
             return;
         }
+        let trusted = result.is_ok() || planted(Bug::FlashFlushTrusted);
+        self.flushed_tables(trusted, io);
         match result {
-            Err(errno) if !planted(Bug::FlashFlushTrusted) => self.rewrite(covered, errno, io),
+            Err(errno) if !trusted => self.rewrite(covered, errno, io),
             _ => self.flushed(covered, io),
         }
     }

@@ -1,7 +1,7 @@
 //! The slot tables: written behind everybody's back, so that what is kept outlives the daemon.
 //!
 //! ```text
-//! Idle → Pages → Flush → Root → Idle
+//! Idle → Pages → Flush → Flushing → Root → Idle
 //! ```
 //!
 //! A *save* brings the tables on flash up to a point: pages that differ are written and flushed,
@@ -15,13 +15,15 @@
 //! - T2 a slab that was sorted gives no slots before a root that knows it as one: until then its
 //!   records are the log's.
 //! - T3 a segment that was a slab is free only when its table says so, or no table counts.
-//! - T4 while writes pass the log by, no table counts: the epoch of the tables has moved on.
+//! - T4 a flush of the flash that fails may have cost any page since the one before, whoever asked
+//!   for it: so all flushes are the log's, and after one that fails no table counts.
+//! - T5 while writes pass the log by, no table counts: the epoch of the tables has moved on.
 
 use super::slabs::SlotAt;
 use super::table::{self, TableEntry, TablePlace};
 use super::{Clean, Core};
 use crate::base::clock::Nanos;
-use crate::cache::core::{FLASH, Token};
+use crate::cache::core::Token;
 use crate::cache::layout::{BLOCK_BYTES, SLOTS_PER_PAGE};
 use crate::cache::roots::RootWish;
 use crate::io::buffer::PinnedBuffer;
@@ -38,15 +40,14 @@ const SAVE_EVERY: Duration = Duration::from_secs(5);
 /// Sorted segments give slots after the next save: so often, at most.
 const SAVE_SORTED_EVERY: Duration = Duration::from_millis(100);
 
-/// The number of the flush; those below are pages'.
-const FLUSH: u32 = 1 << 20;
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Step {
     #[default]
     Idle,
     Pages,
+    /// Waits for the log's next flush, which is begun; and for its end.
     Flush,
+    Flushing,
     Root,
 }
 
@@ -101,6 +102,18 @@ impl Save {
 }
 
 impl Clean {
+    /// A save waits for a flush of the flash.
+    pub(in crate::cache) fn wants_flush(&self) -> bool {
+        self.save.step == Step::Flush
+    }
+
+    /// A flush has been begun that covers what was written.
+    pub(in crate::cache) fn flush_begun(&mut self) {
+        if self.wants_flush() {
+            self.save.step = Step::Flushing;
+        }
+    }
+
     /// No table counts any more: slabs give their slots at once, and all pages are to be written.
     pub(in crate::cache) fn forget_tables(&mut self) {
         let save = &mut self.save;
@@ -128,7 +141,7 @@ impl Core {
         match self.clean.save.step {
             Step::Idle => self.begin_save(io),
             Step::Pages => {}
-            Step::Flush | Step::Root => return,
+            Step::Flush | Step::Flushing | Step::Root => return,
         }
         if self.clean.save.step == Step::Pages {
             self.write_pages(io);
@@ -176,9 +189,7 @@ impl Core {
             return self.fail_save(io);
         }
         save.step = Step::Flush;
-        let kind = OperationKind::Flush;
-        let flush = Operation { kind, offset: 0, length: 0, segments: &[] };
-        io.submit(FLASH, flush, Token::Table.pack(FLUSH));
+        self.flush_if_due(io);
     }
 
     fn write_page(&mut self, segment: u32, page: u32, io: &mut dyn Io) {
@@ -241,19 +252,13 @@ impl Core {
         true
     }
 
-    /// A part of a page, or the flush, has been done.
+    /// A part of a page has been done.
     pub(in crate::cache) fn table_completed(
         &mut self,
         number: u32,
         result: Result<(), Errno>,
         io: &mut dyn Io,
     ) {
-        if number == FLUSH {
-            return match result {
-                Ok(()) => self.flushed_tables(io),
-                Err(_) => self.fail_save(io),
-            };
-        }
         let save = &mut self.clean.save;
         save.failed |= result.is_err();
         let page = save.pages[number as usize].as_mut().expect("a page was under way");
@@ -275,7 +280,18 @@ impl Core {
         }
     }
 
-    fn flushed_tables(&mut self, io: &mut dyn Io) {
+    /// A flush of the flash has ended.
+    pub(in crate::cache) fn flushed_tables(&mut self, good: bool, io: &mut dyn Io) {
+        let waits = self.clean.save.step == Step::Flushing;
+        match good {
+            true if waits => self.flushed_pages(io),
+            true => {}
+            false if waits => self.fail_save(io),
+            false => self.move_on(io),
+        }
+    }
+
+    fn flushed_pages(&mut self, io: &mut dyn Io) {
         if !self.keeps_tables() {
             return self.fail_save(io);
         }
