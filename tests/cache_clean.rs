@@ -231,8 +231,8 @@ fn a_slot_that_rots_is_dropped_and_fetched_again() {
     assert_eq!(rig.failed, 0);
 }
 
-/// A segment that was open when writes passed the log by goes on afterwards: what it has taken since
-/// the save is not trusted, and the tables do not know it.
+/// A segment that was open when writes passed the log by goes on afterwards: what it has taken
+/// since the save is not trusted, and the tables do not know it.
 #[test]
 fn what_the_tables_do_not_know_is_not_served_after_changes_of_mode() {
     let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
