@@ -24,7 +24,7 @@ use super::root::Mode;
 use super::roots::{RootWish, Roots};
 use super::status::{CacheGauges, CacheState, CacheStatus, count};
 use crate::backing::stamp::DrainMode;
-use crate::base::clock::Nanos;
+use crate::base::clock::{Nanos, unix_ms};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::{DiskGeometry, Errno, Operation};
 use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
@@ -65,15 +65,10 @@ impl CacheOptions {
             backing_timeout: Duration::from_secs(60),
             fence: FencePolicy::Fail,
             memory: DrainMemory::of_daemon(),
-            wall_ms,
+            wall_ms: unix_ms,
             now: Nanos::now,
         }
     }
-}
-
-fn wall_ms() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |now| now.as_millis() as u64)
 }
 
 /// How often gauges are brought up to date, at most.
@@ -272,7 +267,7 @@ impl CachedDisk {
             drainer.set_urgent(urgent, &mut host);
         }
         self.look_for_damage(io);
-        self.gauge(io.now(), false);
+        self.gauge_soon(io);
     }
 
     /// The disk is fenced: who waits for the log to go on is told.
@@ -337,11 +332,17 @@ impl CachedDisk {
         }
     }
 
-    fn gauge(&mut self, now: Nanos, must: bool) {
-        let fresh = self.gauges_at.is_some_and(|at| now.since(at) < GAUGES_EVERY);
-        if fresh && !must {
-            return;
+    /// Brings the gauges up to date: now, or in a moment if they were a moment ago. What comes
+    /// last before a rest is told too.
+    fn gauge_soon(&mut self, io: &mut dyn Io) {
+        let now = io.now();
+        match self.gauges_at.map(|at| at + GAUGES_EVERY).filter(|&due| now < due) {
+            Some(due) => self.core.wake_at(due, io),
+            None => self.gauge(now),
         }
+    }
+
+    fn gauge(&mut self, now: Nanos) {
         self.gauges_at = Some(now);
         self.gauge_curve(now);
         let core = &self.core;
@@ -458,7 +459,7 @@ impl CachedDisk {
             CacheMessage::Close { reply } => self.begin_close(reply),
             CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
-                self.gauge(io.now(), true);
+                self.gauge(io.now());
                 reply(());
             }
         }

@@ -104,10 +104,11 @@ impl Shares {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn door(number: u16, in_flight: u32) -> Door {
+    /// Of a device of eight sectors with one queue.
+    pub(in crate::vhost) fn add_door(number: u16, name: &str) -> AddDoor {
         let device = Device {
             capacity_sectors: 8,
             block_bytes: 512,
@@ -118,8 +119,11 @@ mod tests {
             queues: 1,
         };
         let (limits, metrics) = (Limits::default(), Arc::default());
-        let door = AddDoor { number, name: "vm/disk".into(), device, limits, metrics };
-        Door { in_flight, ..Door::new(door, Nanos::default()) }
+        AddDoor { number, name: name.into(), device, limits, metrics }
+    }
+
+    fn door(number: u16, in_flight: u32) -> Door {
+        Door { in_flight, ..Door::new(add_door(number, "vm/disk"), Nanos::default()) }
     }
 
     /// Takes all that `doors[greedy]` may have.

@@ -474,7 +474,6 @@ impl Reactor {
     fn settle(&mut self) {
         let mut at = 0;
         while let Some(index) = self.hot.get(at).copied() {
-            at += 1;
             self.with(index, |slot, lent| {
                 slot.served.timers(lent);
                 if !slot.stopping.is_empty() {
@@ -482,20 +481,26 @@ impl Reactor {
                 }
                 slot.served.publish();
             });
-            let Some(slot) = self.slots[usize::from(index)].as_mut() else { continue };
-            if let Some(reason) = slot.served.fence_news() {
-                let export = slot.id(self.index, index);
-                self.events.send(Event::Fenced { export, reason });
-            }
-            if !slot.stopping.is_empty() {
-                self.finish_stops(index);
-            } else if slot.removing.is_some() {
-                self.finish_removal(index);
-            } else {
-                let export = slot.id(self.index, index);
-                for door in slot.served.faults() {
-                    self.events.send(Event::Faulted { export: ExportId { door, ..export } });
-                }
+            self.settle_slot(index);
+            // One that was removed has given its place to the next.
+            at += usize::from(self.hot.get(at) == Some(&index));
+        }
+    }
+
+    fn settle_slot(&mut self, index: u16) {
+        let Some(slot) = self.slots[usize::from(index)].as_mut() else { return };
+        if let Some(reason) = slot.served.fence_news() {
+            let export = slot.id(self.index, index);
+            self.events.send(Event::Fenced { export, reason });
+        }
+        if !slot.stopping.is_empty() {
+            self.finish_stops(index);
+        } else if slot.removing.is_some() {
+            self.finish_removal(index);
+        } else {
+            let export = slot.id(self.index, index);
+            for door in slot.served.faults() {
+                self.events.send(Event::Faulted { export: ExportId { door, ..export } });
             }
         }
     }
@@ -731,3 +736,7 @@ fn pin(cpu: usize) -> Result<()> {
         .and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set))
         .map_err(|error| Error::io(format!("cannot run a reactor on CPU {cpu}"), error.into()))
 }
+
+#[cfg(test)]
+#[path = "reactor_test.rs"]
+mod tests;

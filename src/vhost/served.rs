@@ -218,9 +218,11 @@ impl Served {
 
     /// Why the volume is fenced, once.
     pub fn fence_news(&mut self) -> Option<String> {
-        let news = self.fenced.clone().filter(|_| !self.fence_told);
-        self.fence_told |= news.is_some();
-        news
+        if self.fence_told {
+            return None;
+        }
+        self.fence_told = self.fenced.is_some();
+        self.fenced.clone()
     }
 
     /// The next moment at which [`Served::timers`] has work.

@@ -79,6 +79,11 @@ impl Daemon {
         path
     }
 
+    /// What the daemon does every few seconds: tries again what could not be opened.
+    pub(crate) fn look_after_caches(&self) {
+        self.engine.look_after_caches();
+    }
+
     pub(crate) fn vflash(&self) -> Command {
         let mut command = vflash();
         command.arg("--run-dir").arg(self.path("run"));

@@ -12,11 +12,14 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use vflash_guest::process::output;
 
+use super::cells::median;
 use super::pages::{HugePages, Pages};
 use super::place::Place;
-use super::servers::{Server, client, fio, spawn, start_storage_daemon, text, wait_for};
+use super::servers::{
+    Server, client, create_written_pool, fio, spawn, start_storage_daemon, start_vflashd, text,
+    vflash, volume_socket, wait_for,
+};
 use crate::scratch::Scratch;
 
 const VOLUME: &str = "bench/disk";
@@ -136,27 +139,15 @@ impl Rig {
         std::fs::write(&manifest, manifest_for(&data, &backing_socket))?;
         let pool = data.join("pool.img");
         eprintln!("writing the pool");
-        vflash(
-            &run,
-            &[
-                "pool",
-                "create",
-                "drive",
-                &text(&pool),
-                "--size",
-                "6400MiB",
-                "--preallocate",
-                "written",
-            ],
-        )?;
+        create_written_pool(&run, &pool, "6400MiB")?;
         // It makes the volumes.
-        start_vflashd(&run, &manifest)?.stop()?;
+        start_vflashd(&run, &manifest, &[VOLUME])?.stop()?;
         let flash = Place::of(&pool, RAW)?;
         Ok(Self {
             scratch,
             pages,
             flash,
-            vflashd: Some(start_vflashd(&run, &manifest)?),
+            vflashd: Some(start_vflashd(&run, &manifest, &[VOLUME])?),
             run,
             manifest,
             plain_socket,
@@ -166,7 +157,7 @@ impl Rig {
     }
 
     fn socket(&self) -> PathBuf {
-        socket(&self.run)
+        volume_socket(&self.run, VOLUME)
     }
 
     fn measure(&self, cell: &Cell, peer: Peer, seconds: f64) -> Result<Sample> {
@@ -297,9 +288,8 @@ impl Rig {
         self.pause_backing(false)?;
         // Dropping kills it.
         self.vflashd = None;
-        std::fs::remove_file(self.socket()).ok();
         let begun = Instant::now();
-        self.vflashd = Some(start_vflashd(&self.run, &self.manifest)?);
+        self.vflashd = Some(start_vflashd(&self.run, &self.manifest, &[VOLUME])?);
         let socket = text(&self.socket());
         client(&["load", "--socket", &socket, "--ramp", "0", "--ops", "1", "--depth", "1"])?;
         let serving = begun.elapsed();
@@ -324,19 +314,6 @@ impl Rig {
         let process = Pid::from_raw(self.backing.0.id() as i32);
         kill(process, signal).context("stop or continue the backing's server")
     }
-}
-
-fn socket(run: &Path) -> PathBuf {
-    run.join("vflash").join(format!("{VOLUME}.sock"))
-}
-
-fn start_vflashd(run: &Path, manifest: &Path) -> Result<Server> {
-    let mut command = Command::new(crate::cargo::release_binary("vflashd"));
-    command.arg("--run-dir").arg(run.join("vflash")).arg("--file").arg(manifest);
-    command.args(["--reactors", "1", "--log-level", "warn"]);
-    let mut server = spawn(&mut command)?;
-    wait_for(&socket(run), &mut server)?;
-    Ok(server)
 }
 
 /// nbdkit with an image of its own behind these filters: the server and its socket.
@@ -382,11 +359,6 @@ fn find(value: &Value, name: &str) -> Option<f64> {
     }
 }
 
-fn vflash(run: &Path, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(crate::cargo::release_binary("vflash"));
-    output(command.arg("--run-dir").arg(run.join("vflash")).args(arguments))
-}
-
 fn manifest_for(data: &Path, backing: &Path) -> String {
     let (pool, sidecar) = (text(&data.join("pool.img")), text(&data.join("backing.vflash")));
     let (machine, name) = VOLUME.split_once('/').expect("a machine and a volume");
@@ -402,11 +374,6 @@ fn manifest_for(data: &Path, backing: &Path) -> String {
     )
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 fn table(samples: &[Vec<Sample>]) -> String {
     let mut text =
         "| cell | peer | rate | p50 µs | p99 µs | vflash ÷ peer |\n|---|---|--:|--:|--:|--:|\n"
@@ -416,14 +383,16 @@ fn table(samples: &[Vec<Sample>]) -> String {
         let ours = of(Peer::ALL.iter().position(|peer| *peer == Peer::Vflash).unwrap_or(0));
         for (index, peer) in Peer::ALL.iter().enumerate() {
             let theirs = of(index);
-            let value = |value: fn(&Sample) -> f64| median(theirs.iter().map(value).collect());
+            let value = |value: fn(&Sample) -> f64| {
+                median(theirs.iter().map(value).collect()).unwrap_or(f64::NAN)
+            };
             let ratio = ours.iter().zip(theirs).map(|(ours, theirs)| match cell.depth {
                 1 => ours.p50 / theirs.p50,
                 _ => ours.rate / theirs.rate,
             });
             let ratio = match peer {
                 Peer::Vflash => String::new(),
-                _ => format!("{:.2}", median(ratio.collect())),
+                _ => format!("{:.2}", median(ratio.collect()).unwrap_or(f64::NAN)),
             };
             let unit = match cell.block_kib {
                 4 => format!("{:.1}k/s", value(|sample| sample.rate) / 1e3),

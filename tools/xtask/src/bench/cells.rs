@@ -160,7 +160,8 @@ impl Samples {
     }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// Of an even number the middle of the two in the middle; `None` of none.
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

@@ -5,15 +5,16 @@
 //! hits; rounds are interleaved as everywhere.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use vflash_guest::process::output;
 
+use super::cells::median;
 use super::pages::{HugePages, Pages};
 use super::place::Place;
-use super::servers::{Server, client, fio, spawn, text, wait_for};
+use super::servers::{
+    Server, client, create_written_pool, fio, start_vflashd, text, vflash, volume_socket,
+};
 use crate::scratch::Scratch;
 
 const FLASH: &str = "bench/flash";
@@ -96,25 +97,13 @@ impl Rig {
         let (pool, manifest) = (data.join("pool.img"), data.join("hits.yaml"));
         std::fs::write(&manifest, manifest_for(&pool, &image))?;
         eprintln!("writing the volumes");
-        vflash(
-            &run,
-            &[
-                "pool",
-                "create",
-                "drive",
-                &text(&pool),
-                "--size",
-                "3GiB",
-                "--preallocate",
-                "written",
-            ],
-        )?;
-        let vflashd = start_vflashd(&run, &manifest)?;
-        client(&["fill", "--socket", &text(&socket(&run, FLASH))])?;
+        create_written_pool(&run, &pool, "3GiB")?;
+        let vflashd = start_vflashd(&run, &manifest, &[FLASH, CACHED])?;
+        client(&["fill", "--socket", &text(&volume_socket(&run, FLASH))])?;
         vflashd.stop()?;
         let place = Place::of(&pool, FLASH)?;
-        let vflashd = start_vflashd(&run, &manifest)?;
-        client(&["fill", "--socket", &text(&socket(&run, CACHED))])?;
+        let vflashd = start_vflashd(&run, &manifest, &[FLASH, CACHED])?;
+        client(&["fill", "--socket", &text(&volume_socket(&run, CACHED))])?;
         vflash(&run, &["drain", CACHED, "--all", "--wait"])?;
         Ok(Self { _scratch: scratch, pages, place, run, vflashd })
     }
@@ -125,7 +114,8 @@ impl Rig {
             Peer::Flash => FLASH,
             Peer::Hit => CACHED,
         };
-        let (socket, pid) = (text(&socket(&self.run, name)), self.vflashd.0.id().to_string());
+        let (socket, pid) =
+            (text(&volume_socket(&self.run, name)), self.vflashd.0.id().to_string());
         let (depth, seconds) = (depth.to_string(), seconds.to_string());
         let mut arguments = vec!["load", "--socket", &socket, "--server-pid", &pid];
         arguments.extend(["--rw", "randread", "--depth", &depth, "--runtime", &seconds]);
@@ -186,30 +176,6 @@ impl Rig {
     }
 }
 
-fn socket(run: &Path, name: &str) -> PathBuf {
-    run.join("vflash").join(format!("{name}.sock"))
-}
-
-fn start_vflashd(run: &Path, manifest: &Path) -> Result<Server> {
-    for name in [FLASH, CACHED] {
-        // Left by the one before.
-        std::fs::remove_file(socket(run, name)).ok();
-    }
-    let mut command = Command::new(crate::cargo::release_binary("vflashd"));
-    command.arg("--run-dir").arg(run.join("vflash")).arg("--file").arg(manifest);
-    command.args(["--reactors", "1", "--log-level", "warn"]);
-    let mut server = spawn(&mut command)?;
-    for name in [FLASH, CACHED] {
-        wait_for(&socket(run, name), &mut server)?;
-    }
-    Ok(server)
-}
-
-fn vflash(run: &Path, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(crate::cargo::release_binary("vflash"));
-    output(command.arg("--run-dir").arg(run.join("vflash")).args(arguments))
-}
-
 fn manifest_for(pool: &Path, image: &Path) -> String {
     let name = |volume: &'static str| volume.split_once('/').map_or("", |(_, name)| name);
     format!(
@@ -222,11 +188,6 @@ fn manifest_for(pool: &Path, image: &Path) -> String {
         name(CACHED),
         image.display()
     )
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// A bound and whether it was kept.
@@ -249,7 +210,9 @@ fn table(samples: &[Vec<Sample>]) -> String {
             &samples[at * Peer::ALL.len() + index]
         };
         for peer in Peer::ALL {
-            let value = |value: fn(&Sample) -> f64| median(of(peer).iter().map(value).collect());
+            let value = |value: fn(&Sample) -> f64| {
+                median(of(peer).iter().map(value).collect()).unwrap_or(f64::NAN)
+            };
             text += &format!(
                 "| {depth} | {} | {:.1}k/s | {:.0} | {:.0} | {:.2} |\n",
                 peer.name(),
@@ -261,7 +224,7 @@ fn table(samples: &[Vec<Sample>]) -> String {
         }
         let pairs = |peer: Peer, pair: fn(&Sample, &Sample) -> f64| {
             let hits = of(Peer::Hit).iter().zip(of(peer));
-            median(hits.map(|(hit, other)| pair(hit, other)).collect())
+            median(hits.map(|(hit, other)| pair(hit, other)).collect()).unwrap_or(f64::NAN)
         };
         if *depth == 32 {
             let rate = pairs(Peer::Raw, |hit, raw| hit.rate / raw.rate);

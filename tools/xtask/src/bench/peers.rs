@@ -11,7 +11,9 @@ use super::cells::{Cell, Medium, Peer, Sample};
 use super::goals::Idle;
 use super::pages::Pages;
 use super::place::Place;
-use super::servers::{Server, client, fio, spawn, start_storage_daemon, text, wait_for};
+use super::servers::{
+    Server, client, fio, start_storage_daemon, start_vflashd, text, volume_socket,
+};
 use crate::scratch::Scratch;
 
 const FILE_BYTES: u64 = 4 << 30;
@@ -39,12 +41,12 @@ impl Peers {
         crate::cargo::build_release()?;
         eprintln!("writing a file of 4 GiB");
         let (data, run) = (scratch.data.path().to_owned(), scratch.run.path().to_owned());
-        let vflashd = start_vflashd(&data, &run)?;
-        client(&["fill", "--socket", &text(&run.join("vflash/bench/file.sock"))])?;
+        let vflashd = start(&data, &run)?;
+        client(&["fill", "--socket", &text(&volume_socket(&run, "bench/file"))])?;
         vflashd.stop()?;
         let pool = data.join("pool.img");
         let place = Place::of(&pool, "bench/file")?;
-        let vflashd = start_vflashd(&data, &run)?;
+        let vflashd = start(&data, &run)?;
         // vflashd holds the lock. Both read and write the volume's bytes alone.
         let file = format!(
             "driver=file,filename={},locking=off,aio=io_uring,cache.direct=on",
@@ -59,7 +61,7 @@ impl Peers {
     fn socket(&self, peer: Peer, medium: Medium) -> PathBuf {
         let name = if medium == Medium::Null { "null" } else { "file" };
         match peer {
-            Peer::Vflash => self.run.join(format!("vflash/bench/{name}.sock")),
+            Peer::Vflash => volume_socket(&self.run, &format!("bench/{name}")),
             _ => self.run.join(format!("qsd-{name}.sock")),
         }
     }
@@ -155,7 +157,7 @@ impl Peers {
         let pid = self.vflashd.0.id().to_string();
         let runtime = seconds.to_string();
         let sockets: Vec<String> = (0..IDLE_DEVICES)
-            .map(|index| text(&self.run.join(format!("vflash/idle/v{index}.sock"))))
+            .map(|index| text(&volume_socket(&self.run, &format!("idle/v{index}"))))
             .collect();
         let mut arguments = vec!["idle", "--server-pid", &pid, "--runtime", &runtime];
         arguments.extend(sockets.iter().map(String::as_str));
@@ -198,17 +200,12 @@ impl Peers {
     }
 }
 
-fn start_vflashd(data: &Path, run: &Path) -> Result<Server> {
-    let (manifest, run) = (data.join("bench.yaml"), run.join("vflash"));
+/// With the volumes of [`manifest_for`].
+fn start(data: &Path, run: &Path) -> Result<Server> {
+    let manifest = data.join("bench.yaml");
     std::fs::write(&manifest, manifest_for(&data.join("pool.img")))?;
-    let mut command = Command::new(crate::cargo::release_binary("vflashd"));
-    command.arg("--run-dir").arg(&run).arg("--file").arg(&manifest);
-    command.args(["--reactors", "1", "--log-level", "warn"]);
-    let mut server = spawn(&mut command)?;
-    for name in ["bench/file", "bench/null", &format!("idle/v{}", IDLE_DEVICES - 1)] {
-        wait_for(&run.join(format!("{name}.sock")), &mut server)?;
-    }
-    Ok(server)
+    let last = format!("idle/v{}", IDLE_DEVICES - 1);
+    start_vflashd(run, &manifest, &["bench/file", "bench/null", &last])
 }
 
 /// One volume on a file, one on nothing, and a hundred that stay idle.

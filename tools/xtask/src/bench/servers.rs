@@ -1,12 +1,12 @@
 //! Servers under measurement, and fio.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use vflash_guest::process::die_with_parent;
+use vflash_guest::process::{die_with_parent, output};
 
 use super::pages::Pages;
 use super::place::Place;
@@ -58,6 +58,40 @@ pub(super) fn start_storage_daemon(socket: &Path, disk: &str) -> Result<Server> 
     let mut server = spawn(&mut command)?;
     wait_for(socket, &mut server)?;
     Ok(server)
+}
+
+/// The vhost-user socket of a volume of [`start_vflashd`]'s daemon.
+pub(super) fn volume_socket(run: &Path, volume: &str) -> PathBuf {
+    run.join("vflash").join(format!("{volume}.sock"))
+}
+
+/// vflashd with one reactor, once it serves these volumes of the manifest.
+pub(super) fn start_vflashd(run: &Path, manifest: &Path, volumes: &[&str]) -> Result<Server> {
+    for volume in volumes {
+        // Left by the one before.
+        std::fs::remove_file(volume_socket(run, volume)).ok();
+    }
+    let mut command = Command::new(crate::cargo::release_binary("vflashd"));
+    command.arg("--run-dir").arg(run.join("vflash")).arg("--file").arg(manifest);
+    command.args(["--reactors", "1", "--log-level", "warn"]);
+    let mut server = spawn(&mut command)?;
+    for volume in volumes {
+        wait_for(&volume_socket(run, volume), &mut server)?;
+    }
+    Ok(server)
+}
+
+/// What the command line prints when asked about that daemon.
+pub(super) fn vflash(run: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(crate::cargo::release_binary("vflash"));
+    output(command.arg("--run-dir").arg(run.join("vflash")).args(arguments))
+}
+
+/// A pool in a file of which every byte has been written.
+pub(super) fn create_written_pool(run: &Path, pool: &Path, size: &str) -> Result<()> {
+    let pool = text(pool);
+    let command = ["pool", "create", "drive", &pool, "--size", size, "--preallocate", "written"];
+    vflash(run, &command).map(|_| ())
 }
 
 pub(super) fn wait_for(socket: &Path, server: &mut Server) -> Result<()> {
