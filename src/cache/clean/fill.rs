@@ -20,6 +20,9 @@ const FILLS_MAX: usize = 64;
 /// Of them moves: the rest is for fills.
 const MOVES_MAX: usize = 32;
 
+/// Blocks that go for one slot at most: the slab of one may be leaving itself.
+const VICTIMS_MAX: usize = 4;
+
 /// So many writes that failed one after the other, and nothing is filled any more.
 const FAILURES_MAX: u32 = 8;
 
@@ -94,11 +97,13 @@ impl Core {
             self.clean.slabs.begin(segment);
             return self.clean.slabs.take();
         }
-        let (policy, mut marks) = self.policy();
-        let block = policy.reclaim(&mut marks)?;
-        marks.index.drop_block(block);
-        self.tidy_slots();
-        self.clean.slabs.take()
+        (0..VICTIMS_MAX).find_map(|_| {
+            let (policy, mut marks) = self.policy();
+            let block = policy.reclaim(&mut marks)?;
+            marks.index.drop_block(block);
+            self.tidy_slots();
+            self.clean.slabs.take()
+        })
     }
 
     fn fill(&mut self, block: u64, what: What, at: SlotAt) -> u32 {
@@ -139,7 +144,12 @@ impl Core {
         if clean.fills.len() - clean.spare.len() >= MOVES_MAX {
             return Moving::Later;
         }
-        let Some(at) = self.clean.slabs.take() else { return Moving::Never };
+        let Some(at) = self.slot() else { return Moving::Never };
+        if self.index.whole(block) != Some(from) {
+            // Its was the least of all.
+            self.clean.slabs.free(at);
+            return Moving::Never;
+        }
         let number = self.fill(block, What::Move { from, read: false }, at);
         self.submit_fill(number, io);
         Moving::Begun

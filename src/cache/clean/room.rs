@@ -129,7 +129,7 @@ impl Core {
     /// Goes on with emptying a slab, or begins with one, if the log needs segments.
     fn empty(&mut self, io: &mut dyn Io) {
         let (free, reserve) = (self.segments.counts().free, reserve(self.shape));
-        let hurry = free <= reserve / 4;
+        let hurry = self.journal.stalled || free < reserve / 4;
         let leaver = if self.segments.leaving() > 0 { self.clean.slabs.leaver() } else { None };
         if self.clean.leaving.is_none() && (leaver.is_some() || self.is_scarce()) {
             let victim = leaver.or_else(|| self.clean.slabs.victim(free <= reserve / 2));
