@@ -43,12 +43,16 @@ pub enum Bug {
     DirtyEvicted,
     /// Slot tables of another epoch count.
     OtherEpoch,
+    /// A step of a consistency group is committed before every disk of it has prepared its group.
+    CommittedUnprepared,
+    /// A disk of a consistency group applies its group before the step is committed.
+    AppliedUncommitted,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
 }
 
 impl Bug {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -68,6 +72,8 @@ impl Bug {
         Self::StaleClean,
         Self::DirtyEvicted,
         Self::OtherEpoch,
+        Self::CommittedUnprepared,
+        Self::AppliedUncommitted,
         Self::StaleRead,
     ];
 }

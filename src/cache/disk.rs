@@ -5,8 +5,9 @@
 //! room, and room lets parked writes go on.
 
 use super::around::Arounds;
-use super::change::Changing;
+use super::change::{Changing, Goal};
 use super::clean::Clean;
+use super::consistency::Member;
 use super::core::{Core, FencePolicy, Token};
 use super::curve::{Sampler, blocks_of};
 use super::drain::{
@@ -98,8 +99,8 @@ pub struct CachedDisk {
     marks: Vec<(String, u64, Reply<Result<u64>>)>,
     named: Vec<(String, Reply<Result<u64>>)>,
     checkpoints: Vec<Reply<Result<()>>>,
-    /// Wait until the log is durable that far.
-    drains: Vec<(u64, bool, DrainReply)>,
+    /// Exactly where to, or all; wait until the log is durable that far.
+    drains: Vec<(Option<u64>, u64, bool, DrainReply)>,
     urgent: bool,
     closed: bool,
     gauges_at: Option<Nanos>,
@@ -136,6 +137,10 @@ impl DrainHost for Host<'_> {
 
     fn log(&self, cursor: LogCursor) -> LogStretch {
         self.core.segments.stretch(cursor)
+    }
+
+    fn frontier(&self) -> u64 {
+        self.core.journal.frontier()
     }
 
     fn place(&self, offset: u64, length: u64) -> (u64, u64) {
@@ -231,6 +236,12 @@ impl CachedDisk {
         }
     }
 
+    /// The disk is a member of a consistency group from now on; it is not served yet.
+    pub fn join(&mut self, member: Member) {
+        self.core.journal.numbers = Some(member.numbers());
+        self.drainer.join(member);
+    }
+
     pub fn status(&self) -> Arc<CacheStatus> {
         self.core.status.clone()
     }
@@ -297,7 +308,7 @@ impl CachedDisk {
         }
         let bytes = std::mem::take(&mut news.bytes);
         let won = self.core.journal.durable_through;
-        if won > self.drainer.points().head() {
+        if won > self.drainer.newest() {
             let (drainer, mut host) = self.split(io);
             drainer.committed(won, bytes, &mut host);
         }
@@ -423,10 +434,10 @@ impl CachedDisk {
             CacheMessage::Drain { to, hold, reply } => {
                 // Only what is durable in the log can be drained.
                 let journal = &mut self.core.journal;
-                let to = to.unwrap_or(journal.counted_won);
-                let ahead = to > journal.durable_through && to <= journal.counted_won;
+                let covers = to.unwrap_or(journal.counted_won);
+                let ahead = covers > journal.durable_through && covers <= journal.counted_won;
                 journal.flush_wanted |= ahead;
-                self.drains.push((to, hold, reply));
+                self.drains.push((to, covers, hold, reply));
                 self.begin_drains(io);
             }
             CacheMessage::LetGo => {
@@ -441,7 +452,7 @@ impl CachedDisk {
                     self.core.write_root(RootWish::Checkpoint, io);
                 }
             }
-            CacheMessage::SetMode { mode, reply } => self.begin_mode(mode, reply),
+            CacheMessage::SetMode { mode, reply } => self.begin_change(Goal::Mode(mode), reply),
             CacheMessage::SetDrainMode { mode } => self.drainer.set_mode(mode),
             CacheMessage::SetDurability { strong } => {
                 self.options.strong = strong;
@@ -456,7 +467,12 @@ impl CachedDisk {
             CacheMessage::Shrink { size_bytes, reply } => self.begin_shrink(size_bytes, reply),
             CacheMessage::Shrunk => self.resizing = None,
             CacheMessage::SetBackingTimeout { limit } => self.core.patience.limit = limit,
-            CacheMessage::Close { reply } => self.begin_close(reply),
+            CacheMessage::Close { reply } => self.begin_change(Goal::Close, reply),
+            CacheMessage::Leave { reply } => self.begin_change(Goal::Leave, reply),
+            CacheMessage::Wake => {
+                let (drainer, mut host) = self.split(io);
+                drainer.timer(&mut host);
+            }
             CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
                 self.gauge(io.now());
@@ -467,14 +483,14 @@ impl CachedDisk {
 
     /// Gives the drainer what it can do now.
     fn begin_drains(&mut self, io: &mut dyn Io) {
-        for (to, hold, reply) in std::mem::take(&mut self.drains) {
+        for (to, covers, hold, reply) in std::mem::take(&mut self.drains) {
             let journal = &self.core.journal;
-            if to > journal.durable_through && to <= journal.counted_won {
-                self.drains.push((to, hold, reply));
+            if covers > journal.durable_through && covers <= journal.counted_won {
+                self.drains.push((to, covers, hold, reply));
                 continue;
             }
             let (drainer, mut host) = self.split(io);
-            drainer.drain(Some(to), hold, reply, &mut host);
+            drainer.drain(to, hold, reply, &mut host);
         }
     }
 
@@ -600,6 +616,10 @@ impl Volume for CachedDisk {
 impl CachedDisk {
     pub(super) fn parts(&mut self) -> (&mut Core, &mut Option<Changing>, &mut bool) {
         (&mut self.core, &mut self.changing, &mut self.closed)
+    }
+
+    pub(super) fn member(&self) -> Option<&Member> {
+        self.drainer.member()
     }
 
     /// A mode change or the detach is under way, or was carried out.

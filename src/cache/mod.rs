@@ -3,13 +3,14 @@
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
 //! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `rewrite`, `read`,
-//! `around`, `patience`, `clean`, `roots`, [`drain`], `change`, `resize`, [`disk`]. Beside them
-//! [`policy`], what is worth keeping on flash, and [`curve`], what more or less of it would bring:
-//! pure.
+//! `around`, `patience`, `clean`, `roots`, [`drain`], [`consistency`], `numbers`, `change`,
+//! `resize`, [`disk`]. Beside them [`policy`], what is worth keeping on flash, and [`curve`], what
+//! more or less of it would bring: pure.
 
 mod around;
 mod change;
 mod clean;
+pub mod consistency;
 mod core;
 mod cursor;
 pub mod curve;
@@ -26,6 +27,7 @@ pub mod memory;
 mod merge;
 pub mod message;
 pub mod model;
+mod numbers;
 pub mod order;
 mod patience;
 pub mod place;

@@ -23,8 +23,15 @@ const PLANTED: &str = "VFLASH_PLANTED";
 const SUITE: &str = "crash suite: ";
 
 /// The suites of the cached disk.
-const PROGRAMS: [&str; 6] =
-    ["cache_crash", "cache_drain", "cache_media", "cache_modes", "cache_resize", "cache_clean"];
+const PROGRAMS: [&str; 7] = [
+    "cache_crash",
+    "cache_drain",
+    "cache_media",
+    "cache_modes",
+    "cache_resize",
+    "cache_consistency",
+    "cache_clean",
+];
 
 /// States that the suites of the cached disk visit in CI at least.
 const STATES_MIN: u64 = 100_000;
@@ -91,6 +98,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const FLASH_LOST: &str = "flash_lost_at_any_write_of_a_drain_leaves_a_past_point";
     const OUTAGES: &str = "an_outage_of_the_shared_storage_costs_time_and_nothing_else";
     const DAMAGE: &str = "damage_is_found_or_harmless_and_never_served";
+    const TOGETHER: &str = "without_the_flash_no_disk_is_ahead_of_another";
     const ORDER: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
     const MODEL: &str = "every_request_agrees_with_the_model";
     const COLD: &str = "a_restart_after_writes_past_the_log_is_cold";
@@ -114,6 +122,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::WrongHalf => ("cache_media", MODEL),
         Bug::StaleClean | Bug::DirtyEvicted => ("cache_clean", STALE),
         Bug::OtherEpoch => ("cache_clean", COLD),
+        Bug::CommittedUnprepared | Bug::AppliedUncommitted => ("cache_consistency", TOGETHER),
         Bug::StaleRead => ("shared", ORDER),
     }
 }
