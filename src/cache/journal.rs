@@ -360,28 +360,6 @@ impl Core {
         self.flush_if_due(io);
     }
 
-    /// When writes wait for space, an open segment that is all drained is of no use.
-    fn close_drained(&mut self, io: &mut dyn Io) {
-        let waits = !self.journal.pending.is_empty() && self.journal.order.is_empty();
-        let Some(filling) = self.journal.filling.back().filter(|_| waits) else { return };
-        let segment = self.segments.get(filling.segment);
-        if !filling.full && segment.last_won <= self.drained && segment.end > 0 {
-            self.close_filling(io);
-        }
-    }
-
-    /// Appends no more to the open segment, if there is one.
-    pub(super) fn close_filling(&mut self, io: &mut dyn Io) {
-        let Some(filling) = self.journal.filling.back_mut().filter(|last| !last.full) else {
-            return;
-        };
-        filling.full = true;
-        self.segments.close(filling.segment);
-        // Before it can be given to somebody else.
-        self.write_summaries(io);
-        self.segments.drained(self.drained);
-    }
-
     /// Chooses the records of the next batch.
     fn plan(&mut self) -> Planned {
         let shape = self.shape;

@@ -147,6 +147,28 @@ impl Core {
         self.flush_if_due(io);
     }
 
+    /// When writes wait for space, an open segment that is all drained is of no use.
+    pub(super) fn close_drained(&mut self, io: &mut dyn Io) {
+        let waits = !self.journal.pending.is_empty() && self.journal.order.is_empty();
+        let Some(filling) = self.journal.filling.back().filter(|_| waits) else { return };
+        let segment = self.segments.get(filling.segment);
+        if !filling.full && segment.last_won <= self.drained && segment.end > 0 {
+            self.close_filling(io);
+        }
+    }
+
+    /// Appends no more to the open segment, if there is one.
+    pub(super) fn close_filling(&mut self, io: &mut dyn Io) {
+        let Some(filling) = self.journal.filling.back_mut().filter(|last| !last.full) else {
+            return;
+        };
+        filling.full = true;
+        self.segments.close(filling.segment);
+        // Before it can be given to somebody else.
+        self.write_summaries(io);
+        self.segments.drained(self.drained);
+    }
+
     /// Writes the summaries of segments that are full and durable.
     pub(super) fn write_summaries(&mut self, io: &mut dyn Io) {
         while let Some(first) = self.journal.filling.front() {

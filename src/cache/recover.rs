@@ -186,8 +186,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     // If the newest of what was drained is missing, what is there may be older than the backing.
     let newest_drained = if options.shared { scan.drained_through } else { drained };
     let is_newest = scan.last_won >= newest_drained;
-    let trusted = is_newest && !options.cold;
-    let slabs = load::trusted(medium, &mut scan, trusted);
+    let slabs = load::trusted(medium, &mut scan, is_newest && !options.cold);
     slabs.iter().for_each(|slab| loaded.slab(slab));
     if is_newest {
         scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
