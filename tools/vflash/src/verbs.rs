@@ -126,7 +126,18 @@ pub(crate) fn describe(client: &Client, format: Format, object: &str) -> Result<
         let volume: Volume = client.get(&volume_path(object)?)?;
         print(format, &volume, tables::volume)
     } else {
-        let pool: Pool = client.get(&pool_path(object)?)?;
+        let pool: Result<Pool> = client.get(&pool_path(object)?);
+        let pool = pool.map_err(|failure| match failure.code {
+            ErrorCode::NotFound => {
+                let text = format!(
+                    "{}; a volume is named VM/VOLUME, and `vflash get volumes {object}` lists \
+                     those of a VM",
+                    failure.message
+                );
+                Failure { message: text, ..failure }
+            }
+            _ => failure,
+        })?;
         print(format, &pool, tables::pool)
     }
 }
