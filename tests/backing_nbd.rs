@@ -286,6 +286,7 @@ fn claim() -> Claim {
         adopt: false,
         group_bytes_max: None,
         new_disk: [7; 16],
+        roster: Default::default(),
         now_ms: 1,
     }
 }

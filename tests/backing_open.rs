@@ -89,6 +89,7 @@ fn claim(allocation: u8) -> Claim {
         adopt: false,
         group_bytes_max: Some(MIB),
         new_disk: [7; 16],
+        roster: Default::default(),
         now_ms: 1_000_000,
     }
 }
@@ -111,8 +112,13 @@ fn commit_group(backing: &mut Backing, stamp: &Stamp, number: u64, byte: u8) {
     let data = vec![byte; 4096];
     let at = group.data(0, &data);
     let to = 10 * number;
-    let finished =
-        group.finish(Span { from: to - 10, to, point_ms: 5000, dirty_bytes: 4096, part: false });
+    let finished = group.finish(Span {
+        from: to - 10,
+        to,
+        point_ms: 5000,
+        dirty_bytes: 4096,
+        ..Span::default()
+    });
     let (_, sidecar) = backing.disks();
     let sidecar = sidecar.expect("a sidecar");
     sidecar.write_copies(&[at], &data).unwrap();
@@ -168,7 +174,7 @@ fn a_committed_group_is_finished_by_the_next_opening() {
     assert_eq!((applied.header.id.number, applied.bytes), (1, 4096));
     assert_eq!(std::fs::read(place.disk()).unwrap()[..4097], [&[0x11; 4096][..], &[0]].concat());
     assert_eq!(claimed.next_group, 2);
-    assert_eq!(claimed.stamp.expect("a stamp").point, Point { won: 10, time_ms: 5000 });
+    assert_eq!(claimed.stamp.expect("a stamp").point, Point { won: 10, time_ms: 5000, others: 0 });
 }
 
 #[test]

@@ -12,7 +12,7 @@ use vflash::manifest::{
 };
 
 /// What `vflash diff` prints for each file on a host that has an empty drive and no pool.
-const DIFFS: [(&str, &str); 9] = [
+const DIFFS: [(&str, &str); 10] = [
     (
         "demo.yaml",
         "+ pool demo: create on MANIFESTS/demo.pool, a file of 2GiB\n\
@@ -61,6 +61,14 @@ const DIFFS: [(&str, &str); 9] = [
         "+ pool cached-demo: create on MANIFESTS/cached-demo.pool, a file of 1GiB\n\
          + volume demo/shared: MANIFESTS/shared.raw cached in 512MiB on cached-demo\n\
          2 to create, 0 to change, 0 to delete.\n",
+    ),
+    (
+        "consistency-group.yaml",
+        "+ pool nvme0: create on /dev/disk/by-id/nvme-EXAMPLE_SERIAL\n\
+         + volume db-1/log: /mnt/nfs/db-1-log.raw cached in 16GiB on nvme0, consistencyGroup db-1\n\
+         + volume db-1/tables: /mnt/nfs/db-1-tables.raw cached in 64GiB on nvme0, consistencyGroup \
+         db-1\n\
+         3 to create, 0 to change, 0 to delete.\n",
     ),
     (
         "shared.yaml",

@@ -3,6 +3,7 @@
 
 use super::identity::Identity;
 use super::recover::Standing;
+use super::roster::Roster;
 use super::stamp::{DrainMode, Owner, Point, Stamp, State};
 use crate::base::clock::utc;
 use crate::base::units::Bytes;
@@ -39,6 +40,8 @@ pub struct Claim {
     pub group_bytes_max: Option<u64>,
     /// UUID of the disk, if a stamp is made.
     pub new_disk: [u8; 16],
+    /// The consistency group that it is in from now on.
+    pub roster: Roster,
     /// Milliseconds of the Unix epoch.
     pub now_ms: u64,
 }
@@ -249,6 +252,7 @@ pub(super) fn claimed(
         identity: found,
         state: if flash_dirty { State::Dirty } else { claim.state },
         drain: claim.drain,
+        roster: claim.roster.clone(),
         dirty_bytes: if mine { before.dirty_bytes } else { 0 },
         oldest_dirty_ms: if mine { before.oldest_dirty_ms } else { 0 },
         ..before.next(claim.now_ms)
@@ -274,6 +278,8 @@ fn unclaimed(claim: &Claim, found: Identity) -> Stamp {
         oldest_dirty_ms: 0,
         retired_group: 0,
         group_bytes_max: claim.group_bytes_max.unwrap_or_else(group_bytes),
+        committed_step: 0,
+        roster: Roster::default(),
     }
 }
 

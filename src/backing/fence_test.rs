@@ -9,6 +9,7 @@ fn standing(stamp: Stamp) -> Standing {
     Standing {
         point: stamp.point,
         part: false,
+        doubt: None,
         dirty_bytes: stamp.dirty_bytes,
         next_group: 10,
         live: None,
@@ -33,6 +34,7 @@ fn mine() -> Claim {
         adopt: false,
         group_bytes_max: None,
         new_disk: [9; 16],
+        roster: stamp().roster,
         now_ms: 1_767_225_700_000,
     }
 }

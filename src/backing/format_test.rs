@@ -4,9 +4,11 @@
 use super::group::GroupWriter;
 use super::identity::{Identity, Kind};
 use super::redo::*;
+use super::roster::{Peer, Roster};
 use super::stamp::*;
 use crate::base::byte_table::{assert_documented, number};
 use crate::base::checksum::{content, crc32c};
+use crate::base::limits::CONSISTENCY_GROUP_MAX;
 use crate::base::units::MIB;
 use std::time::{Duration, Instant};
 
@@ -33,11 +35,21 @@ pub(super) fn stamp() -> Stamp {
         },
         state: State::Dirty,
         drain: DrainMode::Grouped,
-        point: Point { won: 100, time_ms: 1_767_225_598_000 },
+        point: Point { won: 100, time_ms: 1_767_225_598_000, others: 3 },
         dirty_bytes: 12 * MIB,
         oldest_dirty_ms: 1_767_225_590_000,
         retired_group: 8,
         group_bytes_max: 2 * MIB,
+        committed_step: 5 << 32 | 9,
+        roster: Roster { name: "db".into(), members: vec![peer("log"), peer("root")] },
+    }
+}
+
+fn peer(name: &str) -> Peer {
+    Peer {
+        volume: format!("web-1/{name}"),
+        backing: format!("/mnt/{name}.raw"),
+        sidecar: format!("/mnt/{name}.raw.vflash"),
     }
 }
 
@@ -47,11 +59,12 @@ fn id() -> GroupId {
 
 fn group() -> super::group::Finished {
     let mut writer = GroupWriter::new(Layout::new(2 * MIB), id());
+    writer.set_step(StepId::of_leader(id()));
     writer.data(3, &[5; 1024]);
     writer.zero(8, 1 << 20);
     writer.discard((1 << 20) + 8, 1);
     writer.data(1 << 21, &[6; 512]);
-    let span = Span { from: 100, to: 120, point_ms: 77, dirty_bytes: 88, part: true };
+    let span = Span { from: 100, to: 120, point_ms: 77, dirty_bytes: 88, part: true, others: 4 };
     writer.finish(span)
 }
 
@@ -72,7 +85,7 @@ fn stamps_are_written_as_the_layout_says() {
     for (name, value) in [
         ("magic", u64::from_le_bytes(*STAMP_MAGIC)),
         ("version", 1),
-        ("features", 0),
+        ("features", 1),
         ("sequence", 41),
         ("owner epoch", 5),
         ("owned since", 1_767_225_599_001),
@@ -89,6 +102,10 @@ fn stamps_are_written_as_the_layout_says() {
         ("oldest dirty", 1_767_225_590_000),
         ("retired group", 8),
         ("group bytes", 2 * MIB),
+        ("committed step", 5 << 32 | 9),
+        ("consistency group bytes", 2),
+        ("members", 2),
+        ("others", 3),
         ("first epoch", 4),
         ("host name bytes", 5),
         ("volume bytes", 10),
@@ -112,7 +129,7 @@ fn groups_are_written_as_the_layout_says() {
     for (name, value) in [
         ("magic", u64::from_le_bytes(*REDO_MAGIC)),
         ("version", 1),
-        ("features", 0),
+        ("features", 1),
         ("owner epoch", 5),
         ("number", 9),
         ("from", 100),
@@ -123,6 +140,8 @@ fn groups_are_written_as_the_layout_says() {
         ("entries", 4),
         ("data bytes", 1536),
         ("table checksum", crc32c(id().salt(), &group.table[..128]).into()),
+        ("step", 5 << 32 | 9),
+        ("others", 4),
         ("checksum", crc32c(0, &header[..508]).into()),
     ] {
         assert_eq!(number(HEADER_LAYOUT, name, header), value, "{name}");
@@ -206,7 +225,7 @@ fn every_changed_bit_is_found() {
 #[test]
 fn newer_versions_and_unknown_features_are_told_from_damage() {
     let layout = Layout::new(2 * MIB);
-    for (at, version, features) in [(8, 2, 0), (12, 1, 2)] {
+    for (at, version, features) in [(8, 2, 1), (12, 1, 2)] {
         let mut bytes = stamp().encode();
         bytes[at] = 2;
         seal(&mut bytes, 4092);
@@ -220,6 +239,46 @@ fn newer_versions_and_unknown_features_are_told_from_damage() {
     assert_eq!(Stamp::decode(&[0; 4096]), StampBlock::Empty);
     assert_eq!(Stamp::decode(&[9; 4096]), StampBlock::Foreign);
     assert_eq!(GroupHeader::decode(&[0; 4096], &layout), HeaderBlock::Empty);
+}
+
+/// What belongs to a consistency group has the feature, so that a build from before there were any
+/// refuses it; all else has none, so that such a build reads it.
+#[test]
+fn only_what_belongs_to_a_consistency_group_has_its_feature() {
+    let mut plain = stamp();
+    (plain.committed_step, plain.roster, plain.point.others) = (0, Roster::default(), 0);
+    let features = |stamp: &Stamp| number(STAMP_LAYOUT, "features", &stamp.encode());
+    assert_eq!(features(&plain), 0);
+    assert!(plain.encode()[392..4092].iter().all(|byte| *byte == 0), "reserved in those builds");
+    let (led, point) = (Stamp { committed_step: 7, ..plain.clone() }, plain.point);
+    let roster = Stamp { roster: stamp().roster, ..plain.clone() };
+    let others = Stamp { point: Point { others: 1, ..point }, ..plain.clone() };
+    assert_eq!([led, roster, others].map(|stamp| features(&stamp)), [1; 3]);
+    let step = Some(StepId::of_leader(id()));
+    let header = |step, others| {
+        let header = group().header;
+        let span = Span { others, ..header.span };
+        let block = GroupHeader { step, span, ..header }.encode();
+        number(HEADER_LAYOUT, "features", &block)
+    };
+    assert_eq!([header(None, 0), header(step, 0), header(None, 1), header(step, 1)], [0, 1, 1, 1]);
+}
+
+#[test]
+fn a_point_has_no_more_numbers_of_others_than_there_are() {
+    let layout = Layout::new(2 * MIB);
+    let (mut stamp, mut group) = (stamp().encode(), group().header_block);
+    for (others, sound) in [(100_u64, true), (101, false), (u64::MAX, false)] {
+        stamp[4084..4092].copy_from_slice(&others.to_le_bytes());
+        seal(&mut stamp, 4092);
+        assert_eq!(matches!(Stamp::decode(&stamp), StampBlock::Valid(_)), sound, "{others}");
+    }
+    for (others, sound) in [(120_u64, true), (121, false), (u64::MAX, false)] {
+        group[124..132].copy_from_slice(&others.to_le_bytes());
+        seal(&mut group, 508);
+        let valid = matches!(GroupHeader::decode(&group, &layout), HeaderBlock::Valid(_));
+        assert_eq!(valid, sound, "{others}");
+    }
 }
 
 fn seal(bytes: &mut [u8], at: usize) {
@@ -253,18 +312,21 @@ fn fuzz_mutated_stamps_and_groups_never_panic_and_what_passes_is_sound() {
     let begun = Instant::now();
     while begun.elapsed() < fuzz_duration() {
         let mut bytes = stamp().encode();
-        mutate(&mut random, &mut bytes[16..400]);
+        let fields = if random.bool() { 16..400 } else { 392..4092 };
+        mutate(&mut random, &mut bytes[fields]);
         seal(&mut bytes, 4092);
         if let StampBlock::Valid(stamp) = Stamp::decode(&bytes) {
             assert!(Layout::new(stamp.group_bytes_max).sidecar_bytes() < 3 << 30);
             assert!(stamp.sequence <= NUMBER_MAX && stamp.first_epoch <= stamp.owner_epoch);
+            assert!(stamp.point.others <= stamp.point.won && stamp.committed_step <= NUMBER_MAX);
+            assert!(stamp.roster.members.len() <= CONSISTENCY_GROUP_MAX);
             passed += 1;
         }
         let group = group();
         let mut header = group.header_block.clone();
         let mut table = group.table.clone();
         if random.bool() {
-            mutate(&mut random, &mut header[16..100]);
+            mutate(&mut random, &mut header[16..132]);
         }
         mutate(&mut random, &mut table[..128]);
         // The table's checksum is made to fit, so that its content is looked at.

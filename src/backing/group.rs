@@ -5,7 +5,8 @@
 //! the group is complete. Table and header come last. Nothing but the table is held here.
 
 use super::redo::{
-    BLOCK_BYTES, Content, ENTRY_BYTES, ENTRY_SECTORS_MAX, Entry, GroupHeader, GroupId, Layout, Span,
+    BLOCK_BYTES, Content, ENTRY_BYTES, ENTRY_SECTORS_MAX, Entry, GroupHeader, GroupId, Layout,
+    Span, StepId,
 };
 use crate::base::checksum::{content, crc32c};
 use crate::base::codec::Writer;
@@ -15,6 +16,7 @@ use crate::base::units::SECTOR_BYTES;
 pub struct GroupWriter {
     layout: Layout,
     id: GroupId,
+    step: Option<StepId>,
     table: Writer,
     entries: u32,
     data_bytes: u64,
@@ -38,7 +40,13 @@ pub struct Finished {
 
 impl GroupWriter {
     pub fn new(layout: Layout, id: GroupId) -> Self {
-        Self { layout, id, table: Writer::new(), entries: 0, data_bytes: 0, end: 0 }
+        let table = Writer::new();
+        Self { layout, id, step: None, table, entries: 0, data_bytes: 0, end: 0 }
+    }
+
+    /// The group is a part of `step`: it counts when that is committed.
+    pub fn set_step(&mut self, step: StepId) {
+        self.step = Some(step);
     }
 
     pub fn id(&self) -> GroupId {
@@ -107,6 +115,7 @@ impl GroupWriter {
         let header = GroupHeader {
             id: self.id,
             span,
+            step: self.step,
             entries: self.entries,
             data_bytes: self.data_bytes,
             table_checksum: crc32c(self.id.salt(), &table),

@@ -2,7 +2,8 @@
 //! and a redo sidecar on the shared storage. README.md has the decisions, FORMAT.md the bytes.
 //!
 //! Reading order: [`spec`] (what a manifest names), [`identity`], [`stamp`] and [`redo`] (what the
-//! sidecar holds), [`group`], [`sidecar`], [`recover`], [`fence`] (who may), [`open`], [`nbd`].
+//! sidecar holds), [`roster`], [`group`], [`sidecar`], [`recover`], [`fence`] (who may), [`open`],
+//! [`together`] (the disks of a consistency group), [`nbd`].
 
 pub mod fence;
 pub mod group;
@@ -11,9 +12,11 @@ pub mod nbd;
 pub mod open;
 pub mod recover;
 pub mod redo;
+pub mod roster;
 pub mod sidecar;
 pub mod spec;
 pub mod stamp;
+pub mod together;
 
 #[cfg(test)]
 mod format_test;

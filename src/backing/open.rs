@@ -9,11 +9,13 @@
 use super::fence::{self, Claim, dirty_words, point_words};
 use super::identity::{Identity, Kind, generation_of_file, generation_of_stamp};
 use super::nbd::{NbdClient, NbdOptions};
-use super::recover::{self, Damage, Progress, RecoverOptions, Recovery, Standing};
+use super::recover::{self, Damage, Progress, RecoverOptions, Recovery, Standing, Word};
 use super::redo::{GROUP_BYTES_MAX, Layout, Span};
+use super::roster::Roster;
 use super::sidecar::{clear_headers, write_stamp};
 use super::spec::Spec;
 use super::stamp::{Owner, Stamp, State};
+use super::together;
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
 use crate::io::disk::{Disk, DiskGeometry, DiskTarget, OpenDisk};
@@ -57,6 +59,8 @@ pub struct Backing {
     nbd: Option<Arc<NbdClient>>,
     sidecar_path: Option<PathBuf>,
     sidecar: Option<Sidecar>,
+    /// Of the leader of its consistency group.
+    word: Option<Word>,
     /// Opened for reading alone.
     reading: bool,
     /// Of a file that was opened for reading.
@@ -152,6 +156,7 @@ impl Backing {
             sidecar,
             reading,
             generation,
+            word: None,
         };
         if backing.sidecar_path.is_none() && !reading && backing.description.writeback {
             backing.description.writeback = false;
@@ -206,10 +211,24 @@ impl Backing {
         (&mut self.blocking, self.sidecar.as_mut().map(|sidecar| &mut sidecar.blocking))
     }
 
+    /// The leader of its consistency group has said this; from now on all that is done here goes
+    /// by it.
+    pub fn believe(&mut self, word: Word) {
+        self.word = Some(word);
+    }
+
+    /// What this disk says as a leader of others, made durable. `None`: it has no stamp.
+    pub fn word(&mut self) -> Result<Option<Word>> {
+        let Some(sidecar) = &mut self.sidecar else { return Ok(None) };
+        let word = together::word_of(&mut sidecar.blocking);
+        word.map_err(|error| error.context(self.named()))
+    }
+
     /// Where the backing is; changes nothing. `None`: it has no stamp.
     pub fn standing(&mut self, damage: Damage) -> Result<Option<Standing>> {
         let Some(sidecar) = &mut self.sidecar else { return Ok(None) };
-        let standing = recover::inspect(&mut sidecar.blocking, damage);
+        let options = RecoverOptions { damage, now_ms: 0, word: self.word };
+        let standing = recover::inspect(&mut sidecar.blocking, options);
         standing.map_err(|error| error.context(self.named()))
     }
 
@@ -254,6 +273,7 @@ impl Backing {
             return Err(Error::new(ErrorKind::Fenced, format!("{named}: {text}")));
         }
         let Some(sidecar) = &mut self.sidecar else { return Ok(None) };
+        let options = RecoverOptions { word: self.word.or(options.word), ..options };
         let mut recovery =
             recover::recover(&mut self.blocking, &mut sidecar.blocking, options, progress)
                 .map_err(|error| error.context(&named))?;
@@ -287,7 +307,7 @@ impl Backing {
         let verdict = fence::judge(claim, &found, standing.as_ref(), &self.words())
             .map_err(|error| error.context(&named))?;
         let unclean = standing.as_ref().is_some_and(|standing| !standing.stamp.is_clean());
-        let options = RecoverOptions { damage, now_ms: claim.now_ms };
+        let options = RecoverOptions { damage, now_ms: claim.now_ms, word: self.word };
         let recovery = self.recover(options, claim.adopt, progress)?;
         let standing = recovery.as_ref().map(|recovery| &recovery.standing);
         let stamp = fence::claimed(claim, verdict, found, standing);
@@ -316,7 +336,9 @@ impl Backing {
         }
         let standing = recover::take_up(&mut sidecar.blocking, Damage::Skip)
             .map_err(|error| error.context(&named))?;
-        let Some(standing) = standing else { return Ok(None) };
+        // A group of a step is finished before anything else: the other disks go by that.
+        let alone = |standing: &Standing| standing.stamp.roster.is_empty();
+        let Some(standing) = standing.filter(alone) else { return Ok(None) };
         let found = &self.description.identity;
         let verdict = fence::judge(claim, found, Some(&standing), &words)
             .map_err(|error| error.context(&named))?;
@@ -404,6 +426,7 @@ impl Backing {
         stamp.state = State::Clean;
         stamp.point = standing.point;
         (stamp.dirty_bytes, stamp.oldest_dirty_ms) = (0, 0);
+        stamp.roster = Roster::default();
         stamp.retired_group = standing.next_group - 1;
         let named = self.named();
         let sidecar = self.sidecar.as_mut().expect("it holds the stamp");

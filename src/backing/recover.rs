@@ -8,7 +8,7 @@
 //! 3. the stamp that retires the group is made durable.
 
 use super::redo::{
-    BLOCK_BYTES, Content, Entry, GroupHeader, HeaderBlock, Layout, TableFault, decode_table,
+    BLOCK_BYTES, Content, Entry, GroupHeader, HeaderBlock, Layout, StepId, TableFault, decode_table,
 };
 use super::sidecar::{Stamps, failed, read_headers, read_stamps, settle, write_stamp};
 use super::stamp::{Point, Stamp};
@@ -35,6 +35,17 @@ pub struct RecoverOptions {
     pub damage: Damage,
     /// For the stamp, in milliseconds of the Unix epoch.
     pub now_ms: u64,
+    /// For a disk of a consistency group whose last redo group is in doubt.
+    pub word: Option<Word>,
+}
+
+/// What the leader of a consistency group says, durable in its stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// UUID of the leader.
+    pub leader: [u8; 16],
+    /// The last step that it has committed.
+    pub committed_step: u64,
 }
 
 /// How far applying a group is.
@@ -69,6 +80,9 @@ pub struct Standing {
     pub next_group: u64,
     /// A whole group that is not retired, in its slot.
     pub live: Option<GroupHeader>,
+    /// A group was written for this step of a consistency group; whether it counts is for another
+    /// disk to say ([`RecoverOptions::word`]). Until then the point is the one before it.
+    pub doubt: Option<StepId>,
     /// Damage and leftovers, in words.
     pub findings: Vec<String>,
 }
@@ -92,17 +106,17 @@ struct Judgement {
 }
 
 /// Tells where a backing is; changes nothing. `None`: the sidecar is empty.
-pub fn inspect(sidecar: &mut Blocking, damage: Damage) -> Result<Option<Standing>> {
+pub fn inspect(sidecar: &mut Blocking, options: RecoverOptions) -> Result<Option<Standing>> {
     let stamps = read_stamps(sidecar)?;
     let Some(stamp) = stamps.newest.clone() else { return Ok(None) };
-    let (standing, _) = examine(sidecar, stamp, damage)?;
+    let (standing, _) = examine(sidecar, stamp, options)?;
     Ok(Some(with_findings(standing, &stamps)))
 }
 
 /// As [`inspect`], for an owner whose log will finish a live group: makes durable what was read, as
 /// must be before the group is applied.
 pub fn take_up(sidecar: &mut Blocking, damage: Damage) -> Result<Option<Standing>> {
-    let standing = inspect(sidecar, damage)?;
+    let standing = inspect(sidecar, RecoverOptions { damage, ..Default::default() })?;
     let stamps = read_stamps(sidecar)?;
     settle(sidecar, &stamps)?;
     Ok(standing)
@@ -110,6 +124,9 @@ pub fn take_up(sidecar: &mut Blocking, damage: Damage) -> Result<Option<Standing
 
 /// Finishes the group that is committed and not retired, if there is one. Both disks must be locked
 /// by the caller and `backing` be the one that the stamp knows. `None`: the sidecar is empty.
+///
+/// # Errors
+/// [`ErrorKind::Busy`]: the group is in doubt, and its leader's word was not given.
 pub fn recover(
     backing: &mut Blocking,
     sidecar: &mut Blocking,
@@ -118,8 +135,11 @@ pub fn recover(
 ) -> Result<Option<Recovery>> {
     let stamps = read_stamps(sidecar)?;
     let Some(stamp) = stamps.newest.clone() else { return Ok(None) };
-    let (standing, live) = examine(sidecar, stamp, options.damage)?;
+    let (standing, live) = examine(sidecar, stamp, options)?;
     let mut standing = with_findings(standing, &stamps);
+    if standing.doubt.is_some() {
+        return Err(in_doubt(&standing.stamp));
+    }
     settle(sidecar, &stamps)?;
     let (Some(header), Some(entries)) = (standing.live, live) else {
         return Ok(Some(Recovery { standing, applied: None }));
@@ -152,7 +172,7 @@ fn with_findings(mut standing: Standing, stamps: &Stamps) -> Standing {
 fn examine(
     sidecar: &mut Blocking,
     stamp: Stamp,
-    damage: Damage,
+    options: RecoverOptions,
 ) -> Result<(Standing, Option<Vec<Entry>>)> {
     let layout = Layout::new(stamp.group_bytes_max);
     let size_bytes = sidecar.geometry().size_bytes;
@@ -165,31 +185,46 @@ fn examine(
     }
     let headers = read_headers(sidecar, &layout)?;
     let Judgement { candidate, before, next_group, mut findings } =
-        judge(&stamp, &headers, damage)?;
+        judge(&stamp, &headers, options.damage)?;
     let mut standing = Standing {
         point: stamp.point,
         part: false,
         dirty_bytes: if stamp.is_clean() { 0 } else { stamp.dirty_bytes },
         next_group,
         live: None,
+        doubt: None,
         findings: Vec::new(),
         stamp,
     };
     let mut live = None;
     if let Some(header) = candidate {
         let sectors = standing.stamp.identity.size_bytes / SECTOR_BYTES;
-        live = read_group(sidecar, &layout, &header, sectors)?;
+        let said = said(&header, &standing.stamp, options.word)?;
+        if said != Said::Dropped {
+            live = read_group(sidecar, &layout, &header, sectors)?;
+        }
+        if said == Said::Committed && live.is_none() && options.damage == Damage::Refuse {
+            return Err(half_a_step(&header, &standing.stamp));
+        }
+        if said == Said::Unknown && live.take().is_some() {
+            standing.doubt = header.step;
+        }
         if live.is_some() {
-            standing.point = Point { won: header.span.to, time_ms: header.span.point_ms };
+            standing.point = header.span.point();
             standing.part = header.span.part;
             standing.dirty_bytes = header.span.dirty_bytes;
             standing.live = Some(header);
         } else {
             // It was being written when its writer died; the group before it is in place (G2).
-            findings.push(format!("group {} was not written whole", header.id.number));
-            standing.point.won = standing.point.won.max(header.span.from);
+            let number = header.id.number;
+            findings.push(match (said, standing.doubt) {
+                (Said::Dropped, _) => format!("group {number} was not committed by its leader"),
+                (_, Some(_)) => format!("group {number} is in doubt: its leader knows"),
+                _ => format!("group {number} was not written whole"),
+            });
+            standing.point = at_least(standing.point, &header);
             if let Some(before) = before {
-                standing.point = Point { won: before.span.to, time_ms: before.span.point_ms };
+                standing.point = before.span.point();
                 standing.part = before.span.part;
                 standing.dirty_bytes = before.span.dirty_bytes;
             }
@@ -197,6 +232,73 @@ fn examine(
     }
     standing.findings = findings;
     Ok((standing, live))
+}
+
+/// The point where the backing is before `group`. Which of its numbers are the disk's own is not
+/// known then, if others have some: the last that is known stays.
+fn at_least(point: Point, group: &GroupHeader) -> Point {
+    let won = point.won.max(group.span.from);
+    let together = group.step.is_some() || point.others > 0;
+    let others = if together { won.saturating_sub(point.own()) } else { 0 };
+    Point { won, others, ..point }
+}
+
+/// Whether a group's step is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    /// It belongs to no step.
+    Alone,
+    Committed,
+    Dropped,
+    Unknown,
+}
+
+/// What the leader says of a group's step: C1.
+fn said(header: &GroupHeader, stamp: &Stamp, word: Option<Word>) -> Result<Said> {
+    let Some(step) = header.step else { return Ok(Said::Alone) };
+    let committed_step = match word.filter(|word| word.leader == step.leader) {
+        _ if step.leader == stamp.disk => stamp.committed_step,
+        Some(word) => word.committed_step,
+        None => return Ok(Said::Unknown),
+    };
+    match committed_step.cmp(&step.number) {
+        std::cmp::Ordering::Less => Ok(Said::Dropped),
+        std::cmp::Ordering::Equal => Ok(Said::Committed),
+        std::cmp::Ordering::Greater => {
+            let text = format!(
+                "redo group {} is of step {} of consistency group `{}`, and the leader has \
+                 committed step {committed_step}: one of the sidecars was rolled back; restore \
+                 all backings and sidecars of the group from the same moment",
+                header.id.number, step.number, stamp.roster.name
+            );
+            Err(Error::new(ErrorKind::Fenced, text))
+        }
+    }
+}
+
+fn in_doubt(stamp: &Stamp) -> Error {
+    let others: Vec<String> = stamp
+        .roster
+        .others(&stamp.owner.volume)
+        .map(|peer| format!("{} (sidecar {})", peer.backing, peer.sidecar))
+        .collect();
+    let text = format!(
+        "its last redo group counts only if all of consistency group `{}` has it, which another \
+         disk of it knows: name them together, {}; nothing was changed",
+        stamp.roster.name,
+        others.join(", ")
+    );
+    Error::new(ErrorKind::Busy, text)
+}
+
+fn half_a_step(header: &GroupHeader, stamp: &Stamp) -> Error {
+    let text = format!(
+        "redo group {} is committed with consistency group `{}` and is damaged; attach the disk on \
+         host {}, whose flash has what it held, or go on without it (`--skip-damaged`), which may \
+         leave a disk that is no point",
+        header.id.number, stamp.roster.name, stamp.owner.host_name
+    );
+    Error::new(ErrorKind::Corrupt, text)
 }
 
 /// Which group counts: the one with the highest number, if it is of this owner and not retired.

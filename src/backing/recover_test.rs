@@ -151,7 +151,7 @@ fn put_data(sidecar: &mut Blocking, offset: u64, pieces: &[(u64, Vec<u8>)]) {
 fn first_stamp() -> Stamp {
     let mut stamp = Stamp { group_bytes_max: MIB, retired_group: 0, ..some_stamp() };
     stamp.identity.size_bytes = BACKING_BYTES;
-    stamp.point = Point { won: 0, time_ms: 1 };
+    stamp.point = Point { time_ms: 1, ..Point::default() };
     stamp
 }
 
@@ -187,7 +187,7 @@ fn drain(seed: u64, groups: u64, detach: bool, plant: Plant) -> Drained {
         let data_offset = writer.data_offset();
         let pieces = fill(&mut random, &mut writer, &mut image);
         let to = point + random.u64(1..50);
-        let span = Span { from: point, to, point_ms: to, dirty_bytes: 0, part: false };
+        let span = Span { from: point, to, point_ms: to, ..Span::default() };
         let Finished { header, table_offset, table, header_offset, header_block } =
             writer.finish(span);
         put_data(&mut sidecar, data_offset, &pieces);
@@ -210,7 +210,7 @@ fn drain(seed: u64, groups: u64, detach: bool, plant: Plant) -> Drained {
         backing.flush().expect("in place");
         let mut stamp = first_stamp().next(9);
         stamp.state = State::Clean;
-        stamp.point = Point { won: point, time_ms: point };
+        stamp.point = Point { won: point, time_ms: point, others: 0 };
         stamp.retired_group = groups;
         write_stamp(&mut sidecar, &stamp).expect("clean");
         // From now on the backing is anybody's.
@@ -374,7 +374,8 @@ fn committed() -> (Pair, BTreeMap<u64, Vec<u8>>) {
 fn recovery_reports_and_a_second_one_finds_nothing_to_do() {
     let (pair, points) = committed();
     let (_, mut sidecar) = pair.blocking();
-    let before = inspect(&mut sidecar, Damage::Refuse).expect("readable").expect("a stamp");
+    let before =
+        inspect(&mut sidecar, RecoverOptions::default()).expect("readable").expect("a stamp");
     assert_eq!(before.live.map(|header| header.id.number), Some(2));
     assert_eq!(before.next_group, 3);
     let recovery = recover_pair(&pair).expect("recovers");
@@ -425,7 +426,7 @@ fn a_failing_disk_fails_recovery_and_the_next_one_finishes() {
 fn refused(pair: &Pair, damage: Damage) -> Error {
     let before = pair.backing.peek(0, BACKING_BYTES as usize);
     let (mut backing, mut sidecar) = pair.blocking();
-    let options = RecoverOptions { damage, now_ms: 1 };
+    let options = RecoverOptions { damage, now_ms: 1, word: None };
     let error = recover(&mut backing, &mut sidecar, options, &mut |_| {}).expect_err("refused");
     assert_eq!(pair.backing.peek(0, BACKING_BYTES as usize), before, "untouched");
     error
@@ -443,7 +444,7 @@ fn a_damaged_header_is_refused_and_passed_over_only_when_told() {
     let text = error.to_string();
     assert!(text.contains("redo slot 0 is damaged: wrong checksum; attach the disk on host alpha"));
     let (mut backing, mut sidecar) = pair.blocking();
-    let options = RecoverOptions { damage: Damage::Skip, now_ms: 1 };
+    let options = RecoverOptions { damage: Damage::Skip, now_ms: 1, word: None };
     let recovery = recover(&mut backing, &mut sidecar, options, &mut |_| {}).expect("passed over");
     let standing = recovery.expect("a stamp").standing;
     assert!(standing.findings.iter().any(|text| text.contains("slot 0 is damaged")));
@@ -505,13 +506,13 @@ fn stamps_survive_one_damaged_copy_and_are_completed() {
     assert_eq!(pair.sidecar.peek(other, 4096), first_stamp().encode());
     let sidecar = SimDisk::new(layout().sidecar_bytes());
     let mut blocking = Blocking::new(Box::new(sidecar.clone()));
-    assert_eq!(inspect(&mut blocking, Damage::Refuse).expect("readable"), None, "empty");
+    assert_eq!(inspect(&mut blocking, RecoverOptions::default()).expect("readable"), None, "empty");
     sidecar.poke(0, b"precious data");
-    let error = inspect(&mut blocking, Damage::Refuse).expect_err("not a sidecar");
+    let error = inspect(&mut blocking, RecoverOptions::default()).expect_err("not a sidecar");
     assert!(error.to_string().contains("this is not a sidecar"), "{error}");
     let mut damaged = first_stamp().encode();
     damaged[100] ^= 1;
     sidecar.poke(0, &damaged);
-    let error = inspect(&mut blocking, Damage::Refuse).expect_err("damaged");
+    let error = inspect(&mut blocking, RecoverOptions::default()).expect_err("damaged");
     assert!(error.to_string().contains("every copy of the owner stamp is damaged"), "{error}");
 }

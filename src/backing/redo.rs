@@ -12,7 +12,7 @@
 
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::stamp::NUMBER_MAX;
+use super::stamp::{NUMBER_MAX, Point};
 #[cfg(test)]
 use crate::base::byte_table::Field;
 use crate::base::checksum::crc32c;
@@ -38,6 +38,10 @@ pub const GROUP_BYTES_DEFAULT: u64 = 32 * MIB;
 /// The smallest and the largest group.
 pub const GROUP_BYTES_MIN: u64 = MIB;
 pub const GROUP_BYTES_MAX: u64 = 1024 * MIB;
+
+/// The group is a part of a step of a consistency group, and counts when its leader says so; or it
+/// leads to a point of one.
+const FEATURE_STEP: u32 = 1;
 
 pub(super) const REDO_MAGIC: &[u8; 8] = b"VFLASHRD";
 
@@ -67,7 +71,10 @@ pub(super) const HEADER_LAYOUT: &[Field] = &[
     (84, 4, "entries"),
     (88, 8, "data bytes"),
     (96, 4, "table checksum"),
-    (100, 408, "reserved"),
+    (100, 16, "leader"),
+    (116, 8, "step"),
+    (124, 8, "others"),
+    (132, 376, "reserved"),
     (508, 4, "checksum"),
 ];
 
@@ -158,6 +165,27 @@ impl GroupId {
     }
 }
 
+/// A step of a consistency group: redo groups of all its disks that count together or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepId {
+    /// UUID of the disk whose stamp says whether the step is committed.
+    pub leader: [u8; 16],
+    /// Grows; never the same twice for one leader.
+    pub number: u64,
+}
+
+/// Bits of a step's number that are the number of the leader's redo group; above them its epoch.
+const STEP_GROUP_BITS: u32 = 32;
+
+impl StepId {
+    /// The step that a redo group of its leader belongs to.
+    pub fn of_leader(id: GroupId) -> Self {
+        let group = id.number & (1_u64 << STEP_GROUP_BITS).wrapping_sub(1);
+        let number = id.owner_epoch.wrapping_shl(STEP_GROUP_BITS) | group;
+        Self { leader: id.disk, number: number & NUMBER_MAX.wrapping_sub(1) }
+    }
+}
+
 /// What a group takes the backing from and to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
@@ -171,6 +199,15 @@ pub struct Span {
     pub dirty_bytes: u64,
     /// The request after `to` is in it as far as there was room: one larger than a group.
     pub part: bool,
+    /// The last so many numbers up to `to` are of other disks of its consistency group.
+    pub others: u64,
+}
+
+impl Span {
+    /// Where the backing is afterwards.
+    pub fn point(&self) -> Point {
+        Point { won: self.to, time_ms: self.point_ms, others: self.others }
+    }
 }
 
 /// A group's header.
@@ -178,6 +215,8 @@ pub struct Span {
 pub struct GroupHeader {
     pub id: GroupId,
     pub span: Span,
+    /// `None`: it counts by itself.
+    pub step: Option<StepId>,
     /// In the table.
     pub entries: u32,
     /// In the data area.
@@ -188,19 +227,23 @@ pub struct GroupHeader {
 /// What a header's sector turned out to be.
 pub type HeaderBlock = SealedBlock<GroupHeader>;
 
-const SEAL: Seal = Seal { magic: REDO_MAGIC, version: REDO_VERSION };
+const SEAL: Seal = Seal { magic: REDO_MAGIC, version: REDO_VERSION, features: FEATURE_STEP };
 
 const FLAG_PART: u32 = 1;
 
 impl GroupHeader {
     /// One block: the header and zeros behind it.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = SEAL.begin();
+        let plain = self.step.is_none() && self.span.others == 0;
+        let mut writer = SEAL.begin_with(if plain { 0 } else { FEATURE_STEP });
         writer.bytes(&self.id.disk);
         writer.u64(self.id.owner_epoch).u64(self.id.number);
         writer.u64(self.span.from).u64(self.span.to).u64(self.span.point_ms);
         writer.u64(self.span.dirty_bytes).u32(if self.span.part { FLAG_PART } else { 0 });
         writer.u32(self.entries).u64(self.data_bytes).u32(self.table_checksum);
+        let none = StepId { leader: [0; 16], number: 0 };
+        let step = self.step.unwrap_or(none);
+        writer.bytes(&step.leader).u64(step.number).u64(self.span.others);
         let mut bytes = seal(writer, HEADER_BYTES, 0);
         bytes.resize(BLOCK_BYTES as usize, 0);
         bytes
@@ -222,12 +265,18 @@ impl GroupHeader {
         let flags = reader.u32()?;
         let (entries, data_bytes) = (reader.u32()?, reader.u64()?);
         let table_checksum = reader.u32()?;
-        if from > to || [to, id.owner_epoch, id.number].iter().any(|one| *one > NUMBER_MAX) {
+        let step = StepId { leader: reader.array()?, number: reader.u64()? };
+        let step = (step.number > 0).then_some(step);
+        let others = reader.u64()?;
+        if from > to
+            || others > to
+            || [to, id.owner_epoch, id.number].iter().any(|one| *one > NUMBER_MAX)
+        {
             return None;
         }
         let part = flags & FLAG_PART != 0;
-        let span = Span { from, to, point_ms, dirty_bytes, part };
-        Some(Self { id, span, entries, data_bytes, table_checksum })
+        let span = Span { from, to, point_ms, dirty_bytes, part, others };
+        Some(Self { id, span, step, entries, data_bytes, table_checksum })
     }
 
     fn fits(&self, layout: &Layout) -> bool {

@@ -6,6 +6,7 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::identity::{Identity, Kind};
+use super::roster::Roster;
 #[cfg(test)]
 use crate::base::byte_table::Field;
 use crate::base::codec::{Reader, Writer};
@@ -19,6 +20,10 @@ pub const STAMP_OFFSETS: [[u64; 2]; 2] = [[0, 32 << 10], [16 << 10, 48 << 10]];
 
 /// The version that this build writes, and the newest that it reads.
 pub const STAMP_VERSION: u32 = 1;
+
+/// Its disk is in a consistency group, or was the leader of one, or is at a point of one: a build
+/// that does not know must not finish its redo groups by themselves.
+const FEATURE_CONSISTENCY: u32 = 1;
 
 pub(super) const STAMP_MAGIC: &[u8; 8] = b"VFLASHST";
 
@@ -60,6 +65,12 @@ pub(super) const STAMP_LAYOUT: &[Field] = &[
     (201, 63, "host name"),
     (264, 1, "volume bytes"),
     (265, 127, "volume"),
+    (392, 8, "committed step"),
+    (400, 1, "consistency group bytes"),
+    (401, 63, "consistency group"),
+    (464, 1, "members"),
+    (465, 3619, "roster"),
+    (4084, 8, "others"),
     (4092, 4, "checksum"),
 ];
 
@@ -104,6 +115,15 @@ pub struct Point {
     pub won: u64,
     /// When that write was acknowledged, in milliseconds of the Unix epoch.
     pub time_ms: u64,
+    /// The last so many numbers up to `won` are of other disks of its consistency group.
+    pub others: u64,
+}
+
+impl Point {
+    /// The last number up to the point that is the disk's own: its log must know that one.
+    pub fn own(&self) -> u64 {
+        self.won.saturating_sub(self.others)
+    }
 }
 
 /// A stamp, decoded. Times are milliseconds of the Unix epoch.
@@ -136,12 +156,17 @@ pub struct Stamp {
     pub retired_group: u64,
     /// From which the places of the redo groups follow ([`super::redo::Layout`]).
     pub group_bytes_max: u64,
+    /// The last step of a consistency group that this disk led and that is committed (C1).
+    pub committed_step: u64,
+    /// The consistency group that the disk is in; empty: none.
+    pub roster: Roster,
 }
 
 /// What a stamp's block turned out to be.
 pub type StampBlock = SealedBlock<Box<Stamp>>;
 
-const SEAL: Seal = Seal { magic: STAMP_MAGIC, version: STAMP_VERSION };
+const SEAL: Seal =
+    Seal { magic: STAMP_MAGIC, version: STAMP_VERSION, features: FEATURE_CONSISTENCY };
 
 impl Stamp {
     /// Where both copies of this stamp go.
@@ -164,7 +189,8 @@ impl Stamp {
 
     /// [`STAMP_BYTES`] bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = SEAL.begin();
+        let plain = self.committed_step == 0 && self.roster.is_empty() && self.point.others == 0;
+        let mut writer = SEAL.begin_with(if plain { 0 } else { FEATURE_CONSISTENCY });
         writer.bytes(&self.disk);
         writer.u64(self.sequence).u64(self.owner_epoch).u64(self.owned_ms).u64(self.stamped_ms);
         writer.bytes(&self.owner.host).bytes(&self.owner.instance).bytes(&self.owner.allocation);
@@ -187,6 +213,9 @@ impl Stamp {
         writer.u64(self.retired_group).u64(self.group_bytes_max).u64(self.first_epoch);
         text(&mut writer, &self.owner.host_name, HOST_NAME_BYTES_MAX);
         text(&mut writer, &self.owner.volume, VOLUME_BYTES_MAX);
+        writer.u64(self.committed_step);
+        self.roster.encode(&mut writer);
+        writer.u64(self.point.others);
         seal(writer, STAMP_BYTES, 0)
     }
 
@@ -217,15 +246,19 @@ impl Stamp {
         };
         let _reserved = reader.u8()?;
         let fingerprint = [reader.u64()?, reader.u64()?];
-        let point = Point { won: reader.u64()?, time_ms: reader.u64()? };
+        let (won, time_ms) = (reader.u64()?, reader.u64()?);
         let (dirty_bytes, oldest_dirty_ms) = (reader.u64()?, reader.u64()?);
         let (retired_group, group_bytes_max) = (reader.u64()?, reader.u64()?);
         let first_epoch = reader.u64()?;
         let host_name = read_text(reader, HOST_NAME_BYTES_MAX)?;
         let volume = read_text(reader, VOLUME_BYTES_MAX)?;
-        let numbers = [sequence, owner_epoch, point.won, retired_group];
+        let committed_step = reader.u64()?;
+        let roster = Roster::decode(reader)?;
+        let point = Point { won, time_ms, others: reader.u64()? };
+        let numbers = [sequence, owner_epoch, point.won, retired_group, committed_step];
         if numbers.iter().any(|number| *number > NUMBER_MAX)
             || first_epoch > owner_epoch
+            || point.others > point.won
             || !block_bytes.is_power_of_two()
             || !super::redo::Layout::is_possible(group_bytes_max)
         {
@@ -247,19 +280,21 @@ impl Stamp {
             oldest_dirty_ms,
             retired_group,
             group_bytes_max,
+            committed_step,
+            roster,
         })
     }
 }
 
 /// A length byte and `room` bytes; a longer text is cut between two characters.
-fn text(writer: &mut Writer, text: &str, room: usize) {
+pub(super) fn text(writer: &mut Writer, text: &str, room: usize) {
     let (kept, _) = text.split_at(text.floor_char_boundary(room));
     writer.u8(kept.len() as u8).bytes(kept.as_bytes());
     let end = writer.len().saturating_add(room.saturating_sub(kept.len()));
     writer.pad_to(end);
 }
 
-fn read_text(reader: &mut Reader<'_>, room: usize) -> Option<String> {
+pub(super) fn read_text(reader: &mut Reader<'_>, room: usize) -> Option<String> {
     let length = usize::from(reader.u8()?);
     String::from_utf8(reader.bytes(room)?.get(..length)?.to_vec()).ok()
 }

@@ -34,3 +34,6 @@ pub const DRAIN_BYTES_SHARED: u64 = 256 << 20;
 
 /// Devices (sockets) of one daemon.
 pub const EXPORTS_MAX: usize = 1024;
+
+/// Disks of one consistency group, as many as an owner stamp can name.
+pub const CONSISTENCY_GROUP_MAX: usize = 16;

@@ -37,12 +37,16 @@ pub enum Bug {
     DiscardForgotten,
     /// A piece that is overwritten in part shows the wrong half.
     WrongHalf,
+    /// A step of a consistency group is committed before every disk of it has prepared its group.
+    CommittedUnprepared,
+    /// A disk of a consistency group applies its group before the step is committed.
+    AppliedUncommitted,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
 }
 
 impl Bug {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -59,6 +63,8 @@ impl Bug {
         Self::NumberReused,
         Self::DiscardForgotten,
         Self::WrongHalf,
+        Self::CommittedUnprepared,
+        Self::AppliedUncommitted,
         Self::StaleRead,
     ];
 }

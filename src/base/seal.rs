@@ -15,6 +15,8 @@ pub struct Seal {
     pub magic: &'static [u8; 8],
     /// The version this build writes, and the newest that it reads.
     pub version: u32,
+    /// Bits of features that it knows.
+    pub features: u32,
 }
 
 /// What a block turned out to be.
@@ -36,8 +38,13 @@ pub enum SealedBlock<T> {
 impl Seal {
     /// The head of a block; the fields go behind it.
     pub fn begin(self) -> Writer {
+        self.begin_with(0)
+    }
+
+    /// As [`Seal::begin`], of a block that only builds which know these `features` may read.
+    pub fn begin_with(self, features: u32) -> Writer {
         let mut writer = Writer::new();
-        writer.bytes(self.magic).u32(self.version).u32(0);
+        writer.bytes(self.magic).u32(self.version).u32(features);
         writer
     }
 
@@ -65,7 +72,7 @@ impl Seal {
         let (Some(_), Some(version), Some(features)) = head else {
             return SealedBlock::Damaged("the block is short");
         };
-        if version > self.version || features != 0 {
+        if version > self.version || features & !self.features != 0 {
             return SealedBlock::Newer { version, features };
         }
         match fields(&mut reader) {
@@ -90,7 +97,7 @@ pub fn seal(mut writer: Writer, length: usize, seed: u32) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const SEAL: Seal = Seal { magic: b"VFLASHXX", version: 2 };
+    const SEAL: Seal = Seal { magic: b"VFLASHXX", version: 2, features: 4 };
 
     fn open(block: &[u8]) -> SealedBlock<u64> {
         SEAL.open(block, |reader| reader.u64().filter(|value| *value < 100))
@@ -109,6 +116,13 @@ mod tests {
         assert_eq!(open(&block(Seal { version: 1, ..SEAL }, 7)), SealedBlock::Valid(7));
         let newer = SealedBlock::Newer { version: 3, features: 0 };
         assert_eq!(open(&block(Seal { version: 3, ..SEAL }, 7)), newer);
+        let featured = |features| {
+            let mut writer = SEAL.begin_with(features);
+            writer.u64(7);
+            super::seal(writer, 512, 0)
+        };
+        assert_eq!(open(&featured(4)), SealedBlock::Valid(7), "a feature that is known");
+        assert_eq!(open(&featured(6)), SealedBlock::Newer { version: 2, features: 6 });
         let impossible = SealedBlock::Damaged("a field has an impossible value");
         assert_eq!(open(&block(SEAL, 100)), impossible);
         assert_eq!(open(&[0; 512]), SealedBlock::Empty);

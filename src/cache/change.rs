@@ -4,6 +4,7 @@
 //! Settle → Drain → Retire → Root        away from journalling, and the detach
 //! Settle → Flush → Root                 back to journalling: the backing is flushed
 //! Drain → Root, or Root                 between modes that both journal, or both do not
+//! Settle → Drain → Retire               out of a consistency group
 //! ```
 //!
 //! Each step is durable before the next begins, so a crash leaves the old mode or the new one
@@ -36,10 +37,29 @@ enum Step {
     Root,
 }
 
+/// What is to become of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Goal {
+    Mode(Mode),
+    /// The clean detach.
+    Close,
+    /// Out of its consistency group.
+    Leave,
+}
+
+impl Goal {
+    /// The mode afterwards, if it is another.
+    fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Mode(mode) => Some(mode),
+            Self::Close | Self::Leave => None,
+        }
+    }
+}
+
 /// A change under way.
 pub(super) struct Changing {
-    /// None: the clean detach.
-    to: Option<Mode>,
+    goal: Goal,
     step: Step,
     begun: bool,
     signal: Arc<AtomicU8>,
@@ -54,21 +74,12 @@ impl Changing {
 }
 
 impl CachedDisk {
-    pub(super) fn begin_mode(&mut self, mode: Mode, reply: Reply<Result<()>>) {
-        self.begin_change(Some(mode), reply);
-    }
-
-    pub(super) fn begin_close(&mut self, reply: Reply<Result<()>>) {
-        self.begin_change(None, reply);
-    }
-
-    fn begin_change(&mut self, to: Option<Mode>, reply: Reply<Result<()>>) {
-        let (core, changing, _) = self.parts();
-        if changing.is_some() || core.is_fenced() {
-            let text = format!("{}: another change is under way, or it is fenced", core.name);
-            return reply(Err(Error::new(ErrorKind::Busy, text)));
+    pub(super) fn begin_change(&mut self, goal: Goal, reply: Reply<Result<()>>) {
+        if let Some(error) = self.refuse_change(goal) {
+            return reply(Err(error));
         }
-        let stays = to.is_some_and(|to| to.journals() == core.mode.journals());
+        let (core, changing, _) = self.parts();
+        let stays = goal.mode().is_some_and(|to| to.journals() == core.mode.journals());
         let step = match (stays, core.mode) {
             (true, Mode::WriteBack) => Step::Drain,
             (true, _) => Step::Root,
@@ -76,7 +87,38 @@ impl CachedDisk {
         };
         core.switching = !stays;
         let signal = Arc::new(AtomicU8::new(WAITING));
-        *changing = Some(Changing { to, step, begun: false, signal, reply });
+        *changing = Some(Changing { goal, step, begun: false, signal, reply });
+    }
+
+    /// Why a change cannot be begun.
+    fn refuse_change(&mut self, goal: Goal) -> Option<Error> {
+        let (core, changing, _) = self.parts();
+        let (name, busy) = (core.name.clone(), changing.is_some() || core.is_fenced());
+        if busy {
+            let text = format!("{name}: another change is under way, or it is fenced");
+            return Some(Error::new(ErrorKind::Busy, text));
+        }
+        let member = self.member();
+        if goal == Goal::Leave && member.is_none() {
+            let text = format!("{name} is in no consistency group");
+            return Some(Error::new(ErrorKind::Invalid, text));
+        }
+        let member = member?;
+        if goal.mode().is_some_and(|mode| !mode.journals()) {
+            let text = format!(
+                "{name} is in a consistency group, which keeps the order of what goes through the \
+                 log: write-back and write-through do; take it out of the group first"
+            );
+            return Some(Error::new(ErrorKind::Invalid, text));
+        }
+        let absent = member.numbers().absent();
+        let other = absent.first().filter(|_| goal.mode().is_none())?;
+        let text = format!(
+            "{name} cannot leave its consistency group while {} is not open: bring back its \
+             backing {}, or give that disk up first (`vflash detach {} --lost`)",
+            other.volume, other.backing, other.volume
+        );
+        Some(Error::new(ErrorKind::Busy, text))
     }
 
     /// Goes on with the change under way, as far as it can.
@@ -118,7 +160,7 @@ impl CachedDisk {
             Step::Root if !change.begun => {
                 change.begun = true;
                 let root = &mut core.roots.root;
-                match change.to {
+                match change.goal.mode() {
                     Some(mode) => {
                         root.mode = mode;
                         if !mode.journals() {
@@ -138,7 +180,8 @@ impl CachedDisk {
         let (_, changing, _) = self.parts();
         let Some(change) = changing else { return };
         if !std::mem::replace(&mut change.begun, true) {
-            let (step, close, signal) = (change.step, change.to.is_none(), change.signal.clone());
+            let (step, close, signal) =
+                (change.step, change.goal == Goal::Close, change.signal.clone());
             let reply = Box::new(move |result: std::result::Result<u64, _>| {
                 let reached = if result.is_ok() { REACHED } else { REFUSED };
                 signal.store(reached, Ordering::Release);
@@ -154,9 +197,10 @@ impl CachedDisk {
         match change.signal.load(Ordering::Acquire) {
             WAITING => {}
             REACHED => {
-                let journals = change.to.is_some_and(Mode::journals);
+                let journals = change.goal.mode().is_some_and(Mode::journals);
                 let next = match change.step {
                     Step::Drain if !journals && core.sidecar => Step::Retire,
+                    _ if change.goal == Goal::Leave => return self.left(),
                     _ => Step::Root,
                 };
                 change.goes(next);
@@ -177,7 +221,7 @@ impl CachedDisk {
         let (core, changing, _) = self.parts();
         let Some(change) = changing else { return };
         match result {
-            Ok(()) if change.to.is_none() && core.sidecar => change.goes(Step::Retire),
+            Ok(()) if change.goal == Goal::Close && core.sidecar => change.goes(Step::Retire),
             Ok(()) => change.goes(Step::Root),
             Err(errno) => {
                 core.switching = false;
@@ -188,23 +232,34 @@ impl CachedDisk {
         }
     }
 
+    /// The disk is in no consistency group any more.
+    fn left(&mut self) {
+        let (core, changing, _) = self.parts();
+        core.switching = false;
+        core.journal.leave_numbers();
+        if let Some(change) = changing.take() {
+            (change.reply)(Ok(()));
+        }
+    }
+
     /// The root that completes the change is durable.
     pub(super) fn change_rooted(&mut self, io: &mut dyn Io) {
         let (core, changing, closed) = self.parts();
         let Some(change) = changing.take() else { return };
         core.switching = false;
-        match change.to {
+        let to = change.goal.mode();
+        match to {
             Some(mode) => core.mode = mode,
             None => *closed = true,
         }
-        let parked = if change.to.is_none_or(|mode| !mode.journals()) {
+        let parked = if to.is_none_or(|mode| !mode.journals()) {
             std::mem::take(&mut core.journal.pending)
         } else {
             Default::default()
         };
         let mut dropped = Vec::new();
         for pending in parked {
-            match (pending, change.to) {
+            match (pending, to) {
                 (Pending::Request(id), Some(_)) => core.around(id, io),
                 (Pending::Request(id), None) => core.refuse(id, io),
                 (Pending::Mark(name), _) => dropped.push(name),

@@ -5,7 +5,8 @@
 //! room, and room lets parked writes go on.
 
 use super::around::Arounds;
-use super::change::Changing;
+use super::change::{Changing, Goal};
+use super::consistency::Member;
 use super::core::{Core, FencePolicy, Token};
 use super::curve::{Sampler, blocks_of};
 use super::drain::{
@@ -97,8 +98,8 @@ pub struct CachedDisk {
     marks: Vec<(String, u64, Reply<Result<u64>>)>,
     named: Vec<(String, Reply<Result<u64>>)>,
     checkpoints: Vec<Reply<Result<()>>>,
-    /// Wait until the log is durable that far.
-    drains: Vec<(u64, bool, DrainReply)>,
+    /// Exactly where to, or all; wait until the log is durable that far.
+    drains: Vec<(Option<u64>, u64, bool, DrainReply)>,
     urgent: bool,
     closed: bool,
     gauges_at: Option<Nanos>,
@@ -135,6 +136,10 @@ impl DrainHost for Host<'_> {
 
     fn log(&self, cursor: LogCursor) -> LogStretch {
         self.core.segments.stretch(cursor)
+    }
+
+    fn frontier(&self) -> u64 {
+        self.core.journal.frontier()
     }
 
     fn place(&self, offset: u64, length: u64) -> (u64, u64) {
@@ -230,6 +235,12 @@ impl CachedDisk {
         }
     }
 
+    /// The disk is a member of a consistency group from now on; it is not served yet.
+    pub fn join(&mut self, member: Member) {
+        self.core.journal.numbers = Some(member.numbers());
+        self.drainer.join(member);
+    }
+
     pub fn status(&self) -> Arc<CacheStatus> {
         self.core.status.clone()
     }
@@ -295,7 +306,7 @@ impl CachedDisk {
         }
         let bytes = std::mem::take(&mut news.bytes);
         let won = self.core.journal.durable_through;
-        if won > self.drainer.points().head() {
+        if won > self.drainer.newest() {
             let (drainer, mut host) = self.split(io);
             drainer.committed(won, bytes, &mut host);
         }
@@ -414,10 +425,10 @@ impl CachedDisk {
             CacheMessage::Drain { to, hold, reply } => {
                 // Only what is durable in the log can be drained.
                 let journal = &mut self.core.journal;
-                let to = to.unwrap_or(journal.counted_won);
-                let ahead = to > journal.durable_through && to <= journal.counted_won;
+                let covers = to.unwrap_or(journal.counted_won);
+                let ahead = covers > journal.durable_through && covers <= journal.counted_won;
                 journal.flush_wanted |= ahead;
-                self.drains.push((to, hold, reply));
+                self.drains.push((to, covers, hold, reply));
                 self.begin_drains(io);
             }
             CacheMessage::LetGo => {
@@ -430,7 +441,7 @@ impl CachedDisk {
                 self.checkpoints.push(reply);
                 self.core.write_root(RootWish::Checkpoint, io);
             }
-            CacheMessage::SetMode { mode, reply } => self.begin_mode(mode, reply),
+            CacheMessage::SetMode { mode, reply } => self.begin_change(Goal::Mode(mode), reply),
             CacheMessage::SetDrainMode { mode } => self.drainer.set_mode(mode),
             CacheMessage::SetDurability { strong } => {
                 self.options.strong = strong;
@@ -445,7 +456,12 @@ impl CachedDisk {
             CacheMessage::Shrink { size_bytes, reply } => self.begin_shrink(size_bytes, reply),
             CacheMessage::Shrunk => self.resizing = None,
             CacheMessage::SetBackingTimeout { limit } => self.core.patience.limit = limit,
-            CacheMessage::Close { reply } => self.begin_close(reply),
+            CacheMessage::Close { reply } => self.begin_change(Goal::Close, reply),
+            CacheMessage::Leave { reply } => self.begin_change(Goal::Leave, reply),
+            CacheMessage::Wake => {
+                let (drainer, mut host) = self.split(io);
+                drainer.timer(&mut host);
+            }
             CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
                 self.gauge(io.now());
@@ -456,14 +472,14 @@ impl CachedDisk {
 
     /// Gives the drainer what it can do now.
     fn begin_drains(&mut self, io: &mut dyn Io) {
-        for (to, hold, reply) in std::mem::take(&mut self.drains) {
+        for (to, covers, hold, reply) in std::mem::take(&mut self.drains) {
             let journal = &self.core.journal;
-            if to > journal.durable_through && to <= journal.counted_won {
-                self.drains.push((to, hold, reply));
+            if covers > journal.durable_through && covers <= journal.counted_won {
+                self.drains.push((to, covers, hold, reply));
                 continue;
             }
             let (drainer, mut host) = self.split(io);
-            drainer.drain(Some(to), hold, reply, &mut host);
+            drainer.drain(to, hold, reply, &mut host);
         }
     }
 
@@ -585,6 +601,10 @@ impl Volume for CachedDisk {
 impl CachedDisk {
     pub(super) fn parts(&mut self) -> (&mut Core, &mut Option<Changing>, &mut bool) {
         (&mut self.core, &mut self.changing, &mut self.closed)
+    }
+
+    pub(super) fn member(&self) -> Option<&Member> {
+        self.drainer.member()
     }
 
     /// A mode change or the detach is under way, or was carried out.

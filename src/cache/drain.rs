@@ -21,8 +21,11 @@
 //! - D5 nothing is written that was not verified, and nothing behind a record that failed to be.
 
 mod gather;
+mod host;
 mod policy;
 mod read;
+mod status;
+mod together;
 mod write;
 
 use super::memory::DrainMemory;
@@ -36,10 +39,13 @@ use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{PinnedBuffer, Segment};
 use crate::io::disk::{DiskGeometry, Errno, Operation, OperationKind};
 use crate::io::volume::DiskIndex;
+pub use host::{DrainHost, LogCursor, LogStretch};
 use policy::{Dirty, Pace};
 use read::{LogReader, READS_MAX};
+pub use status::{DrainError, DrainReply, DrainState, DrainStatus};
 use std::sync::Arc;
 use std::time::Duration;
+use together::Together;
 
 const BACKING: DiskIndex = DiskIndex(1);
 const SIDECAR: DiskIndex = DiskIndex(2);
@@ -63,52 +69,6 @@ const GROUP_BYTES: u64 = 32 << 20;
 
 /// Spans of a group without a sidecar.
 const GROUP_SPANS: usize = 1 << 14;
-
-/// A place in the log: a segment by its sequence, and bytes in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogCursor {
-    pub segment: u64,
-    pub offset: u64,
-}
-
-/// What is committed from a cursor on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogStretch {
-    /// Whole batches: their first byte in the allocation, their bytes, their segment's salt.
-    Batches {
-        offset: u64,
-        length: u64,
-        salt: u64,
-    },
-    /// The segment ends here; the log goes on there.
-    Next(LogCursor),
-    End,
-}
-
-/// What the drainer needs of the disk that owns it. Tokens come back in [`Drainer::completed`].
-pub trait DrainHost {
-    fn now(&self) -> Nanos;
-
-    /// Milliseconds of the Unix epoch.
-    fn wall_ms(&self) -> u64;
-
-    /// Where reading begins to find the record after `won`: at its batch or before.
-    fn seek(&self, won: u64) -> LogCursor;
-
-    fn log(&self, cursor: LogCursor) -> LogStretch;
-
-    /// The device's offset of byte `offset` of the allocation, and how many of `length` bytes lie
-    /// together there.
-    fn place(&self, offset: u64, length: u64) -> (u64, u64);
-
-    fn submit(&mut self, disk: DiskIndex, operation: Operation<'_>, token: u32);
-
-    /// Makes the drain position durable on the flash: a root.
-    fn write_root(&mut self, won: u64, epoch: u64, token: u32);
-
-    /// Asks for [`Drainer::timer`] at `at`; an earlier wish of the owner's own stays.
-    fn wake_at(&mut self, at: Nanos);
-}
 
 /// The sidecar, as it was opened. From then on only the drainer writes it.
 #[derive(Clone, Debug)]
@@ -140,52 +100,6 @@ pub struct DrainOptions {
     pub memory: Arc<DrainMemory>,
 }
 
-/// Why a drain that was asked for did not get there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DrainError {
-    Refused(Refusal),
-    /// The log is damaged behind this point, the last good one.
-    Corrupt {
-        last_good: u64,
-    },
-}
-
-/// Called once, when the point is durable in the backing.
-pub type DrainReply = Box<dyn FnOnce(Result<u64, DrainError>) + Send>;
-
-/// What the drainer does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DrainState {
-    Idle,
-    Draining,
-    /// The backing, the sidecar or the flash failed; it is tried again.
-    Retrying(Errno),
-    /// The log is damaged behind `last_good`.
-    Corrupt {
-        last_good: u64,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DrainStatus {
-    pub state: DrainState,
-    pub drained: u64,
-    pub head: u64,
-    /// The point that somebody waits for, the farthest.
-    pub goal: Option<u64>,
-    pub dirty_bytes: u64,
-    /// Age of the oldest write that is not drained.
-    pub oldest: Duration,
-    /// Bytes of log a second; 0 before the first group.
-    pub rate: u64,
-    /// Until all that is dirty now is drained, at that rate.
-    pub eta: Option<Duration>,
-    pub groups: u64,
-    pub retries: u64,
-    /// Bytes written to the backing.
-    pub drained_bytes: u64,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Idle,
@@ -194,6 +108,11 @@ enum State {
     Fill,
     Redo,
     RedoFlush,
+    /// `together.rs` has these four: how far all members come, and whether the step counts.
+    Agree,
+    Prepared,
+    Commit,
+    CommitFlush,
     Apply,
     ApplyFlush,
     Root,
@@ -218,11 +137,17 @@ struct Group {
     from: u64,
     /// The last request that is in it as a whole.
     to: u64,
+    /// The backing is at this point afterwards: no other number up to it is this disk's.
+    point: u64,
     epoch: u64,
     /// Nothing beyond.
     limit: u64,
     /// The request after `to` is in it as far as there was room.
     part: bool,
+    /// That request's number.
+    part_won: u64,
+    /// It ends before its limit.
+    full: bool,
     /// Where it began, to gather it again: the cursor and records taken of that batch.
     start: (LogCursor, u16),
     /// Records taken of the batch at the reader's cursor.
@@ -268,12 +193,18 @@ pub struct Drainer {
     pause: Option<Nanos>,
     /// Nothing by itself before this time: the guest goes first.
     rest: Nanos,
+    /// The last number of this disk that is drained.
+    own: u64,
     pause_next: Duration,
     attempts: u32,
     last_good: Option<u64>,
     waiters: Vec<Waiter>,
     retire: Vec<DrainReply>,
     retire_clean: bool,
+    /// Of a disk in a consistency group.
+    together: Option<Together>,
+    /// The group being made is to end earlier.
+    shortened: bool,
     /// Draining stops here until it is let go.
     hold: Option<u64>,
     /// A group in the sidecar may still be applied by a recovery.
@@ -304,6 +235,7 @@ impl Drainer {
         assert!(options.mode == DrainMode::Ordered || sidecar.is_some(), "groups need a sidecar");
         let layout = sidecar.map(|sidecar| sidecar.layout);
         let live_to = sidecar.and_then(|sidecar| sidecar.live_to);
+        let own = sidecar.map(|sidecar| sidecar.stamp.point).filter(|point| point.won == drained);
         let mut points = Points::new(drained, head);
         if let Some(to) = live_to.filter(|to| *to > drained) {
             points.group_committed(to);
@@ -332,12 +264,15 @@ impl Drainer {
             trouble: None,
             pause: None,
             rest: now,
+            own: own.map_or(drained, |point| point.own()),
             pause_next: PAUSE_FIRST,
             attempts: 0,
             last_good: None,
             waiters: Vec::new(),
             retire: Vec::new(),
             retire_clean: false,
+            together: None,
+            shortened: false,
             hold: None,
             live_group: live_to.is_some(),
             redone_to: live_to.unwrap_or(drained),
@@ -375,9 +310,14 @@ impl Drainer {
         self.group.epoch
     }
 
+    /// The newest committed write of this disk; its points may go on behind it.
+    pub fn newest(&self) -> u64 {
+        self.dirty.head()
+    }
+
     /// Records up to `won` are committed, with `bytes` of log since the last call.
     pub fn committed(&mut self, won: u64, bytes: u64, host: &mut dyn DrainHost) {
-        self.points.committed(won);
+        self.points.committed(won.max(self.points.head()));
         self.dirty.committed(won, bytes, host.now());
         self.run(host);
     }
@@ -417,6 +357,9 @@ impl Drainer {
         reply: DrainReply,
         host: &mut dyn DrainHost,
     ) {
+        if let Some(to) = to {
+            self.stop_at(to);
+        }
         let to = to.unwrap_or(self.points.head());
         let lost = self.last_good.filter(|last_good| to > *last_good);
         if let Some(last_good) = lost {
@@ -515,9 +458,13 @@ impl Drainer {
     /// Goes on until there is something to wait for.
     fn run(&mut self, host: &mut dyn DrainHost) {
         loop {
+            if self.give_up_step() || self.shorten() {
+                return;
+            }
             let moved = match self.state {
                 State::Idle => self.begin(host),
                 State::Gather => self.gather(host),
+                State::Agree | State::Prepared => self.wait_together(host),
                 _ => self.work(host),
             };
             if !moved {
@@ -531,6 +478,9 @@ impl Drainer {
         if self.reader.is_busy() || self.is_pausing(host) {
             return false;
         }
+        if self.together.is_some() {
+            return self.begin_together(host);
+        }
         if self.is_finishing() && self.last_good.is_none() {
             self.begin_group(self.redone_to, host);
             return true;
@@ -541,10 +491,7 @@ impl Drainer {
             return true;
         }
         let Some(limit) = self.limit(host) else {
-            if self.dirty.is_empty() {
-                self.merged.release();
-                self.reader.release();
-            }
+            self.release_if_clean();
             return false;
         };
         if self.options.mode == DrainMode::Ordered && self.live_group {
@@ -553,6 +500,13 @@ impl Drainer {
         }
         self.begin_group(limit, host);
         true
+    }
+
+    fn release_if_clean(&mut self) {
+        if self.dirty.is_empty() {
+            self.merged.release();
+            self.reader.release();
+        }
     }
 
     /// What an earlier process put into the sidecar is brought to the backing.
@@ -619,10 +573,13 @@ impl Drainer {
         self.next = 0;
         self.plan.clear();
         match state {
-            State::Idle | State::Gather => {}
+            State::Idle | State::Gather | State::Agree | State::Prepared => {}
+            State::Commit => self.plan_commit(host),
             State::Fill => self.plan_fill(),
             State::Redo => self.plan_redo(host),
-            State::RedoFlush | State::StampFlush => self.plan_flush(SIDECAR),
+            State::RedoFlush | State::CommitFlush | State::StampFlush => {
+                self.plan_flush(SIDECAR);
+            }
             State::Apply => self.plan_apply(),
             State::ApplyFlush => self.plan_flush(BACKING),
             State::Stamp => self.plan_stamp(host),
@@ -679,6 +636,7 @@ impl Drainer {
         }
         self.state = match self.state {
             State::RedoFlush => State::Redo,
+            State::CommitFlush => State::Commit,
             State::ApplyFlush if !planted(Bug::FailedFlushRetried) => State::Apply,
             State::StampFlush => State::Stamp,
             state => state,
@@ -689,7 +647,9 @@ impl Drainer {
         let grouped = self.options.mode == DrainMode::Grouped;
         let finishing = self.is_finishing();
         let next = match self.state {
-            State::Idle | State::Gather => unreachable!("these have no operations of their own"),
+            State::Idle | State::Gather | State::Agree | State::Prepared => {
+                unreachable!("these have no operations of their own")
+            }
             State::Fill => {
                 self.take_fill();
                 self.merged.pack();
@@ -697,14 +657,30 @@ impl Drainer {
             }
             State::Redo => State::RedoFlush,
             State::RedoFlush => {
-                self.live_group = true;
                 self.last_group += 1;
-                self.points.group_committed(self.group.to + u64::from(self.group.part));
-                State::Apply
+                match &self.together {
+                    Some(together) => {
+                        together.member.prepared();
+                        State::Prepared
+                    }
+                    None => {
+                        self.group_counts();
+                        State::Apply
+                    }
+                }
+            }
+            State::Commit => State::CommitFlush,
+            State::CommitFlush => {
+                self.finish_commit();
+                State::Prepared
             }
             State::Apply if planted(Bug::TailBeforeBackingFlush) => State::Root,
             State::Apply => State::ApplyFlush,
-            State::ApplyFlush if self.group.to == self.group.from => State::Idle,
+            // Nothing of this disk's own log: no position on flash has changed.
+            State::ApplyFlush if self.group.to == self.group.from => {
+                self.finish_group(host.now());
+                State::Idle
+            }
             State::ApplyFlush => State::Root,
             State::Root => {
                 self.finish_group(host.now());
@@ -719,17 +695,32 @@ impl Drainer {
                 State::Idle
             }
         };
-        if matches!(self.state, State::RedoFlush | State::Root | State::StampFlush) {
+        let flushed = [State::RedoFlush, State::CommitFlush, State::Root, State::StampFlush];
+        if flushed.contains(&self.state) {
             self.trouble = None;
             self.pause_next = PAUSE_FIRST;
         }
         self.enter(next, host);
     }
 
+    /// The group in the sidecar counts: the backing can only go to its end.
+    fn group_counts(&mut self) {
+        let Group { point, part, part_won, .. } = self.group;
+        self.live_group = true;
+        self.points.group_committed(if part { part_won } else { point });
+    }
+
+    /// The last number of this disk that is drained with the group.
+    fn own_after(&self) -> u64 {
+        let Group { from, to, .. } = self.group;
+        if to > from { to } else { self.own }
+    }
+
     fn finish_group(&mut self, now: Nanos) {
-        let Group { to, log_bytes, begun, committed, .. } = self.group;
-        self.points.set_drained(to);
-        self.dirty.drained(to, log_bytes);
+        let Group { point, log_bytes, begun, committed, .. } = self.group;
+        self.own = self.own_after();
+        self.points.set_drained(point);
+        self.dirty.drained(point, log_bytes);
         self.pace.group_ended(log_bytes, now - begun);
         let written = self.dirty.committed_bytes() - committed;
         let staleness = self.options.staleness_max;
@@ -738,6 +729,7 @@ impl Drainer {
         self.rest = if aged { now } else { now + rest };
         self.groups += 1;
         self.answer();
+        self.step_ended();
     }
 
     /// Answers those whose point has come.
@@ -762,6 +754,7 @@ impl Drainer {
         for waiter in self.waiters.extract_if(.., lost) {
             (waiter.reply)(Err(DrainError::Corrupt { last_good }));
         }
+        self.abandon_step();
     }
 
     fn finish_stamp(&mut self, now: Nanos) {
@@ -772,6 +765,9 @@ impl Drainer {
         }
         sidecar.stamp = stamp;
         self.stamped = now;
+        if !self.stamped_together() {
+            return;
+        }
         if self.retire_clean && !self.dirty.is_empty() && self.last_good.is_none() {
             return;
         }

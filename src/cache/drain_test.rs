@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backing::identity::{Identity, Kind as BackingKind};
-use crate::backing::recover::{Damage, RecoverOptions, inspect, recover};
+use crate::backing::recover::{RecoverOptions, inspect, recover};
 use crate::backing::sidecar::write_stamp;
 use crate::backing::stamp::{Owner, Point, State as StampState};
 use crate::cache::model::{self, Model};
@@ -116,11 +116,13 @@ fn stamp_of(mode: DrainMode, geometry: DiskGeometry) -> Stamp {
         },
         state: StampState::Dirty,
         drain: mode,
-        point: Point { won: 0, time_ms: 0 },
+        point: Point::default(),
         dirty_bytes: 0,
         oldest_dirty_ms: 0,
         retired_group: 0,
         group_bytes_max: GROUP_MAX,
+        committed_step: 0,
+        roster: Default::default(),
     }
 }
 
@@ -320,7 +322,8 @@ impl Rig {
     fn restart(&mut self, mode: DrainMode) -> Option<(u64, u64)> {
         assert_eq!(self.host.under_way, [0; 3], "nothing is under way");
         let mut sidecar = Blocking::new(Box::new(self.host.disks[2].clone()));
-        let standing = inspect(&mut sidecar, Damage::Refuse).expect("read").expect("a stamp");
+        let standing =
+            inspect(&mut sidecar, RecoverOptions::default()).expect("read").expect("a stamp");
         let live = standing.live.map(|live| (live.span.from, live.span.to));
         let sidecar = SidecarState {
             layout: Layout::new(GROUP_MAX),

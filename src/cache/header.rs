@@ -32,7 +32,7 @@ pub struct SegmentHeader {
     pub previous_checksum: u32,
 }
 
-const SEAL: Seal = Seal { magic: SEGMENT_MAGIC, version: VERSION };
+const SEAL: Seal = Seal { magic: SEGMENT_MAGIC, version: VERSION, features: 0 };
 
 impl SegmentHeader {
     /// One block.

@@ -15,6 +15,7 @@
 //! - W5 a request larger than a batch begins a batch of its own, so that a log that ends within it
 //!   ends before that batch.
 
+use super::consistency::Consistency;
 use super::core::{Core, Token};
 use super::cursor::Cursor;
 use super::header::SegmentHeader;
@@ -34,6 +35,7 @@ use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Errno, Operation, OperationKind};
 use crate::io::volume::{Io, Outcome, RequestKind};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Appends under way or waiting to count.
@@ -62,7 +64,7 @@ pub(super) struct Pick {
     range: usize,
     start: u64,
     count: u64,
-    continued: bool,
+    pub(super) continued: bool,
     edge: bool,
     /// The request is whole with this one.
     last: bool,
@@ -158,6 +160,10 @@ pub(super) struct Journal {
     pub(super) counted_batch: u64,
     pub(super) counted_checksum: u32,
     pub next_won: u64,
+    /// Where numbers come from, if other disks get some of them.
+    pub numbers: Option<Arc<Consistency>>,
+    /// `next_won` was given to a request whose last record is still to be appended.
+    pub(super) reserved: bool,
     pub epoch: u64,
     /// A guest FLUSH lies before the next record.
     pub edge: bool,
@@ -217,6 +223,8 @@ impl Journal {
             counted_batch: head.next_batch - 1,
             counted_checksum: head.checksum,
             next_won: head.next_won,
+            numbers: None,
+            reserved: false,
             epoch: head.epoch,
             // An opening is an edge: epochs go on above all that were seen.
             edge: true,
@@ -407,7 +415,7 @@ impl Core {
             }
             let (whole, more) = pick_write(id, slot, edge, (journal, shape, plan, &mut picks));
             plan = more;
-            if !whole {
+            if !whole || journal.reserved {
                 next_segment = plan.entries == 0;
                 break;
             }
@@ -453,6 +461,7 @@ impl Core {
         let journal = &mut self.journal;
         let index = journal.spare.pop().expect("there is a spare one");
         let picks = std::mem::take(&mut journal.picks);
+        journal.number(&picks);
         let append = &mut journal.appends[index];
         append.plan = plan;
         append.requests.clear();
@@ -634,7 +643,9 @@ impl Core {
         for (slot, won) in append.requests.drain(..) {
             journal.acks.push_back(Ack { won, slot });
         }
-        let named = append.marks.drain(..).map(|name| (name, whole));
+        // Of a group's points, the last that anybody has.
+        let point = if journal.numbers.is_some() { header.next_won - 1 } else { whole };
+        let named = append.marks.drain(..).map(|name| (name, point));
         journal.news.marks.extend(named);
         if append.durable && journal.durable_batch + 1 == append.sequence {
             let covered = journal.covered();
@@ -730,8 +741,9 @@ fn pick_write(
         let (continued, last) = (count < rest, done == range.count);
         picks.push(Pick { slot: id, range: 0, start, count, continued, edge, last });
         edge = false;
-        if continued {
-            return (false, plan);
+        // The number behind one that was given before may be another disk's by now.
+        if continued || journal.reserved {
+            return (last, plan);
         }
     }
     (true, plan)

@@ -74,6 +74,13 @@ pub enum CacheMessage {
     Close {
         reply: Reply<Result<()>>,
     },
+    /// Leaves the consistency group: drains all, and goes on by itself when the others' stamps do
+    /// not name it any more. Writes wait meanwhile.
+    Leave {
+        reply: Reply<Result<()>>,
+    },
+    /// Something has changed in the consistency group.
+    Wake,
     /// What share of the guest's reads would miss at any size of the cache.
     Curve {
         reply: Reply<MissCurve>,

@@ -149,6 +149,7 @@ impl Points {
     pub fn group_committed(&mut self, to: u64) {
         assert!(to >= self.drained, "a group leads forwards");
         self.group_to = Some(to);
+        self.head = self.head.max(to);
     }
 
     /// The backing is at `won`, durably: no point before it exists any more.
@@ -163,12 +164,17 @@ impl Points {
         self.marks.retain(|_, marked| *marked >= won);
     }
 
+    /// The first point that the backing can still stop at.
+    fn least(&self) -> u64 {
+        self.group_to.unwrap_or(self.drained)
+    }
+
     /// Whether draining can stop at exactly `won`.
     ///
     /// # Errors
     /// Why not, and where instead.
     pub fn reach(&self, won: u64) -> Result<(), Refusal> {
-        let least = self.group_to.unwrap_or(self.drained);
+        let least = self.least();
         let reason = if won < self.drained {
             Reason::Passed
         } else if won < least {

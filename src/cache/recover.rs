@@ -80,19 +80,32 @@ pub struct OpenOptions {
     pub backing: BackingIdentity,
     /// The point that backing and sidecar hold, if they know of a later one than the flash.
     pub drained_through: u64,
+    /// The last so many numbers up to there are of other disks of its consistency group.
+    pub drained_others: u64,
     /// Bytes of memory that the index may take.
     pub index_bytes: usize,
     /// Drained segments that are loaded, at most: each takes some milliseconds.
     pub clean_segments_max: usize,
     /// The backing may have been written without this log: what is drained is not to be trusted.
     pub cold: bool,
+    /// The disk is in a consistency group: other disks have numbers between its own, and the point
+    /// that the backing holds may be one of those.
+    pub shared: bool,
 }
 
 impl OpenOptions {
     /// Memory of the index as the promises have it: 0.6 % of the cache, 1 MiB at least.
     pub fn new(backing: BackingIdentity, cache_bytes: u64) -> Self {
         let index_bytes = index_bytes(cache_bytes);
-        Self { backing, drained_through: 0, index_bytes, clean_segments_max: 256, cold: false }
+        Self {
+            backing,
+            drained_through: 0,
+            index_bytes,
+            clean_segments_max: 256,
+            cold: false,
+            drained_others: 0,
+            shared: false,
+        }
     }
 }
 
@@ -126,6 +139,11 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// All numbers from here on are free: they are in no record, counted or not.
+    pub fn next_won(&self) -> u64 {
+        self.head.next_won
+    }
+
     /// Whether this log has all that a group does which is live in the sidecar.
     pub fn can_finish(&self, group: &Span) -> bool {
         let reaches = self.drained >= group.from && self.head.durable_through >= group.to;
@@ -162,7 +180,8 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         origins: Vec::new(),
     };
     // If the newest of what was drained is missing, what is there may be older than the backing.
-    if scan.last_won >= drained {
+    let newest_drained = if options.shared { scan.drained_through } else { drained };
+    if scan.last_won >= newest_drained {
         scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
     }
     loaded.origins.sort_unstable();
@@ -171,7 +190,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         Verdict::Corrupt { last_good } => last_good.max(drained),
     };
     let mut root = scan.root.clone();
-    root.drained_through = drained;
+    root.drained_through = drained_in_log(&scan, options, drained);
     root.drained_epoch = loaded.drained_epoch;
     root.clean = false;
     root.shape = shape;
@@ -205,6 +224,15 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         findings: findings.collect(),
         root,
     })
+}
+
+/// What the root says of `drained`: in a consistency group a number of the disk's own, so that the
+/// next opening can tell whether the newest of what was drained is there.
+fn drained_in_log(scan: &Scan, options: &OpenOptions, drained: u64) -> u64 {
+    match options.shared {
+        true => drained.min(scan.last_won).max(scan.root.drained_through),
+        false => drained,
+    }
 }
 
 /// A resize that was cut off leaves an allocation that is larger than its root says: before the
@@ -258,7 +286,8 @@ fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
 /// flash.
 fn check_age(scan: &Scan, options: &OpenOptions) -> Result<()> {
     let known = scan.last_won.max(scan.drained_through);
-    let (fresh, behind) = (scan.root.incarnation == 0, known < options.drained_through);
+    let own = options.drained_through.saturating_sub(options.drained_others);
+    let (fresh, behind) = (scan.root.incarnation == 0, known < own);
     if fresh || options.cold || !behind || scan.verdict != Verdict::Ends {
         return Ok(());
     }

@@ -118,7 +118,7 @@ pub struct Root {
 /// What a root's block turned out to be.
 pub type RootBlock = SealedBlock<Box<Root>>;
 
-const SEAL: Seal = Seal { magic: ROOT_MAGIC, version: VERSION };
+const SEAL: Seal = Seal { magic: ROOT_MAGIC, version: VERSION, features: 0 };
 
 const FLAG_CLEAN: u8 = 1;
 

@@ -44,6 +44,8 @@ wire! {
         pub durability: Durability,
         /// How long a request is tried at a backing that fails.
         pub backing_timeout_ms: u64,
+        /// It is drained together with the other disks of this group, in one order.
+        pub consistency_group: Option<String>,
         pub state: CacheState,
         /// Why it is not simply serving.
         pub message: Option<String>,

@@ -5,6 +5,7 @@
 //! the log is opened for writing; only then it is served.
 
 use super::pool::OpenPool;
+use super::together::Groups;
 use crate::backing::fence::{Claim, Remembered};
 use crate::backing::nbd::NbdOptions;
 use crate::backing::open::{Backing, Claimed, Description, OpenOptions};
@@ -14,6 +15,7 @@ use crate::backing::spec::Spec;
 use crate::backing::stamp::{DrainMode, Owner, Point, Stamp, State};
 use crate::base::clock::unix_ms;
 use crate::base::{Error, ErrorKind, Result};
+use crate::cache::consistency::{Consistency, Joining, Waker};
 use crate::cache::drain::SidecarState;
 use crate::cache::memory::DrainMemory;
 use crate::cache::root::{BackingIdentity, Root};
@@ -34,10 +36,11 @@ use uuid::Uuid;
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Who opens: the same for all disks of a daemon.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Opener {
     /// New with each start of a daemon.
     pub instance: Uuid,
+    pub groups: Groups,
     /// For draining.
     pub memory: Arc<DrainMemory>,
 }
@@ -68,6 +71,8 @@ pub struct Cached {
     pub held: AtomicU64,
     /// Bytes that its curve would give it, if its size follows its use; 0: not known yet.
     pub goal_bytes: AtomicU64,
+    /// The consistency group that it was opened in.
+    pub group: Option<Arc<Consistency>>,
 }
 
 /// What an opening works on.
@@ -82,15 +87,20 @@ struct Opening<'a> {
     log: LogIdentity,
     medium: Medium,
     backing: Backing,
+    group: Option<Arc<Consistency>>,
+    /// Of the group as its stamp has it.
+    generation: u64,
+    waker: Waker,
 }
 
-/// Opens the disk of an allocation; made anew if it never was.
+/// Opens the disk of an allocation; made anew if it never was. `waker` has it look at its
+/// consistency group again.
 ///
 /// # Errors
 /// With what an operator can do. What is there stays as it is, but for a group that was finished.
-pub fn open(opener: &Opener, pool: &OpenPool, name: &str) -> Result<CachedVolume> {
+pub fn open(opener: &Opener, pool: &OpenPool, name: &str, waker: Waker) -> Result<CachedVolume> {
     let context = |error: Error| error.context(format!("cached disk {name}"));
-    Opening::new(opener, pool, name).and_then(Opening::run).map_err(context)
+    Opening::new(opener, pool, name, waker).and_then(Opening::run).map_err(context)
 }
 
 /// The backing of a disk's settings, opened and locked; changes nothing. `patience`: of an
@@ -113,6 +123,17 @@ fn open_backing_for(
     })
 }
 
+/// Where an allocation lies.
+pub fn place(pool: &OpenPool, id: AllocationId) -> Result<Place> {
+    pool.with_keeper(|keeper| {
+        let place = keeper.call(move |pool| {
+            let allocation = pool.allocation(id)?;
+            Some(Place::new(allocation.size_bytes, allocation.runs()))
+        })?;
+        place.ok_or_else(|| Error::new(ErrorKind::Gone, "its allocation is gone"))
+    })
+}
+
 /// The allocation of a cached disk, to be read and written before a reactor has it.
 pub fn medium(target: &DiskTarget, place: Place) -> Result<Medium> {
     let disk = FileDisk::shared(target).ok_or_else(|| {
@@ -123,7 +144,7 @@ pub fn medium(target: &DiskTarget, place: Place) -> Result<Medium> {
 }
 
 impl<'a> Opening<'a> {
-    fn new(opener: &'a Opener, pool: &'a OpenPool, name: &'a str) -> Result<Self> {
+    fn new(opener: &'a Opener, pool: &'a OpenPool, name: &'a str, waker: Waker) -> Result<Self> {
         let facts = pool.allocation(name).ok_or_else(|| {
             let text = format!("there is no allocation {name} in pool {}", pool.name);
             Error::new(ErrorKind::Gone, text)
@@ -135,17 +156,25 @@ impl<'a> Opening<'a> {
         };
         Shape::of(facts.size_bytes)?;
         let id = facts.id;
-        let place = pool.with_keeper(|keeper| {
-            let place = keeper.call(move |pool| {
-                let allocation = pool.allocation(id)?;
-                Some(Place::new(allocation.size_bytes, allocation.runs()))
-            })?;
-            place.ok_or_else(|| Error::new(ErrorKind::Gone, "its allocation is gone"))
-        })?;
-        let medium = medium(&pool.target, place)?;
-        let backing = open_backing_for(&cache, settings.settings.read_only, None)?;
-        let allocation_bytes = facts.size_bytes;
-        Ok(Self { opener, pool, name, id, allocation_bytes, settings, cache, log, medium, backing })
+        let group = opener.groups.of(pool, name, &cache)?;
+        let medium = medium(&pool.target, place(pool, id)?)?;
+        let mut backing = open_backing_for(&cache, settings.settings.read_only, None)?;
+        opener.groups.tell(&mut backing)?;
+        Ok(Self {
+            opener,
+            pool,
+            name,
+            id,
+            allocation_bytes: facts.size_bytes,
+            settings,
+            cache,
+            log,
+            medium,
+            backing,
+            group,
+            generation: 0,
+            waker,
+        })
     }
 
     fn run(mut self) -> Result<CachedVolume> {
@@ -204,10 +233,13 @@ impl<'a> Opening<'a> {
     }
 
     /// What is claimed.
-    fn wanted(&self, root: Option<&Root>) -> Claim {
+    fn wanted(&mut self, root: Option<&Root>) -> Claim {
         let log = &self.log;
         let writeback = self.backing.description().writeback;
         let dirty = writeback || self.cache.mode == CacheMode::WriteBack;
+        let (generation, roster) =
+            self.group.as_ref().map(|group| group.roster()).unwrap_or_default();
+        self.generation = generation;
         Claim {
             owner: Owner {
                 host: host(),
@@ -228,6 +260,7 @@ impl<'a> Opening<'a> {
             adopt: false,
             group_bytes_max: None,
             new_disk: *Uuid::new_v4().as_bytes(),
+            roster,
             now_ms: unix_ms(),
         }
     }
@@ -235,6 +268,10 @@ impl<'a> Opening<'a> {
     /// Goes on where a killed daemon was within a group, without finishing that before it serves.
     /// `None`: the log cannot finish it, or there is nothing to finish.
     fn take_up(&mut self, claim: &Claim) -> Result<Option<(Opened, Claimed)>> {
+        if self.group.is_some() {
+            // It begins a step only when its stamp names the group as it is now.
+            return Ok(None);
+        }
         let Some(claimed) = self.backing.take_up(claim)? else { return Ok(None) };
         let Some(live) = claimed.live else { return Ok(None) };
         if self.log.grouped && self.drain() != DrainMode::Grouped {
@@ -296,8 +333,10 @@ impl<'a> Opening<'a> {
             cache::recover::format(&mut self.medium, &options)?;
         }
         let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
-        how.drained_through = stamp.as_ref().map_or(0, |stamp| stamp.point.won);
+        let point = stamp.as_ref().map(|stamp| stamp.point).unwrap_or_default();
+        (how.drained_through, how.drained_others) = (point.won, point.others);
         how.cold = claimed.cold;
+        how.shared = self.group.is_some();
         let opened = cache::recover::open(&mut self.medium, &how).map_err(|error| {
             if error.kind() != ErrorKind::Fenced {
                 return error;
@@ -310,7 +349,7 @@ impl<'a> Opening<'a> {
         {
             // An ordered drain stamps now and then only; groups are compared with the stamp.
             let mut now = before.next(unix_ms());
-            now.point = Point { won: opened.drained, time_ms: 0 };
+            now.point = Point { won: opened.drained, ..Point::default() };
             write_stamp(sidecar, &now)?;
             stamp = Some(now);
         }
@@ -348,6 +387,18 @@ impl<'a> Opening<'a> {
             .into_iter()
             .flatten()
             .collect();
+        let joining = stamp.as_ref().zip(self.group.as_ref()).map(|(stamp, group)| {
+            let joining = Joining {
+                peer: super::together::peer(self.name, &self.cache)?,
+                disk: stamp.disk,
+                committed_step: stamp.committed_step,
+                generation: self.generation,
+                next_won: opened.next_won(),
+                waker: self.waker.clone(),
+            };
+            Ok::<_, Error>((group.clone(), joining))
+        });
+        let joining = joining.transpose()?;
         let sidecar = stamp.map(|stamp| SidecarState {
             layout: Layout::new(stamp.group_bytes_max),
             stamp,
@@ -357,7 +408,10 @@ impl<'a> Opening<'a> {
         let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
         let mut findings = opened.findings.clone();
         findings.extend(opened.fence.clone());
-        let disk = CachedDisk::new(opened, options, description.geometry, sidecar);
+        let mut disk = CachedDisk::new(opened, options, description.geometry, sidecar);
+        if let Some((group, joining)) = joining {
+            disk.join(group.join(joining));
+        }
         let side = Cached {
             status: disk.status(),
             disk: disk_uuid,
@@ -367,6 +421,7 @@ impl<'a> Opening<'a> {
             mode,
             held: AtomicU64::new(0),
             goal_bytes: AtomicU64::new(0),
+            group: self.group,
         };
         Ok(CachedVolume { disk, disks, side: Arc::new(side), findings })
     }

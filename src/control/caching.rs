@@ -206,7 +206,10 @@ impl Served {
         match gauges.state {
             cache::CacheState::Fenced(why) => Some(why),
             cache::CacheState::WaitingForBacking => Some(backing_fails(gauges.mode).to_owned()),
-            _ => None,
+            _ => {
+                self.settings.cache.as_ref()?.consistency_group.as_ref()?;
+                super::together::group_problem(self.cached.as_ref()?)
+            }
         }
     }
 
@@ -258,6 +261,7 @@ impl Served {
             staleness_ms: settings.staleness_ms(),
             durability: settings.durability,
             backing_timeout_ms: settings.backing_timeout_ms(),
+            consistency_group: settings.consistency_group.clone(),
             state,
             message,
             dirty_bytes: gauges.dirty_bytes,
@@ -496,6 +500,15 @@ impl Engine {
             return Err(Failure::new(ErrorCode::Invalid, text));
         };
         self.refuse_writeback(served, cache)?;
+        if let Some((_, text)) = cache.refuse_in_group() {
+            let text = format!("cached disk {}: {text}", served.name);
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
+        let group = |settings: &VolumeSettings| settings.cache.as_ref()?.consistency_group.clone();
+        let (was_in, will_be_in) = (group(&served.settings), group(settings));
+        if was_in != will_be_in && was_in.is_some() {
+            self.leave_group(served)?;
+        }
         let same = VolumeSettings {
             limits: settings.limits,
             cache: settings.cache.clone(),
@@ -520,7 +533,8 @@ impl Engine {
             }
             return self.tell_cache(served, cache);
         }
-        if same != *settings {
+        let joins = will_be_in.is_some() && was_in != will_be_in;
+        if same != *settings || joins {
             self.take_down(served)?;
             return self.open_cache(&served.name);
         }

@@ -84,7 +84,7 @@ impl Engine {
         })
     }
 
-    fn drain_for_good(&self, served: &Served, cached: &Cached) -> Result<()> {
+    pub(super) fn drain_for_good(&self, served: &Served, cached: &Cached) -> Result<()> {
         let name = &served.name;
         served.link.send(Box::new(CacheMessage::LetGo));
         cached.held.store(0, Ordering::Relaxed);
@@ -109,6 +109,7 @@ impl Engine {
         let id = served.id;
         served.pool.change(move |pool| pool.remove(id))?;
         self.host.run_dir.forget(&served.name);
+        self.host.opener.groups.expel(&served.name, None);
         {
             let mut state = self.state();
             for door in state.doors_of(&served.name) {
@@ -159,7 +160,7 @@ impl Engine {
         }
         self.without(served, || {
             self.stop_disk(served)?;
-            let left = give_up(served, cache);
+            let left = self.give_up(served, cache);
             self.free(served, &lost)?;
             match left {
                 Ok(()) => Ok(lost),
@@ -201,16 +202,24 @@ fn loss_of_backing(served: &Served, cache: &CacheSettings) -> String {
     }
 }
 
-/// Makes the backing clean and nobody's, if it is this allocation's.
-fn give_up(served: &Served, cache: &CacheSettings) -> crate::base::Result<()> {
-    let mut backing = cached::open_backing(cache, Some(LOST_PATIENCE))?;
-    let Some(standing) = backing.standing(Damage::Skip)? else { return Ok(()) };
-    let log = Attributes::decode(&served.facts()?.attributes)?.log.unwrap_or_default();
-    let owner = &standing.stamp.owner;
-    if owner.allocation != *log.uuid.as_bytes() {
-        return Ok(());
+impl Engine {
+    /// Makes the backing clean and nobody's, if it is this allocation's.
+    fn give_up(&self, served: &Served, cache: &CacheSettings) -> crate::base::Result<()> {
+        let groups = &self.host.opener.groups;
+        let mut backing = cached::open_backing(cache, Some(LOST_PATIENCE))?;
+        // A step that it was about to commit is committed, or it is not: the others go by that.
+        if let Some(word) = backing.word()? {
+            groups.expel(&served.name, Some(word));
+        }
+        groups.tell(&mut backing)?;
+        let Some(standing) = backing.standing(Damage::Skip)? else { return Ok(()) };
+        let log = Attributes::decode(&served.facts()?.attributes)?.log.unwrap_or_default();
+        let owner = &standing.stamp.owner;
+        if owner.allocation != *log.uuid.as_bytes() {
+            return Ok(());
+        }
+        let confirm = owner.volume.clone();
+        let options = RecoverOptions { damage: Damage::Skip, now_ms: unix_ms(), word: None };
+        backing.take_over_lost(&confirm, options, &mut |_| {}).map(drop)
     }
-    let confirm = owner.volume.clone();
-    let options = RecoverOptions { damage: Damage::Skip, now_ms: unix_ms() };
-    backing.take_over_lost(&confirm, options, &mut |_| {}).map(drop)
 }

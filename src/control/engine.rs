@@ -59,7 +59,8 @@ impl Engine {
     pub fn start(run_dir: RunDir, options: &ServerOptions) -> Result<Self> {
         let instance = uuid::Uuid::new_v4();
         let events = Arc::new(EventLog::new(instance.to_string()));
-        let opener = Opener { instance, memory: DrainMemory::of_daemon() };
+        let opener =
+            Opener { instance, groups: Default::default(), memory: DrainMemory::of_daemon() };
         let server = Server::start(options)?;
         let host = Host { server, events, run_dir: Arc::new(run_dir), opener };
         host.events.add(EventKind::Started, "vflashd", env!("CARGO_PKG_VERSION"));

@@ -34,5 +34,6 @@ pub mod routes;
 pub mod rundir;
 pub mod served;
 pub mod sharing;
+mod together;
 pub mod watch;
 pub mod watch_cache;

@@ -206,6 +206,7 @@ fn sample_cache() -> cached::Cache {
         staleness_ms: 1,
         durability: cached::Durability::Strong,
         backing_timeout_ms: 1,
+        consistency_group: Some(text("g")),
         state: cached::CacheState::WaitingForBacking,
         message: Some(text("m")),
         dirty_bytes: 1,

@@ -10,6 +10,8 @@ use super::served::{Host, Served};
 use super::sharing::stop_disk;
 use super::watch_cache::Retry;
 use crate::base::{Error, ErrorKind, Result};
+use crate::cache::CacheMessage;
+use crate::cache::consistency::Waker;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -43,7 +45,9 @@ impl Task {
         let home = self.served.name.clone();
         let mut doors = lock(&self.everything).doors_of(&home);
         doors.iter_mut().for_each(|door| door.renew_link(&self.host));
-        let opened = cached::open(&self.host.opener, &self.served.pool, &self.served.name);
+        let link = self.served.link.clone();
+        let waker: Waker = Arc::new(move || link.send(Box::new(CacheMessage::Wake)));
+        let opened = cached::open(&self.host.opener, &self.served.pool, &self.served.name, waker);
         let findings = opened.as_ref().map(|opened| opened.findings.clone()).unwrap_or_default();
         let result = match opened {
             Ok(opened) => self.served.export_cached(&self.host, opened, &mut doors),

@@ -28,7 +28,7 @@ pub(super) struct Root {
 /// What a root's block turned out to be.
 pub(super) type RootBlock = SealedBlock<Box<Root>>;
 
-const SEAL: Seal = Seal { magic: ROOT_MAGIC, version: VERSION };
+const SEAL: Seal = Seal { magic: ROOT_MAGIC, version: VERSION, features: 0 };
 
 impl Root {
     pub(super) fn encode(&self) -> Vec<u8> {

@@ -144,6 +144,7 @@ fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
         backing_timeout_ms,
         backing: _,
         sidecar,
+        consistency_group,
         share,
     } = cache;
     let mut mapping = mapping([
@@ -160,6 +161,9 @@ fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
     mapping.insert("durability".into(), durability.name().into());
     if let Some(timeout_ms) = backing_timeout_ms {
         mapping.insert("backingTimeout".into(), format!("{timeout_ms}ms").into());
+    }
+    if let Some(group) = consistency_group {
+        mapping.insert("consistencyGroup".into(), group.as_str().into());
     }
     if let Some(sidecar) = sidecar {
         mapping.insert("sidecar".into(), sidecar.as_str().into());

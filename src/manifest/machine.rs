@@ -300,9 +300,11 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
     }
     let default = if read_only { CacheMode::ReadOnly } else { CacheMode::default() };
     let (mode, drain) = (mode.unwrap_or(default), drain?);
+    let consistency_group = consistency_group?;
     if sidecar.is_none()
         && has_no_neighbour(&backing.value)
-        && let Some((key, text)) = lacks_sidecar(mode, drain, &backing.value)
+        && let Some((key, text)) =
+            lacks_sidecar((mode, drain, consistency_group.is_some()), &backing.value)
     {
         let at = if key == "cache" { at } else { fields.key_at(key) };
         decoder.mistake(at, text);
@@ -312,7 +314,7 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
         let value = fields.get(key)?;
         Some((key, decoder.mistakes.place(value.at)))
     });
-    Some(Cached {
+    let cached = Cached {
         place: decoder.mistakes.place(at),
         given: given.collect(),
         pool: pool?,
@@ -320,13 +322,27 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
         mode,
         drain,
         staleness_max: staleness_max?,
-        consistency_group: consistency_group?,
+        consistency_group,
         durability: durability?.unwrap_or_default(),
         backing_timeout: backing_timeout?,
         sidecar,
         share: share?,
         backing,
-    })
+    };
+    may_be_in_group(cached, &fields, at, decoder)
+}
+
+/// The disk, unless it is in a consistency group and other settings keep it out.
+fn may_be_in_group(
+    cached: Cached,
+    fields: &Fields<'_>,
+    at: Position,
+    decoder: &mut Decoder<'_>,
+) -> Option<Cached> {
+    let Some((key, text)) = cached.settings().refuse_in_group() else { return Some(cached) };
+    let at = if fields.lacks(key) { at } else { fields.key_at(key) };
+    decoder.mistake(at, text);
+    None
 }
 
 /// `minimum`, `maximum` and `weight`: what the first two leave out is the size.
@@ -375,8 +391,7 @@ fn share(
 
 /// Which key wants a sidecar that cannot be beside the backing, and what to write.
 fn lacks_sidecar(
-    mode: CacheMode,
-    drain: Option<Drain>,
+    (mode, drain, grouped): (CacheMode, Option<Drain>, bool),
     backing: &Backing,
 ) -> Option<(&'static str, String)> {
     if mode == CacheMode::WriteBack {
@@ -385,6 +400,13 @@ fn lacks_sidecar(
              PATH` on the shared storage, or `mode: write-through`"
         );
         return Some(("cache", text));
+    }
+    if grouped {
+        let text = format!(
+            "disks of a consistency group move by redo groups, and beside {backing} is no place \
+             for them: add `sidecar: PATH` on the shared storage"
+        );
+        return Some(("consistencyGroup", text));
     }
     (drain == Some(Drain::Grouped)).then(|| {
         let text = format!(

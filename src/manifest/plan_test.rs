@@ -338,6 +338,7 @@ fn cached() -> Attributes {
         backing_timeout_ms: None,
         backing: "/mnt/a.raw".to_owned(),
         sidecar: Some("/mnt/a.redo".to_owned()),
+        consistency_group: None,
         share: None,
     };
     let log = LogIdentity {

@@ -35,6 +35,8 @@ pub(super) struct Planner<'a> {
     pub(super) leaving: BTreeMap<VolumeName, Place>,
     /// Backings and sidecars, and the volume that has each, as which of the two.
     pub(super) taken: BTreeMap<String, (VolumeName, &'static str)>,
+    /// Consistency groups: their disks, and the pool of each.
+    pub(super) groups: BTreeMap<String, Vec<(VolumeName, String)>>,
 }
 
 /// The space that a volume takes of a pool: all of a flash volume, the cache of a cached disk.
@@ -83,6 +85,7 @@ impl<'a> Planner<'a> {
             homes: Homes::default(),
             leaving: BTreeMap::new(),
             taken: BTreeMap::new(),
+            groups: BTreeMap::new(),
         }
     }
 

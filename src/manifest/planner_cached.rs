@@ -1,11 +1,12 @@
 //! The planner's rules for cached disks: a backing and a sidecar have one cache each, and what a
 //! cache was made with stays.
 
-use super::mistake::Place;
+use super::mistake::{Located, Place};
 use super::plan::ActualVolume;
 use super::planner::Planner;
 use super::schema::{Cached, Volume, VolumeName};
 use super::settings::VolumeSettings;
+use crate::base::limits::CONSISTENCY_GROUP_MAX;
 
 /// What makes a sidecar of a backing's own path.
 const SIDECAR_END: &str = ".vflash";
@@ -15,9 +16,7 @@ impl Planner<'_> {
     pub(super) fn cached(&mut self, name: &VolumeName, cached: &Cached) -> bool {
         let before = self.mistakes.len();
         if let Some(group) = &cached.consistency_group {
-            let text = "`consistencyGroup` is not in this version of vflash: leave it out; each \
-                        disk is consistent by itself";
-            self.mistake(&group.place, text);
+            self.consistency_group(name, group, &cached.pool.value);
         }
         let backing = &cached.backing;
         self.take_place(name, &backing.value.to_string(), &backing.place, "backing");
@@ -29,6 +28,42 @@ impl Planner<'_> {
             self.take_place(name, &path, &backing.place, "sidecar");
         }
         self.mistakes.len() == before
+    }
+
+    /// All disks of a group are in one pool, which knows who belongs to it.
+    fn consistency_group(&mut self, name: &VolumeName, group: &Located<String>, pool: &str) {
+        let of_group = |volume: &&ActualVolume| {
+            let cache = volume.settings.cache.as_ref();
+            cache.is_some_and(|cache| cache.consistency_group.as_ref() == Some(&group.value))
+        };
+        for other in self.actual.volumes.iter().filter(of_group) {
+            let wanted = (other.name.clone(), other.pool.clone());
+            let members = self.groups.entry(group.value.clone()).or_default();
+            if !members.contains(&wanted) {
+                members.push(wanted);
+            }
+        }
+        let members = self.groups.entry(group.value.clone()).or_default();
+        let elsewhere = members.iter().find(|(_, other)| other != pool).cloned();
+        if !members.iter().any(|(member, _)| member == name) {
+            members.push((name.clone(), pool.to_owned()));
+        }
+        let count = members.len();
+        if let Some((other, other_pool)) = elsewhere.filter(|(other, _)| other != name) {
+            let text = format!(
+                "{other} of consistency group `{}` has its cache in pool {other_pool}: all disks \
+                 of a group are in one pool; write `pool: {other_pool}`, or another group",
+                group.value
+            );
+            self.mistake(&group.place, text);
+        } else if count > CONSISTENCY_GROUP_MAX {
+            let text = format!(
+                "consistency group `{}` has {count} disks, and there may be \
+                 {CONSISTENCY_GROUP_MAX}: write another group",
+                group.value
+            );
+            self.mistake(&group.place, text);
+        }
     }
 
     /// Notes that `name` has the place for itself, or complains.

@@ -52,7 +52,7 @@ impl Home {
     }
 
     /// By the keys of `cache:`, in the words of the manifest.
-    fn described(&self) -> [(&'static str, String); 11] {
+    fn described(&self) -> [(&'static str, String); 12] {
         let CacheSettings {
             mode,
             drain,
@@ -61,6 +61,7 @@ impl Home {
             backing_timeout_ms: _,
             backing: _,
             sidecar,
+            consistency_group,
             share,
         } = &self.cache;
         let (size, weight) = (self.size_bytes, share.map_or(1, |share| share.weight));
@@ -76,6 +77,7 @@ impl Home {
             ("durability", durability.name().to_owned()),
             ("backingTimeout", format!("{}ms", self.cache.backing_timeout_ms())),
             ("sidecar", sidecar.clone().unwrap_or_else(|| "beside it".to_owned())),
+            ("consistencyGroup", consistency_group.clone().unwrap_or_else(|| "none".to_owned())),
             ("minimum", Bytes(minimum).to_string()),
             ("maximum", Bytes(maximum).to_string()),
             ("weight", weight.to_string()),

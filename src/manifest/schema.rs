@@ -176,6 +176,7 @@ impl Cached {
             backing_timeout_ms: ms(self.backing_timeout),
             backing: self.backing.value.to_string(),
             sidecar: self.sidecar.as_ref().map(|path| path.value.display().to_string()),
+            consistency_group: self.consistency_group.as_ref().map(|group| group.value.clone()),
             share: self.share,
         }
     }

@@ -52,6 +52,9 @@ pub struct CacheSettings {
     pub backing: String,
     /// `None`: beside the backing.
     pub sidecar: Option<String>,
+    /// The disks of one name are drained together, in one order; all in one pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency_group: Option<String>,
     /// Its size follows its use. `None`: it is as large as it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<CacheShare>,
@@ -83,6 +86,29 @@ impl CacheSettings {
 
     pub fn staleness_ms(&self) -> u64 {
         self.staleness_ms.unwrap_or(STALENESS_MS)
+    }
+
+    /// What keeps a disk with these settings out of its consistency group: the key, and what to
+    /// write.
+    pub fn refuse_in_group(&self) -> Option<(&'static str, String)> {
+        self.consistency_group.as_ref()?;
+        let refuse = |key, is: &str, why, fix| {
+            let text = format!("`{key}: {is}` {why}: write {fix}, or leave `consistencyGroup` out");
+            Some((key, text))
+        };
+        if !matches!(self.mode, CacheMode::WriteBack | CacheMode::WriteThrough) {
+            let why = "writes past the log, and `consistencyGroup` keeps the order of the log";
+            return refuse("mode", self.mode.name(), why, "`mode: write-back`");
+        }
+        if self.drain == Some(Drain::Ordered) {
+            let why = "moves each disk by itself, and `consistencyGroup` moves all by redo groups";
+            return refuse("drain", "ordered", why, "`drain: grouped`");
+        }
+        if self.durability == Durability::Flush {
+            let why = "may lose a write of one disk and keep a later one of another";
+            return refuse("durability", "flush", why, "`durability: strong`");
+        }
+        None
     }
 }
 

@@ -291,6 +291,7 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
             backing_timeout_ms: _,
             backing: _,
             sidecar: _,
+            consistency_group,
             share,
         } = cache;
         let part = |part: fn(&CacheShare) -> u64| share.as_ref().map(part);
@@ -302,6 +303,7 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
             ("drain", drain.map_or("by sidecar", Drain::name).to_owned()),
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
+            ("consistencyGroup", or(consistency_group.clone(), "none")),
             ("minimum", bytes(part(|share| share.minimum_bytes))),
             ("maximum", bytes(part(|share| share.maximum_bytes))),
             ("weight", or(part(|share| share.weight.into()).map(|w| w.to_string()), "1")),
@@ -320,6 +322,7 @@ fn default_cache() -> CacheSettings {
         backing_timeout_ms: None,
         backing: String::new(),
         sidecar: None,
+        consistency_group: None,
         share: None,
     }
 }

@@ -43,7 +43,7 @@ const REQUESTS_MAX: u32 = 32;
 const UUID: [u8; 16] = [2; 16];
 
 /// What kind of disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) grouped: bool,
@@ -54,18 +54,24 @@ pub(crate) struct Setup {
     pub(crate) allocation_bytes: u64,
     /// Bytes of a block of the backing.
     pub(crate) block_bytes: u32,
+    /// Tells the disks of a consistency group apart.
+    pub(crate) member: u8,
 }
 
 impl Setup {
     /// Both drain modes, both durabilities, several log lengths.
     pub(crate) fn of(seed: u64) -> Self {
-        let (grouped, strong) = (seed % 2 == 1, seed % 4 < 3);
-        let segments = 4 + seed % 3;
-        let (allocation_bytes, block_bytes) = (0, 512);
-        Self { seed, grouped, strong, segments, reorder: true, allocation_bytes, block_bytes }
+        let (grouped, strong, segments) = (seed % 2 == 1, seed % 4 < 3, 4 + seed % 3);
+        let (reorder, block_bytes) = (true, 512);
+        Self { seed, grouped, strong, segments, reorder, block_bytes, ..Self::default() }
     }
 
-    fn options(&self) -> CacheOptions {
+    /// Of the disk.
+    pub(crate) fn uuid(&self) -> [u8; 16] {
+        [UUID[0] + self.member; 16]
+    }
+
+    pub(crate) fn options(&self) -> CacheOptions {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
         (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || 1_000_000);
@@ -89,7 +95,7 @@ impl World {
         let options = FormatOptions {
             shape,
             log_uuid: [1; 16],
-            disk_uuid: UUID,
+            disk_uuid: setup.uuid(),
             secret: setup.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed,
             mode: Mode::WriteBack,
             backing: identity(),
@@ -211,7 +217,7 @@ pub(crate) fn identity() -> BackingIdentity {
 fn first_stamp(setup: &Setup) -> Stamp {
     let (kind, fingerprint) = (Kind::File, [0; 2]);
     Stamp {
-        disk: UUID,
+        disk: setup.uuid(),
         sequence: 1,
         owner: Owner { allocation: [1; 16], ..Owner::default() },
         owner_epoch: 1,
@@ -226,6 +232,8 @@ fn first_stamp(setup: &Setup) -> Stamp {
         oldest_dirty_ms: 0,
         retired_group: 0,
         group_bytes_max: GROUP_MAX,
+        committed_step: 0,
+        roster: Default::default(),
     }
 }
 

@@ -33,8 +33,10 @@ impl Drainer {
         self.group = Group {
             from: drained,
             to: drained,
+            point: drained,
             limit,
             part: false,
+            full: false,
             start: (self.reader.cursor(), self.group.taken),
             log_bytes: 0,
             zeros: 0,
@@ -55,7 +57,9 @@ impl Drainer {
             }
             self.gather_again();
         }
-        loop {
+        // Behind the newest write of this disk there may be points that are others' numbers.
+        let end = self.group.limit.min(self.dirty.head());
+        while self.group.to < end {
             match self.reader.next(host) {
                 Next::Wait => return false,
                 Next::Batch(length) => match self.take_batch(length) {
@@ -74,21 +78,26 @@ impl Drainer {
                 // The owner says that more is committed than the log holds.
                 Next::Bad | Next::End => return self.suspect(Errno(libc::EBADMSG), host),
             }
-            if self.group.to == self.group.limit {
-                break;
-            }
         }
-        self.enter(State::Fill, host);
+        self.gathered(host);
         true
     }
 
-    fn gather_again(&mut self) {
+    pub(super) fn gather_again(&mut self) {
         let (cursor, taken) = self.group.start;
         self.reader.seek(cursor);
         self.merged.clear();
         self.again = false;
         let from = self.group.from;
-        self.group = Group { to: from, taken, part: false, log_bytes: 0, zeros: 0, ..self.group };
+        self.group = Group {
+            to: from,
+            taken,
+            part: false,
+            full: false,
+            log_bytes: 0,
+            zeros: 0,
+            ..self.group
+        };
     }
 
     /// What was read is not right: it is read again, since a drive may err once; then it is lost.
@@ -127,7 +136,8 @@ impl Drainer {
             let full = !self.merged.has_room(data)
                 || (begun && group.zeros.saturating_add(zeros) > ZERO_SECTORS_MAX);
             if beyond || next_epoch || large || full {
-                assert!(begun, "an empty group has room for one record");
+                assert!(begun || beyond, "an empty group has room for one record");
+                group.full = !beyond;
                 return Taken::Until(index as u16);
             }
             if !is_whole(&entry, bytes) {
@@ -142,6 +152,7 @@ impl Drainer {
             group.zeros += zeros;
             group.epoch = entry.epoch;
             group.part = entry.continued;
+            group.part_won = entry.won;
             if !entry.continued {
                 group.to = entry.won;
             }

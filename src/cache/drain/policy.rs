@@ -59,7 +59,12 @@ impl Dirty {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.head == self.drained
+        self.head <= self.drained
+    }
+
+    /// The newest committed write.
+    pub(super) fn head(&self) -> u64 {
+        self.head
     }
 
     /// Bytes of log, ever.

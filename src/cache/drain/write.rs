@@ -2,8 +2,8 @@
 
 use super::{BACKING, DrainHost, Drainer, Planned, SIDECAR};
 use crate::backing::group::GroupWriter;
-use crate::backing::redo::{BLOCK_BYTES, GroupId, Span as GroupSpan};
-use crate::backing::stamp::{Point, State as StampState};
+use crate::backing::redo::{BLOCK_BYTES, Span as GroupSpan};
+use crate::backing::stamp::{Point, Stamp, State as StampState};
 use crate::base::clock::Nanos;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
@@ -90,12 +90,11 @@ impl Drainer {
     pub(super) fn plan_redo(&mut self, host: &mut dyn DrainHost) {
         self.scratch.clear();
         let sidecar = self.options.sidecar.as_ref().expect("groups need a sidecar");
-        let id = GroupId {
-            disk: sidecar.stamp.disk,
-            owner_epoch: sidecar.stamp.owner_epoch,
-            number: self.last_group + 1,
-        };
+        let id = self.next_group_id().expect("groups need a sidecar");
         let mut writer = GroupWriter::new(sidecar.layout, id);
+        if let Some((_, step)) = self.together.as_ref().and_then(|together| together.agreed) {
+            writer.set_step(step);
+        }
         let mut bytes = vec![0; CHUNK_BYTES as usize];
         for run in self.merged.runs() {
             let Span { start, count, content } = run.span;
@@ -111,10 +110,11 @@ impl Drainer {
         self.plan_redo_data(writer.data_offset());
         let span = GroupSpan {
             from: self.group.from,
-            to: self.group.to,
-            point_ms: self.time_of(self.group.to, host),
+            to: self.group.point,
+            point_ms: self.time_of(self.group.point, host),
             dirty_bytes: self.dirty.bytes().saturating_sub(self.group.log_bytes),
             part: self.group.part,
+            others: self.group.point - self.own_after(),
         };
         let finished = writer.finish(span);
         if !finished.table.is_empty() {
@@ -184,6 +184,7 @@ impl Drainer {
     /// The next stamp: both its copies. It tells the point and retires every group so far.
     pub(super) fn plan_stamp(&mut self, host: &mut dyn DrainHost) {
         self.scratch.clear();
+        let roster = self.roster_to_stamp();
         let Some(sidecar) = self.options.sidecar.as_ref() else {
             return;
         };
@@ -197,13 +198,23 @@ impl Drainer {
         let mut stamp = sidecar.stamp.next(wall_ms);
         stamp.state = if clean { StampState::Clean } else { StampState::Dirty };
         stamp.drain = self.options.mode;
-        stamp.point = Point { won: self.drained(), time_ms: point_ms };
+        let others = self.drained() - self.own;
+        stamp.point = Point { won: self.drained(), time_ms: point_ms, others };
         stamp.dirty_bytes = self.dirty.bytes();
         let oldest = self.dirty.oldest().map(|at| (host.now() - at).as_millis() as u64);
         stamp.oldest_dirty_ms = oldest.map_or(0, |age| wall_ms.saturating_sub(age));
         if !self.is_finishing() {
             stamp.retired_group = self.last_group;
         }
+        if let Some(roster) = roster {
+            // Who has left leads nobody: the others have retired what it led.
+            stamp.committed_step *= u64::from(!roster.is_empty());
+            stamp.roster = roster;
+        }
+        self.push_stamp(stamp);
+    }
+
+    pub(super) fn push_stamp(&mut self, stamp: Stamp) {
         let block = self.stage(&stamp.encode());
         for offset in stamp.offsets() {
             self.push(SIDECAR, OperationKind::Write, offset, vec![block]);

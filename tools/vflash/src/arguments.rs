@@ -429,7 +429,8 @@ pub(crate) struct CreateArguments {
 pub(crate) enum BackingVerb {
     /// Show whose a backing is and which point it is at; changes nothing
     Show(BackingArguments),
-    /// Bring a backing to its last point: finish the redo group beside it, if there is one
+    /// Bring a backing to its last point: finish the redo group beside it, if there is one. Of a
+    /// consistency group all backings: those that are not where their stamps say, are to be named
     Recover(RecoverArguments),
 }
 
@@ -445,8 +446,13 @@ pub(crate) struct BackingArguments {
 
 #[derive(Args, Debug)]
 pub(crate) struct RecoverArguments {
-    #[command(flatten)]
-    pub backing: BackingArguments,
+    /// Files, block devices, nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+    #[arg(required = true, value_hint = ValueHint::AnyPath)]
+    pub backings: Vec<String>,
+    /// Where the sidecar of a single backing lies; beside a file as FILE.vflash unless told
+    /// otherwise
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub sidecar: Option<PathBuf>,
     /// It is the right disk, though it was moved or copied since the cache had it
     #[arg(long)]
     pub adopt: bool,

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 use vflash::backing::nbd::NbdOptions;
 use vflash::backing::open::{Backing, OpenOptions};
-use vflash::backing::recover::{self, Damage, RecoverOptions, Standing};
+use vflash::backing::recover::{self, Damage, RecoverOptions, Recovery, Standing};
 use vflash::backing::spec::Spec;
 use vflash::backing::stamp::DrainMode;
+use vflash::backing::together;
 use vflash::base::clock::unix_ms;
 use vflash::control::api::{ErrorCode, Failure};
 use vflash::io::blocking::Blocking;
@@ -51,6 +52,10 @@ struct Shown {
     /// A group that was finished just now.
     finished_group: Option<Group>,
     findings: Vec<String>,
+    /// Empty: it is in none.
+    consistency_group: String,
+    /// Whether its last group counts, another disk of the group knows.
+    in_doubt: bool,
 }
 
 #[derive(Serialize)]
@@ -93,6 +98,8 @@ impl Shown {
             waiting_group,
             finished_group: None,
             findings: standing.findings.clone(),
+            consistency_group: stamp.roster.name.clone(),
+            in_doubt: standing.doubt.is_some(),
         }
     }
 }
@@ -108,41 +115,103 @@ fn uuid(bytes: &[u8; 16]) -> String {
 pub(crate) fn show(format: Format, arguments: &BackingArguments) -> Result<()> {
     let (spec, sidecar) = places(arguments)?;
     let mut disk = Blocking::new(Box::new(FileDisk::open_unlocked(&sidecar)?));
-    let standing = recover::inspect(&mut disk, Damage::Skip)
+    let standing = recover::inspect(&mut disk, how(Damage::Skip))
         .map_err(|error| error.context(format_args!("sidecar {}", sidecar.display())))?;
     let standing = standing.ok_or_else(|| no_stamp(&sidecar))?;
     print(format, &Shown::new(&spec, &sidecar, &standing), table)
 }
 
-pub(crate) fn recover(format: Format, arguments: &RecoverArguments) -> Result<()> {
-    let (spec, sidecar) = places(&arguments.backing)?;
-    if !sidecar.exists() {
-        return Err(no_stamp(&sidecar));
+fn how(damage: Damage) -> RecoverOptions {
+    RecoverOptions { damage, now_ms: unix_ms(), word: None }
+}
+
+/// A backing that is worked on, and how it was named.
+struct Named {
+    spec: Spec,
+    sidecar: PathBuf,
+}
+
+fn open(named: &Named) -> Result<Backing> {
+    if !named.sidecar.exists() {
+        return Err(no_stamp(&named.sidecar));
     }
-    let mut backing = Backing::open(&OpenOptions {
-        spec: spec.clone(),
-        sidecar: Some(sidecar.clone()),
+    Ok(Backing::open(&OpenOptions {
+        spec: named.spec.clone(),
+        sidecar: Some(named.sidecar.clone()),
         reading: false,
         wait: LOCK_WAIT,
         nbd: NbdOptions { patience: Some(PATIENCE), ..NbdOptions::default() },
-    })?;
+    })?)
+}
+
+pub(crate) fn recover(format: Format, arguments: &RecoverArguments) -> Result<()> {
+    let mut named = Vec::new();
+    for backing in &arguments.backings {
+        if arguments.sidecar.is_some() && arguments.backings.len() > 1 {
+            let text = "--sidecar is for one backing: recover the others by their own paths, which \
+                        their stamps name too";
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
+        let one = BackingArguments { backing: backing.clone(), sidecar: arguments.sidecar.clone() };
+        let (spec, sidecar) = places(&one)?;
+        named.push(Named { spec, sidecar });
+    }
+    let mut backings = named.iter().map(open).collect::<Result<Vec<Backing>>>()?;
     let damage = if arguments.skip_damaged { Damage::Skip } else { Damage::Refuse };
-    let options = RecoverOptions { damage, now_ms: unix_ms() };
+    add_others(&mut named, &mut backings, damage)?;
     let progress = Progress::new();
-    let recovery = backing.recover(options, arguments.adopt, &mut |progressed| {
+    let how = (how(damage), arguments.adopt);
+    let recovered = together::recover_all(&mut backings, how, &mut |progressed| {
         let (done, total) = (progressed.done_bytes, progressed.total_bytes);
         progress.show(&format!("applying the group: {} of {}", size(done), size(total)));
     })?;
     drop(progress);
-    let recovery = recovery.ok_or_else(|| no_stamp(&sidecar))?;
-    let mut shown = Shown::new(&spec, &sidecar, &recovery.standing);
+    let mut shown = Vec::new();
+    for (named, recovery) in named.iter().zip(recovered) {
+        shown.push(recovered_as(named, recovery.ok_or_else(|| no_stamp(&named.sidecar))?));
+    }
+    match &shown[..] {
+        [one] => print(format, one, table),
+        _ => print(format, &shown, |all| all.iter().map(table).collect::<Vec<_>>().join("\n")),
+    }
+}
+
+/// The other disks of a consistency group, where its stamps say that they are.
+fn add_others(named: &mut Vec<Named>, backings: &mut Vec<Backing>, damage: Damage) -> Result<()> {
+    let mut there = Vec::new();
+    let mut wanted = Vec::new();
+    for backing in backings.iter_mut() {
+        let Some(standing) = backing.standing(damage)? else { continue };
+        there.push(standing.stamp.owner.volume.clone());
+        wanted.extend(together::others(&standing));
+    }
+    wanted.sort();
+    wanted.dedup();
+    for peer in wanted {
+        if there.contains(&peer.volume) {
+            continue;
+        }
+        let other = Named { spec: Spec::parse(&peer.backing)?, sidecar: peer.sidecar.into() };
+        // One that is not where it was has to be named: `recover_all` says so.
+        if !other.sidecar.exists() {
+            continue;
+        }
+        there.push(peer.volume);
+        backings.push(open(&other)?);
+        named.push(other);
+    }
+    Ok(())
+}
+
+fn recovered_as(named: &Named, recovery: Recovery) -> Shown {
+    let mut shown = Shown::new(&named.spec, &named.sidecar, &recovery.standing);
     shown.finished_group = recovery.applied.map(|applied| Group {
         number: applied.header.id.number,
         from: applied.header.span.from,
         to: applied.header.span.to,
         bytes: applied.bytes,
     });
-    print(format, &shown, table)
+    shown
 }
 
 /// Gives up what only a flash that is gone held; says first what that is.
@@ -152,18 +221,10 @@ pub(crate) fn give_up(format: Format, arguments: &DetachArguments) -> Result<()>
         sidecar: arguments.sidecar.clone(),
     };
     let (spec, sidecar) = places(&named)?;
-    if !sidecar.exists() {
-        return Err(no_stamp(&sidecar));
-    }
-    let options = OpenOptions {
-        spec: spec.clone(),
-        sidecar: Some(sidecar.clone()),
-        reading: false,
-        wait: LOCK_WAIT,
-        nbd: NbdOptions { patience: Some(PATIENCE), ..NbdOptions::default() },
-    };
+    let named = Named { spec: spec.clone(), sidecar: sidecar.clone() };
     let standing = consent::obtain_named(&arguments.confirm, |confirm| {
-        let mut backing = Backing::open(&options)?;
+        let mut backing = open(&named)?;
+        together::resolve(&mut backing, Damage::Refuse, LOCK_WAIT)?;
         let Some(lost) = backing.lost(Damage::Refuse)? else {
             let text = format!("{spec} is clean: there is nothing to give up");
             return Err(Failure::new(ErrorCode::Invalid, text));
@@ -173,7 +234,7 @@ pub(crate) fn give_up(format: Format, arguments: &DetachArguments) -> Result<()>
             let unconfirmed = vec![lost.volume];
             return Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, text) });
         }
-        let how = RecoverOptions { damage: Damage::Refuse, now_ms: unix_ms() };
+        let how = how(Damage::Refuse);
         let lost = backing.take_over_lost(&lost.volume, how, &mut |_| {})?;
         lost.map(|lost| lost.standing).ok_or_else(|| no_stamp(&sidecar))
     })?;
@@ -221,6 +282,11 @@ fn table(shown: &Shown) -> String {
         point.push_str(" or later");
     }
     table.pair("Point", point);
+    if !shown.consistency_group.is_empty() {
+        let doubt = ", whose leader knows whether the last group counts: `vflash backing recover`";
+        let doubt = if shown.in_doubt { doubt } else { "" };
+        table.pair("Consistency group", format!("{}{doubt}", shown.consistency_group));
+    }
     if let Some(group) = &shown.waiting_group {
         let text = "committed, to be finished by `vflash backing recover`";
         table.pair("Group", format!("{} ({} to {}): {text}", group.number, group.from, group.to));

@@ -166,6 +166,9 @@ fn cache(cache: &Cache, table: &mut Table) {
     let staleness = Duration::from_millis(cache.staleness_ms);
     table.pair("Drain", format!("{}, at most {staleness:?} behind", cache.drain.name()));
     table.pair("Durability", cache.durability.name());
+    if let Some(group) = &cache.consistency_group {
+        table.pair("Consistency group", group);
+    }
     table.pair("Cache state", cache.state);
     if let Some(held_at) = cache.held_at {
         table.pair("Held", format!("at point {held_at}, until the next `vflash drain`"));

@@ -9,7 +9,10 @@ use std::time::Duration;
 use vflash::backing::fence::Claim;
 use vflash::backing::group::GroupWriter;
 use vflash::backing::open::{Backing, OpenOptions};
-use vflash::backing::redo::{GroupId, Layout, Span};
+use vflash::backing::recover::Damage;
+use vflash::backing::redo::{GroupId, Layout, Span, StepId};
+use vflash::backing::roster::{Peer, Roster};
+use vflash::backing::sidecar::write_stamp;
 use vflash::backing::spec::Spec;
 use vflash::backing::stamp::{DrainMode, Owner, Stamp, State};
 use vflash::base::units::MIB;
@@ -57,14 +60,20 @@ fn orphan() -> (Place, Backing, Stamp) {
         adopt: false,
         group_bytes_max: Some(MIB),
         new_disk: [7; 16],
+        roster: Default::default(),
         now_ms: 1_767_225_600_000,
     };
     let stamp = backing.claim(&claim, &mut |_| {}).unwrap().stamp.unwrap();
     let id = GroupId { disk: stamp.disk, owner_epoch: 1, number: 1 };
     let mut group = GroupWriter::new(Layout::new(MIB), id);
     let at = group.data(8, &[0x77; 4096]);
-    let span =
-        Span { from: 0, to: 42, point_ms: 1_767_225_601_000, dirty_bytes: 12288, part: false };
+    let span = Span {
+        from: 0,
+        to: 42,
+        point_ms: 1_767_225_601_000,
+        dirty_bytes: 12288,
+        ..Span::default()
+    };
     let group = group.finish(span);
     let sidecar = backing.disks().1.unwrap();
     sidecar.write_copies(&[at], &[0x77; 4096]).unwrap();
@@ -153,4 +162,85 @@ fn what_cannot_be_recovered_is_named_and_left_alone() {
     assert!(complained(&copy).contains("it is another file"), "{copy:?}");
     let adopted = place.run(&["recover", "copy", "--adopt"]);
     assert!(said(&adopted).contains("finished"), "{adopted:?}");
+}
+
+/// A disk of a consistency group whose owner died when a step was in both sidecars.
+fn member(place: &Place, name: &str, disk: [u8; 16], step: StepId) -> Backing {
+    let path = place.path(name);
+    std::fs::File::create(&path).unwrap().set_len(8 * MIB).unwrap();
+    let mut backing = open(&path);
+    let peer = |name: &str| Peer {
+        volume: format!("db/{name}"),
+        backing: place.path(name).display().to_string(),
+        sidecar: place.path(&format!("{name}.vflash")).display().to_string(),
+    };
+    let volume = format!("db/{name}");
+    let claim = Claim {
+        owner: Owner { allocation: disk, volume, ..Default::default() },
+        remembered: None,
+        state: State::Dirty,
+        drain: DrainMode::Grouped,
+        create: true,
+        adopt: false,
+        group_bytes_max: Some(MIB),
+        new_disk: disk,
+        roster: Roster { name: "db".into(), members: vec![peer("data"), peer("log")] },
+        now_ms: 1_767_225_600_000,
+    };
+    backing.claim(&claim, &mut |_| {}).unwrap();
+    let id = GroupId { disk, owner_epoch: 1, number: 1 };
+    let mut group = GroupWriter::new(Layout::new(MIB), id);
+    group.set_step(step);
+    let at = group.data(8, &[0x77; 4096]);
+    let group = group.finish(Span { from: 0, to: 42, ..Span::default() });
+    let sidecar = backing.disks().1.unwrap();
+    sidecar.write_copies(&[at], &[0x77; 4096]).unwrap();
+    sidecar.write_copies(&[group.table_offset], &group.table).unwrap();
+    sidecar.write_copies(&[group.header_offset], &group.header_block).unwrap();
+    sidecar.flush().unwrap();
+    backing
+}
+
+#[test]
+fn the_disks_of_a_consistency_group_are_recovered_together() {
+    for committed in [false, true] {
+        let place = Place(tempfile::tempdir().unwrap());
+        let leader = GroupId { disk: [1; 16], owner_epoch: 1, number: 1 };
+        let step = StepId::of_leader(leader);
+        let mut data = member(&place, "data", leader.disk, step);
+        drop(member(&place, "log", [2; 16], step));
+        if committed {
+            let stamp = data.standing(Damage::Refuse).unwrap().unwrap().stamp;
+            let stamp = Stamp { committed_step: step.number, ..stamp.next(2) };
+            write_stamp(data.disks().1.unwrap(), &stamp).unwrap();
+        }
+        drop(data);
+        let shown = said(&place.run(&["show", "log"]));
+        assert!(shown.contains("Consistency group:  db, whose leader knows"), "{shown}");
+        // The other one was moved: it is named, and nothing is done by halves.
+        let moved = [("data", "moved"), ("data.vflash", "moved.vflash")];
+        let rename = |from: &str, to: &str| {
+            std::fs::rename(place.path(from), place.path(to)).unwrap();
+        };
+        moved.iter().for_each(|(from, to)| rename(from, to));
+        let half = place.run(&["recover", "log"]);
+        assert_eq!(half.status.code(), Some(8), "{half:?}");
+        let text = complained(&half);
+        assert!(text.contains("name all of them,") && text.contains("data of db/data"), "{text}");
+        let both = place.run(&["recover", "log", "moved"]);
+        assert_eq!(both.status.code(), Some(0), "{both:?}");
+        let point = if committed { "42" } else { "0" };
+        let line = format!("Point:              {point}\n");
+        assert_eq!(said(&both).matches(&line).count(), 2, "{}", said(&both));
+        let byte = if committed { 0x77 } else { 0 };
+        for name in ["log", "moved"] {
+            assert_eq!(std::fs::read(place.path(name)).unwrap()[4096], byte, "{name}");
+        }
+        // Back in its place it is found.
+        moved.iter().for_each(|(from, to)| rename(to, from));
+        let again = place.run(&["recover", "log", "-o", "json"]);
+        assert_eq!(again.status.code(), Some(0), "{again:?}");
+        let json: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+        assert_eq!(json.as_array().unwrap().len(), 2, "{json}");
+    }
 }

@@ -23,8 +23,14 @@ const PLANTED: &str = "VFLASH_PLANTED";
 const SUITE: &str = "crash suite: ";
 
 /// The suites of the cached disk.
-const PROGRAMS: [&str; 5] =
-    ["cache_crash", "cache_drain", "cache_media", "cache_modes", "cache_resize"];
+const PROGRAMS: [&str; 6] = [
+    "cache_crash",
+    "cache_drain",
+    "cache_media",
+    "cache_modes",
+    "cache_resize",
+    "cache_consistency",
+];
 
 /// States that the suites of the cached disk visit in CI at least.
 const STATES_MIN: u64 = 100_000;
@@ -91,6 +97,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const FLASH_LOST: &str = "flash_lost_at_any_write_of_a_drain_leaves_a_past_point";
     const OUTAGES: &str = "an_outage_of_the_shared_storage_costs_time_and_nothing_else";
     const DAMAGE: &str = "damage_is_found_or_harmless_and_never_served";
+    const TOGETHER: &str = "without_the_flash_no_disk_is_ahead_of_another";
     const ORDER: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
     const MODEL: &str = "every_request_agrees_with_the_model";
     match bug {
@@ -110,6 +117,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::FailedFlushRetried => ("cache_drain", OUTAGES),
         Bug::CorruptionIsTail => ("cache_media", DAMAGE),
         Bug::WrongHalf => ("cache_media", MODEL),
+        Bug::CommittedUnprepared | Bug::AppliedUncommitted => ("cache_consistency", TOGETHER),
         Bug::StaleRead => ("shared", ORDER),
     }
 }

@@ -1,0 +1,129 @@
+//! The disks of a consistency group, met on the shared storage: what their leader says, and all of
+//! them finished together.
+
+use super::open::Backing;
+use super::recover::{Damage, Progress, RecoverOptions, Recovery, Standing, Word};
+use super::roster::Peer;
+use super::sidecar::{read_stamps, settle};
+use crate::base::{Error, ErrorKind, Result};
+use crate::io::blocking::Blocking;
+use crate::io::file::FileDisk;
+use std::path::Path;
+use std::time::Duration;
+
+/// What a disk says as a leader. Made durable first: what is done on this word supposes that it
+/// stays. `None`: there is no stamp.
+pub fn word_of(sidecar: &mut Blocking) -> Result<Option<Word>> {
+    let stamps = read_stamps(sidecar)?;
+    settle(sidecar, &stamps)?;
+    let word = |stamp| {
+        let super::stamp::Stamp { disk, committed_step, .. } = stamp;
+        Word { leader: disk, committed_step }
+    };
+    Ok(stamps.newest.map(word))
+}
+
+/// Looks for the leader of a disk in doubt among the sidecars that its stamp names, and asks it.
+/// `wait`: for the lock of each.
+///
+/// # Errors
+/// [`ErrorKind::Busy`]: somebody has the leader open. Else why none of them is the leader's.
+pub fn ask_leader(standing: &Standing, wait: Duration) -> Result<Option<Word>> {
+    let Some(step) = standing.doubt else { return Ok(None) };
+    let stamp = &standing.stamp;
+    let mut why = Vec::new();
+    for peer in stamp.roster.others(&stamp.owner.volume) {
+        match ask(peer, wait) {
+            Ok(Some(word)) if word.leader == step.leader => return Ok(Some(word)),
+            Ok(_) => why.push(format!("{} is another disk's", peer.sidecar)),
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                return Err(error.context(format!("asking {} of its group", peer.volume)));
+            }
+            Err(error) => why.push(format!("{}: {error}", peer.sidecar)),
+        }
+    }
+    let text = format!(
+        "its last redo group counts only if all of consistency group `{}` has it, and the disk \
+         that knows cannot be asked ({}): bring its sidecar back; nothing was changed",
+        stamp.roster.name,
+        why.join("; ")
+    );
+    Err(Error::new(ErrorKind::Gone, text))
+}
+
+fn ask(peer: &Peer, wait: Duration) -> Result<Option<Word>> {
+    let disk = FileDisk::open(Path::new(&peer.sidecar), wait)?;
+    word_of(&mut Blocking::new(Box::new(disk)))
+}
+
+/// Finishes the disks of a consistency group, all or none: each is looked at before any is changed.
+/// `None` for one without a stamp.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`]: a disk of the group is not among them; the text names it.
+pub fn recover_all(
+    backings: &mut [Backing],
+    (options, adopt): (RecoverOptions, bool),
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Option<Recovery>>> {
+    let mut words = Vec::new();
+    let mut standings = Vec::new();
+    for backing in backings.iter_mut() {
+        words.extend(backing.word()?);
+        standings.push(backing.standing(options.damage)?);
+    }
+    missing(standings.iter().flatten())?;
+    for (backing, standing) in backings.iter_mut().zip(&standings) {
+        let Some(step) = standing.as_ref().and_then(|standing| standing.doubt) else { continue };
+        if let Some(word) = words.iter().find(|word| word.leader == step.leader) {
+            backing.believe(*word);
+            // Half a step is found before anything is changed.
+            backing.standing(options.damage)?;
+        }
+    }
+    backings.iter_mut().map(|backing| backing.recover(options, adopt, progress)).collect()
+}
+
+/// Refuses half a group: one whose disks are not all there.
+fn missing<'a>(standings: impl Iterator<Item = &'a Standing> + Clone) -> Result<()> {
+    let there: Vec<&str> = standings.clone().map(|one| one.stamp.owner.volume.as_str()).collect();
+    for standing in standings {
+        let roster = &standing.stamp.roster;
+        let lacking = |peer: &&Peer| !there.contains(&peer.volume.as_str());
+        let lacking: Vec<String> = roster
+            .members
+            .iter()
+            .filter(lacking)
+            .map(|peer| format!("{} of {}", peer.backing, peer.volume))
+            .collect();
+        if !lacking.is_empty() {
+            let text = format!(
+                "{} is in consistency group `{}`, whose disks are only together at one point: \
+                 name all of them, {} too; nothing was changed",
+                standing.stamp.owner.volume,
+                roster.name,
+                lacking.join(" and ")
+            );
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+    }
+    Ok(())
+}
+
+/// Where the other disks of a standing's group are to be found.
+pub fn others(standing: &Standing) -> Vec<Peer> {
+    let stamp = &standing.stamp;
+    stamp.roster.others(&stamp.owner.volume).cloned().collect()
+}
+
+/// As [`Backing::standing`], after the leader was asked if it must be.
+pub fn resolve(backing: &mut Backing, damage: Damage, wait: Duration) -> Result<Option<Standing>> {
+    let standing = backing.standing(damage)?;
+    let Some(doubtful) = standing.as_ref().filter(|standing| standing.doubt.is_some()) else {
+        return Ok(standing);
+    };
+    if let Some(word) = ask_leader(doubtful, wait)? {
+        backing.believe(word);
+    }
+    backing.standing(damage)
+}
