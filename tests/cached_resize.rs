@@ -4,7 +4,7 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    DISK_BYTES, MIB, cache, connect, drain, finish, load, operate, read, started, verify, write,
+    DISK_BYTES, MIB, cache, connect, finish, load, operate, read, started, verify, write,
 };
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
