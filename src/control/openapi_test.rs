@@ -221,6 +221,10 @@ fn sample_cache() -> cached::Cache {
         waiting_requests: 1,
         index_bytes: 1,
         index_pieces: 1,
+        clean_bytes: 1,
+        probation_bytes: 1,
+        backing_faster: false,
+        policy_bytes: 1,
         counters: vec![cached::CacheCounter { name: text("hits"), value: 1 }],
     }
 }

@@ -196,6 +196,11 @@ fn cache(cache: &Cache, table: &mut Table) {
         cache.counters.iter().find(|counter| counter.name == name).map_or(0, |c| c.value)
     };
     let (hits, misses) = (counter("hits"), counter("misses"));
+    let held = size(cache.probation_bytes);
+    if cache.backing_faster {
+        table.pair("Reads", "past the cache: the backing is faster than the flash");
+    }
+    table.pair("Clean blocks", format!("{}, and {held} in memory", size(cache.clean_bytes)));
     let share = (u128::from(hits) * 1000).checked_div(u128::from(hits + misses)).unwrap_or(0);
     table.pair("Read hits", format!("{hits} of {} ({})", hits + misses, percent(share as u64)));
 }
