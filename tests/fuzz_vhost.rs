@@ -203,8 +203,8 @@ fn no_front_end_harms_the_daemon_or_its_neighbours() {
     let seconds = std::env::var("VFLASH_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(2));
     let daemon = Daemon::start(1);
-    let bad = daemon.serve("bad", 16 * MIB, false);
-    let good = daemon.serve("good", 16 * MIB, false);
+    let bad = daemon.serve_pinning("bad", 16 * MIB);
+    let good = daemon.serve_pinning("good", 16 * MIB);
     let features = answers(&bad.socket);
     let device = connect(&good.socket, 1, NEIGHBOUR_DEPTH);
     let mut neighbour = Runner::new(device, workload(0)).guarded(PATIENCE);

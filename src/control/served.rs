@@ -331,6 +331,7 @@ impl Served {
                 queues: self.queues(),
             },
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
+            pin_memory: self.settings.pin_memory,
             limits: limits(self.settings.limits),
             metrics: self.metrics.clone(),
             events: self.listener(host),
@@ -373,6 +374,10 @@ impl Served {
                 if missing {
                     host.events.add(EventKind::Error, &object, memory_missing(&name));
                 }
+            }
+            ExportEvent::NotPinned { reason } => {
+                let text = format!("pinMemory has no effect until it is attached anew: {reason}");
+                host.events.add(EventKind::Error, &object, text);
             }
             ExportEvent::Refused { reason } => {
                 host.events.add(EventKind::Error, &object, reason);
@@ -524,6 +529,9 @@ impl Served {
             attached: status.connected,
             peer_pid: status.peer_pid,
             queues_running: status.queues_running,
+            pin_memory: self.settings.pin_memory,
+            memory_bytes: status.memory_bytes,
+            pinned_bytes: status.pinned_bytes,
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
             bounced_pieces: self.counters.bounced.load(Ordering::Relaxed),
             waiting: self.waiting(),
