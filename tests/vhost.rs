@@ -4,7 +4,7 @@ mod common;
 
 use common::{Daemon, connect, export, operate, workload};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -235,6 +235,27 @@ fn only_eventfds_are_kicked_and_called() {
     // SAFETY: a descriptor of our own that nobody else holds.
     let pipe = unsafe { EventFd::from_raw_fd(pipe.into_raw_fd()) };
     assert!(device.frontend().unwrap().set_vring_call(0, &pipe).is_err());
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn a_front_end_that_comes_to_a_taken_socket_is_told_of_and_is_the_next() {
+    let daemon = Daemon::start(1);
+    let served = daemon.serve("disk", 16 * MIB, false);
+    let wait = || served.events.recv_timeout(Duration::from_secs(30)).unwrap();
+    let process = Some(std::process::id() as i32);
+    let first = connect(&served.socket, 1, 8);
+    assert_eq!(wait(), ExportEvent::Attached { peer_pid: process });
+    let mut others = [(); 2].map(|()| UnixStream::connect(&served.socket).unwrap());
+    assert_eq!(wait(), ExportEvent::Taken { peer_pid: process });
+    drop(first);
+    assert_eq!(wait(), ExportEvent::Detached, "told once");
+    assert_eq!(wait(), ExportEvent::Attached { peer_pid: process });
+    assert_eq!(wait(), ExportEvent::Taken { peer_pid: process }, "there is one more");
+    // GET_FEATURES, and the answer to it.
+    others[0].set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    others[0].write_all(&[1u32, 1, 0].map(u32::to_le_bytes).concat()).unwrap();
+    others[0].read_exact(&mut [0; 20]).unwrap();
     daemon.server.stop().unwrap();
 }
 

@@ -369,6 +369,13 @@ impl Served {
                 let text = if enabled { "on" } else { "off" };
                 host.events.add(EventKind::WriteCache, &object, format!("write cache {text}"));
             }
+            ExportEvent::Taken { peer_pid } => {
+                let by = peer_pid.map_or("another".to_owned(), |pid| format!("process {pid}"));
+                let text = format!(
+                    "one more front end waits at its socket, which serves one at a time: {by} has it"
+                );
+                host.events.add(EventKind::Error, &object, text);
+            }
             ExportEvent::MissesMemory { missing } => {
                 link.misses_memory.store(missing, Ordering::Relaxed);
                 if missing {

@@ -58,6 +58,9 @@ pub enum ExportEvent {
     WriteCache { enabled: bool },
     /// The volume has failed by a defect: its requests fail from now on. Why, and what helps.
     Fenced { reason: String },
+    /// Another front end waits at the socket, until the one that has it goes. Told once for each
+    /// connection, with the process that has it.
+    Taken { peer_pid: Option<i32> },
     /// The front end has set a ring up without sharing memory, so that its guest waits for ever;
     /// told once for each connection. `false`: it has shared some after all.
     MissesMemory { missing: bool },

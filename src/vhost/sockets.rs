@@ -44,6 +44,9 @@ const UNWELCOME: &str = "carries a file of a network or FUSE file system, for wh
 
 const TOKEN_EVENTS: u64 = u64::MAX - 1;
 
+/// Above a place: its listener, while a front end is there.
+const TOKEN_TAKEN: u64 = 1 << 48;
+
 /// What the handle asks of this thread.
 pub enum Command {
     Add { number: u16, export: Box<Export>, reply: Sender<Result<ExportId>> },
@@ -67,6 +70,8 @@ struct Connection {
     peer_pid: Option<i32>,
     /// As its owner was told.
     misses_memory: bool,
+    /// Its owner was told that another front end waits.
+    taken: bool,
     /// Its owner was told that its memory is not pinned.
     not_pinned: bool,
 }
@@ -185,6 +190,10 @@ impl Sockets {
                 match event.data() {
                     TOKEN_COMMANDS => self.commands(),
                     TOKEN_EVENTS => self.reactor_events(),
+                    token if token & TOKEN_TAKEN != 0 => {
+                        let socket = self.sockets.get_mut(&Place::of_token(token));
+                        socket.into_iter().for_each(Socket::note_taken);
+                    }
                     token => self.readable(Place::of_token(token)),
                 }
             }
@@ -450,12 +459,11 @@ impl Sockets {
             let _ = self.epoll.delete(&connection.stream);
             drop(connection);
             (socket.events)(ExportEvent::Detached);
-        } else if stopping || socket.removing.is_some() {
-            let _ = self.epoll.delete(&socket.listener);
         }
         if stopping || socket.removing.is_some() {
+            let _ = self.epoll.delete(&socket.listener);
             self.dispose(place);
-        } else if let Err(error) = socket.listen(&self.epoll) {
+        } else if let Err(error) = socket.listen_again(&self.epoll) {
             log::error!("{}: cannot listen again: {error}", socket.name);
         }
     }
@@ -538,9 +546,32 @@ impl Socket {
     }
 
     fn listen(&self, epoll: &Epoll) -> Result<()> {
-        epoll
-            .add(&self.listener, EpollEvent::new(EpollFlags::EPOLLIN, Place::from(self.id).token()))
-            .map_err(|error| Error::io("cannot watch a socket", error.into()))
+        let added = epoll.add(&self.listener, self.watched(false));
+        added.map_err(|error| Error::io("cannot watch a socket", error.into()))
+    }
+
+    /// The last front end has gone: the next one is taken.
+    fn listen_again(&self, epoll: &Epoll) -> Result<()> {
+        let changed = epoll.modify(&self.listener, &mut self.watched(false));
+        changed.map_err(|error| Error::io("cannot watch a socket", error.into()))
+    }
+
+    /// How the listener is watched. While a front end is there, each other one that comes is told
+    /// of once, since nobody takes it.
+    fn watched(&self, taken: bool) -> EpollEvent {
+        let token = Place::from(self.id).token();
+        match taken {
+            true => EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token | TOKEN_TAKEN),
+            false => EpollEvent::new(EpollFlags::EPOLLIN, token),
+        }
+    }
+
+    /// Somebody has come to a socket that another has.
+    fn note_taken(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        if !std::mem::replace(&mut connection.taken, true) {
+            (self.events)(ExportEvent::Taken { peer_pid: connection.peer_pid });
+        }
     }
 
     fn accept(&mut self, epoll: &Epoll, reactors: &[Mailbox<Message>]) -> Result<()> {
@@ -561,7 +592,7 @@ impl Socket {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         epoll
             .add(&stream, EpollEvent::new(flags, Place::from(self.id).token()))
-            .and_then(|()| epoll.delete(&self.listener))
+            .and_then(|()| epoll.modify(&self.listener, &mut self.watched(true)))
             .map_err(|error| os(error.into()))?;
         let peer_pid = credentials.map(|credentials| credentials.pid());
         self.connection = Some(Connection {
@@ -573,6 +604,7 @@ impl Socket {
             closing: false,
             peer_pid,
             misses_memory: false,
+            taken: false,
             not_pinned: false,
         });
         (self.events)(ExportEvent::Attached { peer_pid });
