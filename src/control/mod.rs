@@ -6,8 +6,8 @@
 //! [`caching`] (what they are asked), [`resizing`], [`advising`], [`balance`] (which sizes are
 //! best), [`detaching`] (the ways out), [`watch_cache`]; then [`turns`], [`changes`] (single
 //! changes), [`apply`] (many, all or nothing, with [`inspect`]), [`routes`] and [`http`] (how it is
-//! said), [`events`], [`watch`], [`rundir`], [`openapi`], and [`daemon`], which runs it all. Threads
-//! and decisions are in README.md.
+//! said), [`events`], [`watch`], [`rundir`], [`openapi`], and [`daemon`], which runs it all.
+//! Threads and decisions are in README.md.
 
 #![forbid(unsafe_code)]
 
