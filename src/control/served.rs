@@ -386,7 +386,8 @@ impl Served {
             ExportEvent::Taken { peer_pid } => {
                 let by = peer_pid.map_or("another".to_owned(), |pid| format!("process {pid}"));
                 let text = format!(
-                    "one more front end waits at its socket, which serves one at a time: {by} has it"
+                    "one more front end waits at its socket, which serves one at a time: {by} \
+                     has it"
                 );
                 host.events.add(EventKind::Error, &object, text);
             }
