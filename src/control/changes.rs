@@ -59,15 +59,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// Refuses what would destroy `names` unless each is confirmed.
-pub(super) fn require(names: &[String], confirm: &[String], what: &str) -> Result<()> {
-    let missing: Vec<String> =
-        names.iter().filter(|name| !confirm.contains(name)).cloned().collect();
-    if missing.is_empty() {
+/// Refuses what would be done to volume `name` unless that is confirmed. `what` would: all that a
+/// person needs to decide, sizes above all. That nothing was done is for whoever ends there to say.
+pub(super) fn require(name: &str, confirm: &[String], what: &str) -> Result<()> {
+    if confirm.iter().any(|confirmed| confirmed == name) {
         return Ok(());
     }
-    let text = format!("{what} {}: nothing was done", missing.join(", "));
-    Err(Failure { unconfirmed: missing, ..Failure::new(ErrorCode::Unconfirmed, text) })
+    let failure = Failure::new(ErrorCode::Unconfirmed, format!("{name}: {what}"));
+    Err(Failure { unconfirmed: vec![name.to_owned()], ..failure })
 }
 
 /// Pools.
@@ -87,8 +86,9 @@ impl Engine {
             check: None,
             volumes: 0,
         };
-        pools.extend(state.failed.iter().map(|(device, (name, reason))| {
-            closed(api::PoolState::Failed, name, device, Some(reason.clone()))
+        pools.extend(state.failed.iter().map(|(device, failed)| {
+            let name = failed.name(device).to_owned();
+            closed(api::PoolState::Failed, &name, device, Some(failed.reason.clone()))
         }));
         pools.extend(
             state
@@ -110,12 +110,12 @@ impl Engine {
     /// Makes a pool. Its file may take minutes to write, so other changes go on meanwhile.
     pub fn create_pool(&self, request: &CreatePool) -> Result<api::Pool> {
         let new = NewPool::from(request);
-        let changes = self.lock_changes();
+        let changes = self.changes.begin(&format!("making pool {}", new.name))?;
         self.refuse_pool(&new)?;
         let _making = Making::begin(self, &new);
         drop(changes);
         let pool = OpenPool::create(&new)?;
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin_in_time(&format!("making pool {}", new.name));
         Ok(self.take_up_new(pool)?.report())
     }
 
@@ -156,7 +156,7 @@ impl Engine {
     }
 
     pub fn grow_pool(&self, name: &str) -> Result<api::Pool> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("growing pool {name}"))?;
         Ok(self.take_up_growth(name)?.report())
     }
 
@@ -180,11 +180,11 @@ impl Engine {
     /// Takes a pool out of service and out of the list of pools to be opened, also one that could
     /// not be opened. What it holds stays.
     pub fn close(&self, name: &str, request: &api::ClosePool) -> Result<Pools> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("closing pool {name}"))?;
         let failed = {
             let mut state = self.state();
             let before = state.failed.len();
-            state.failed.retain(|_, (failed, _)| failed != name);
+            state.failed.retain(|device, failed| failed.name(device) != name);
             before != state.failed.len()
         };
         if failed {
@@ -425,7 +425,7 @@ impl Engine {
     }
 
     pub fn resize(&self, name: &str, request: &api::Resize) -> Result<Volume> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("the resize of {name}"))?;
         let cached = self.served(name)?.is_cached();
         let old = self.served(name)?.facts()?.size_bytes;
         if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SIZE_UNIT_BYTES) {
@@ -440,8 +440,9 @@ impl Engine {
             return self.volume(name);
         }
         if request.size_bytes < old {
-            let what = format!("what lies behind {} would be lost of", Bytes(request.size_bytes));
-            require(&[name.to_owned()], &request.confirm, &what)?;
+            let kept = Bytes(request.size_bytes);
+            let what = format!("of its {}, what lies behind {kept} would be lost", Bytes(old));
+            require(name, &request.confirm, &what)?;
             self.shrink(name, request.size_bytes)?;
         } else if request.size_bytes > old {
             self.grow(name, request.size_bytes)?;
@@ -459,18 +460,23 @@ impl Engine {
     }
 
     pub fn reclaim(&self, name: &str, request: &api::Reclaim) -> Result<api::Plan> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("the reclaim of {name}"))?;
         let served = self.home_of(name)?;
         let holders = self.holders(&served);
         if holders.len() > 1 && holders.contains(&name.to_owned()) {
             return self.reclaim_door(name, request);
         }
         self.refuse_attached(&holders, request.force)?;
-        let what = match served.is_cached() {
-            false => "the content would be destroyed of",
-            true => "this would be drained and detached:",
-        };
-        require(&[name.to_owned()], &request.confirm, what)?;
+        if let (false, Err(error)) =
+            (request.force, Attributes::decode(&served.facts()?.attributes))
+        {
+            let text = format!(
+                "the settings of {name} cannot be read ({error}), so nobody can say what it holds: \
+                 start the vflashd that wrote them, or give it up with --force"
+            );
+            return Err(Failure::new(ErrorCode::Unsupported, text));
+        }
+        require(name, &request.confirm, &what_reclaiming_does(&served)?)?;
         if request.force {
             self.refuse_dirty(&served)?;
         }
@@ -516,4 +522,21 @@ impl Engine {
         );
         Err(Failure::new(ErrorCode::Busy, text))
     }
+}
+
+/// For whoever has to confirm it.
+fn what_reclaiming_does(served: &Served) -> Result<String> {
+    let facts = served.facts()?;
+    let size = Bytes(facts.size_bytes);
+    if let Some(cache) = &served.settings.cache {
+        let (backing, pool) = (&cache.backing, &served.pool.name);
+        return Ok(format!(
+            "it would be drained to {backing} and detached, freeing {size} of {pool}"
+        ));
+    }
+    let written = match facts.thin {
+        true => format!(", {} of it in use", Bytes(facts.mapped_bytes)),
+        false => String::new(),
+    };
+    Ok(format!("all that it holds ({size}{written}) would be destroyed"))
 }

@@ -11,7 +11,7 @@ use crate::base::clock::Nanos;
 use crate::base::limits::QUEUES_MAX;
 use crate::base::units::SECTOR_BYTES;
 use crate::base::{Error, ErrorKind, Result};
-use crate::flash::{self, AllocationId, FullPolicy, VolumeCounters, VolumeOptions};
+use crate::flash::{self, AllocationId, DriveErrors, FullPolicy, VolumeCounters, VolumeOptions};
 use crate::io::disk::{DiskGeometry, DiskTarget};
 use crate::io::volume::Volume;
 use crate::manifest::{Attributes, Door, Principal, VolumeSettings, WhenFull};
@@ -24,6 +24,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+/// For so long after the last error of a drive somebody should look after it.
+const DRIVE_ERRORS_SHOWN: Duration = Duration::from_secs(600);
 
 /// What serving needs besides the volume.
 #[derive(Clone)]
@@ -68,6 +71,8 @@ pub struct Link {
     route: Mutex<Route>,
     attached: AtomicBool,
     write_cache: AtomicBool,
+    /// Its machine shares no memory, and waits for ever.
+    misses_memory: AtomicBool,
     /// Why it is not what it should be, though it has an export.
     trouble: Mutex<Option<(VolumeState, String)>>,
 }
@@ -87,6 +92,7 @@ impl Link {
             route: Mutex::new(Route::Waiting(Vec::new())),
             attached: AtomicBool::new(false),
             write_cache: AtomicBool::new(write_cache),
+            misses_memory: AtomicBool::new(false),
             trouble: Mutex::default(),
         }
     }
@@ -141,6 +147,17 @@ fn deliver(server: &Server, id: ExportId, message: Box<dyn Any + Send>) {
     if let Err(error) = server.message(id, message) {
         log::debug!("a message to a volume: {error}");
     }
+}
+
+/// What the drive has failed, in words.
+pub(super) fn drive_errors(errors: &DriveErrors) -> String {
+    format!(
+        "the drive failed {} operations, the last at byte {} of the volume: {}; the kernel's log \
+         may say why",
+        errors.count,
+        errors.offset,
+        std::io::Error::from(errors.errno)
+    )
 }
 
 impl Served {
@@ -353,6 +370,7 @@ impl Served {
             }
             ExportEvent::Detached => {
                 link.attached.store(false, Ordering::Relaxed);
+                link.misses_memory.store(false, Ordering::Relaxed);
                 host.events.add(EventKind::Detached, &object, "detached");
             }
             ExportEvent::WriteCache { enabled } => {
@@ -364,6 +382,12 @@ impl Served {
                 }
                 let text = if enabled { "on" } else { "off" };
                 host.events.add(EventKind::WriteCache, &object, format!("write cache {text}"));
+            }
+            ExportEvent::MissesMemory { missing } => {
+                link.misses_memory.store(missing, Ordering::Relaxed);
+                if missing {
+                    host.events.add(EventKind::Error, &object, memory_missing(&name));
+                }
             }
             ExportEvent::NotPinned { reason } => {
                 let text = format!("pinMemory has no effect until it is attached anew: {reason}");
@@ -457,7 +481,14 @@ impl Served {
     /// What somebody should look after.
     pub fn problem(&self) -> Option<String> {
         let cache = || self.cache_problem().filter(|_| self.home.is_none());
-        self.condition().1.or_else(cache).or_else(|| self.waiting_problem())
+        let waiting = || self.waiting_problem();
+        self.message().or_else(cache).or_else(waiting).or_else(|| self.drive_problem())
+    }
+
+    /// What is wrong with it, or with its machine.
+    fn message(&self) -> Option<String> {
+        let missing = self.link.misses_memory.load(Ordering::Relaxed);
+        self.condition().1.or_else(|| missing.then(|| memory_missing(&self.name)))
     }
 
     /// Requests of a flash volume that wait.
@@ -480,6 +511,14 @@ impl Served {
         ))
     }
 
+    /// The drive has failed operations lately.
+    fn drive_problem(&self) -> Option<String> {
+        let errors = self.counters.drive_errors()?;
+        let ago = Nanos::now().since(errors.at);
+        (ago < DRIVE_ERRORS_SHOWN)
+            .then(|| format!("{} ({}s ago)", drive_errors(&errors), ago.as_secs()))
+    }
+
     pub fn facts(&self) -> Result<AllocationFacts> {
         self.pool.allocation(self.disk_name()).ok_or_else(|| {
             let text = format!("volume {} is no more in pool {}", self.name, self.pool.name);
@@ -492,7 +531,6 @@ impl Served {
         let export = self.link.export().filter(|_| !self.left);
         let status = export.and_then(|id| host.server.status(id).ok());
         let status = status.unwrap_or_default();
-        let (state, message) = self.condition();
         Ok(api::Volume {
             name: self.name.clone(),
             pool: self.pool.name.clone(),
@@ -509,8 +547,8 @@ impl Served {
             },
             serial: self.serial.clone(),
             socket: self.socket.display().to_string(),
-            state,
-            message,
+            state: self.condition().0,
+            message: self.message(),
             attached: status.connected,
             peer_pid: status.peer_pid,
             queues_running: status.queues_running,
@@ -546,6 +584,14 @@ impl Served {
         });
         operations.collect()
     }
+}
+
+fn memory_missing(name: &str) -> String {
+    format!(
+        "its virtual machine shares no memory with vflashd, so it waits for its disk for ever: \
+         start it with shared memory, as `vflash attach {name} --print qemu` (or libvirt, \
+         cloud-hypervisor) shows"
+    )
 }
 
 pub fn limits(limits: crate::manifest::Limits) -> qos::Limits {
