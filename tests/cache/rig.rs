@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each suite uses a part")]
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use vflash::backing::identity::{Identity, Kind};
@@ -42,6 +43,11 @@ const GROUP_MAX: u64 = MIB;
 const REQUESTS_MAX: u32 = 32;
 const UUID: [u8; 16] = [2; 16];
 
+thread_local! {
+    /// What the clock of the day shows, in milliseconds.
+    pub(crate) static WALL_MS: Cell<u64> = const { Cell::new(1_000_000) };
+}
+
 /// What kind of disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Setup {
@@ -74,7 +80,7 @@ impl Setup {
     pub(crate) fn options(&self) -> CacheOptions {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
-        (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || 1_000_000);
+        (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || WALL_MS.get());
         options
     }
 }
@@ -174,20 +180,21 @@ impl World {
     }
 
     /// A live group is left for the log to finish, in some worlds.
-    fn take_up(&self, setup: &Setup) -> vflash::base::Result<Option<(Opened, Standing, u64)>> {
+    fn take_up(&self, setup: &Setup) -> vflash::base::Result<Option<(Opened, Standing, Point)>> {
         let finished_first = setup.seed % 8 < 2;
-        let standing = take_up(&mut self.blocking(2), Damage::Skip)?.expect("there is a stamp");
+        let options = RecoverOptions { damage: Damage::Skip, ..Default::default() };
+        let standing = take_up(&mut self.blocking(2), options)?.expect("there is a stamp");
         let Some(live) = standing.live.filter(|_| !finished_first) else { return Ok(None) };
         let how = OpenOptions::new(identity(), 64 * MIB);
         let opened = open(&mut self.medium_for(setup), &how)?;
         let can = opened.can_finish(&live.span);
-        Ok(can.then_some((opened, standing, live.span.to)))
+        Ok(can.then_some((opened, standing, live.span.point())))
     }
 
     /// Opens the disk as a daemon that starts does; also the next WON.
     pub(crate) fn open(&self, setup: &Setup) -> vflash::base::Result<(CachedDisk, u64)> {
-        let (opened, standing, live_to) = match self.take_up(setup)? {
-            Some((opened, standing, live_to)) => (opened, standing, Some(live_to)),
+        let (opened, standing, live) = match self.take_up(setup)? {
+            Some((opened, standing, live)) => (opened, standing, Some(live)),
             None => {
                 let standing = self.recover()?;
                 let mut how = OpenOptions::new(identity(), 64 * MIB);
@@ -204,7 +211,7 @@ impl World {
         let layout = Layout::new(stamp.group_bytes_max);
         let last_group = standing.next_group - 1;
         let next_won = opened.root.next_won;
-        let sidecar = SidecarState { layout, stamp, last_group, live_to };
+        let sidecar = SidecarState { layout, stamp, last_group, live };
         let geometry = self.0[1].geometry();
         Ok((CachedDisk::new(opened, setup.options(), geometry, Some(sidecar)), next_won))
     }
