@@ -50,6 +50,7 @@ fn export(name: &str, socket: PathBuf) -> Export {
             queues: 4,
         },
         write_cache: true,
+        pin_memory: true,
         volume: Box::new(NullVolume),
         disks: vec![DiskTarget::Null { size_bytes: 32 << 20 }],
         limits: Default::default(),

@@ -35,5 +35,8 @@ pub const DRAIN_BYTES_SHARED: u64 = 256 << 20;
 /// Devices (sockets) of one daemon.
 pub const EXPORTS_MAX: usize = 1024;
 
+/// Bytes of blocks that were read once and wait in memory for a second time, of all cached disks.
+pub const PROBATION_BYTES_MAX: u64 = 256 << 20;
+
 /// Disks of one consistency group, as many as an owner stamp can name.
 pub const CONSISTENCY_GROUP_MAX: usize = 16;

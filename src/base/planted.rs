@@ -37,6 +37,12 @@ pub enum Bug {
     DiscardForgotten,
     /// A piece that is overwritten in part shows the wrong half.
     WrongHalf,
+    /// What was read from the backing is kept though it was written meanwhile.
+    StaleClean,
+    /// A block that is not drained is evicted.
+    DirtyEvicted,
+    /// Slot tables of another epoch count.
+    OtherEpoch,
     /// A step of a consistency group is committed before every disk of it has prepared its group.
     CommittedUnprepared,
     /// A disk of a consistency group applies its group before the step is committed.
@@ -46,7 +52,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -63,6 +69,9 @@ impl Bug {
         Self::NumberReused,
         Self::DiscardForgotten,
         Self::WrongHalf,
+        Self::StaleClean,
+        Self::DirtyEvicted,
+        Self::OtherEpoch,
         Self::CommittedUnprepared,
         Self::AppliedUncommitted,
         Self::StaleRead,

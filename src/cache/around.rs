@@ -93,6 +93,7 @@ impl Core {
         }
         let ranges = std::mem::take(&mut self.slots[id as usize].ranges);
         for range in &ranges {
+            self.changing(id, *range);
             self.index.remove(range.start, range.count);
         }
         self.slots[id as usize].ranges = ranges;
@@ -159,6 +160,7 @@ impl Core {
     }
 
     fn leave_line(&mut self, id: u32) {
+        self.changed(id);
         self.arounds.requests -= 1;
         self.arounds.line.retain(|other| *other != id);
     }

@@ -165,6 +165,8 @@ impl CachedDisk {
                         root.mode = mode;
                         if !mode.journals() {
                             root.clean_from = core.segments.next_sequence();
+                            root.slab_epoch += 1;
+                            core.clean.forget_tables();
                         }
                     }
                     None => root.clean = true,

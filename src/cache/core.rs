@@ -1,11 +1,12 @@
 //! Everything of a cached disk but its drainer: what journal, reads and roots work on.
 //!
 //! It is one state machine in several files: `journal.rs` takes writes to the log, `read.rs` reads,
-//! `around.rs` writes past the log, `patience.rs` tries again what the backing failed to do,
-//! `rewrite.rs` what the flash failed to flush, `roots.rs` writes roots. [`super::disk`] puts it
-//! together with the drainer and hands out what completes.
+//! `clean/` keeps what is drained or read, `around.rs` writes past the log, `patience.rs` tries
+//! again what the backing failed to do, `rewrite.rs` what the flash failed to flush, `roots.rs`
+//! writes roots. [`super::disk`] puts it together with the drainer and hands out what completes.
 
 use super::around::Arounds;
+use super::clean::Clean;
 use super::curve::Sampler;
 use super::index::Index;
 use super::journal::{Journal, Pending};
@@ -17,7 +18,7 @@ use super::record::{BLOCK_SECTORS, RecordOrigin};
 use super::root::Mode;
 use super::roots::Roots;
 use super::segment::Segments;
-use super::status::{CacheStatus, count};
+use super::status::CacheStatus;
 use crate::base::clock::Nanos;
 use crate::io::buffer::Segment;
 use crate::io::disk::{DiskGeometry, Operation};
@@ -25,7 +26,6 @@ use crate::io::volume::{
     DiskIndex, Io, Origin, Outcome, Request, RequestId, RequestKind, SectorRange,
 };
 use std::sync::Arc;
-use std::time::Duration;
 
 pub(super) const FLASH: DiskIndex = DiskIndex(0);
 pub(super) const BACKING: DiskIndex = DiskIndex(1);
@@ -44,9 +44,12 @@ pub(super) enum Token {
     /// A flush of the backing between two modes.
     Change,
     Drain,
+    /// A slot of the clean cache, and a table of slots.
+    Fill,
+    Table,
 }
 
-const TOKEN_SHIFT: u32 = 27;
+const TOKEN_SHIFT: u32 = 26;
 
 impl Token {
     pub(super) fn pack(self, number: u32) -> u64 {
@@ -64,6 +67,8 @@ impl Token {
             Self::Around,
             Self::Change,
             Self::Drain,
+            Self::Fill,
+            Self::Table,
         ];
         let kind = kinds[(token >> TOKEN_SHIFT) as usize];
         (kind, (token & ((1 << TOKEN_SHIFT) - 1)) as u32)
@@ -138,18 +143,13 @@ pub(super) struct Core {
     pub patience: Patience,
     /// Origins in the log as recovery found it, sorted: a replayed one is done already.
     pub origins: Vec<RecordOrigin>,
-    /// How far the index has forgotten the retiring segments, and how many of them.
-    pub sweep: Option<(u64, usize)>,
+    pub clean: Clean,
     /// The earliest time that anybody asked for.
     pub wake: Option<Nanos>,
     pub drained: u64,
     /// Watches what the guest reads and writes.
     pub sampler: Sampler,
 }
-
-/// Entries of the index that one step of a sweep looks at, and when free segments run out.
-const SWEEP_STEP: usize = 2048;
-const SWEEP_STEP_SHORT: usize = 8 * SWEEP_STEP;
 
 impl Core {
     pub(super) fn attach(&mut self, requests_max: u32) {
@@ -285,55 +285,9 @@ impl Core {
         }
     }
 
-    /// Free segments below which clean ones are given up.
-    fn reserve(&self) -> u64 {
-        (self.shape.segments() / 16).max(1)
-    }
-
-    /// Gives up clean segments when free ones or the index's memory run short, a step at a time.
-    /// Many at once: to forget them takes a look at all of the index, however many they are.
-    pub(super) fn make_room(&mut self, io: &mut dyn Io) {
-        let (counts, reserve) = (self.segments.counts(), self.reserve());
-        let short = counts.free < reserve || self.index.is_full();
-        if short && counts.retiring == 0 {
-            let retired = (0..reserve).take_while(|_| self.segments.retire()).count();
-            count(&self.status.counters.retired, retired as u64);
-        }
-        if !self.segments.is_retiring() {
-            return;
-        }
-        let (mut cursor, retiring) = self.sweep.unwrap_or((0, self.segments.retiring()));
-        let segments = &self.segments;
-        let mut looked = 0;
-        let keep = |position| {
-            looked += 1;
-            segments.is_readable(position)
-        };
-        let step = if counts.free < reserve / 4 { SWEEP_STEP_SHORT } else { SWEEP_STEP };
-        let done = self.index.sweep(&mut cursor, step, keep);
-        count(&self.status.counters.swept, looked);
-        if done {
-            self.segments.forgotten(retiring);
-            self.sweep = None;
-        } else {
-            self.sweep = Some((cursor, retiring));
-        }
-        if self.segments.is_retiring() {
-            let soon = io.now() + Duration::from_micros(50);
-            self.wake_at(soon, io);
-        }
-    }
-
     /// Requests that wait for space, and not just for their turn.
     pub(super) fn parked(&self) -> u64 {
         let space = self.journal.stalled || self.index.is_full();
         if space { self.journal.pending.len() as u64 } else { 0 }
-    }
-
-    /// Writes wait for space that only draining can give.
-    pub(super) fn is_short(&self) -> bool {
-        let counts = self.segments.counts();
-        let full = counts.free + self.segments.coming() + counts.clean == 0;
-        !self.journal.is_idle() && (full || self.index.is_full())
     }
 }

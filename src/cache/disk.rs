@@ -6,6 +6,7 @@
 
 use super::around::Arounds;
 use super::change::{Changing, Goal};
+use super::clean::Clean;
 use super::consistency::Member;
 use super::core::{Core, FencePolicy, Token};
 use super::curve::{Sampler, blocks_of};
@@ -74,9 +75,9 @@ impl CacheOptions {
 /// How often gauges are brought up to date, at most.
 const GAUGES_EVERY: Duration = Duration::from_millis(5);
 
-/// Of batches: what the flash writes without reading.
+/// Of batches: what is drained stays where it is, in slots of a block each.
 fn alignment(flash: DiskGeometry) -> u32 {
-    flash.optimal_bytes.clamp(512, 4096).max(flash.block_bytes)
+    flash.block_bytes.max(super::layout::BLOCK_BYTES as u32)
 }
 
 /// How often the gauges read the curve anew.
@@ -185,11 +186,10 @@ impl CachedDisk {
             memory: options.memory.clone(),
         };
         let mut drainer = Drainer::new(drain, now);
-        opened.edges.into_iter().for_each(|(won, epoch)| drainer.points_mut().edge(won, epoch));
-        for (name, won) in opened.marks {
-            drainer.points_mut().mark(&name, won);
-        }
-        let core = Core {
+        let points = drainer.points_mut();
+        opened.edges.iter().for_each(|(won, epoch)| points.edge(*won, *epoch));
+        opened.marks.iter().for_each(|(name, won)| _ = points.mark(name, *won));
+        let mut core = Core {
             name: options.name.clone(),
             shape: root.shape,
             place,
@@ -202,6 +202,7 @@ impl CachedDisk {
             journal: Journal::new(head, options.strong, alignment(flash)),
             reads: Reads::default(),
             mode: root.mode,
+            clean: Clean::new(root.shape, root.incarnation),
             roots: Roots::new(root),
             status: Arc::new(CacheStatus::default()),
             switching: false,
@@ -213,11 +214,11 @@ impl CachedDisk {
             arounds: Arounds::default(),
             patience: Patience::new(options.backing_timeout),
             origins: opened.origins,
-            sweep: None,
             wake: None,
             drained: opened.drained,
             sampler: Sampler::default(),
         };
+        core.adopt_slabs(opened.slabs);
         Self {
             core,
             drainer,
@@ -285,6 +286,7 @@ impl CachedDisk {
         let text = format!("{}: the disk is fenced", self.core.name);
         let error = || Error::new(ErrorKind::Fenced, text.clone());
         self.named.drain(..).for_each(|(_, reply)| reply(Err(error())));
+        self.checkpoints.drain(..).for_each(|reply| reply(Err(error())));
         self.marks.drain(..).for_each(|(_, _, reply)| reply(Err(error())));
     }
 
@@ -368,6 +370,9 @@ impl CachedDisk {
         counters.drain_bytes.store(drain.drained_bytes, Ordering::Relaxed);
         counters.drain_groups.store(drain.groups, Ordering::Relaxed);
         counters.drain_retries.store(drain.retries, Ordering::Relaxed);
+        let policy = core.clean.policy.counters();
+        counters.evicted.store(policy.evicted, Ordering::Relaxed);
+        counters.bypassed.store(policy.bypassed, Ordering::Relaxed);
         core.status.set(CacheGauges {
             state,
             dirty_bytes: drain.dirty_bytes,
@@ -381,6 +386,10 @@ impl CachedDisk {
             drain_eta: drain.eta,
             index_bytes: core.index.memory_bytes() as u64,
             index_pieces: core.index.len() as u64,
+            clean_bytes: core.clean.slabs.live() * super::layout::BLOCK_BYTES,
+            probation_bytes: core.clean.held_bytes() as u64,
+            backing_faster: core.clean.is_past(),
+            policy_bytes: core.clean.memory_bytes() as u64,
             parked: core.parked(),
             waiting_for_backing: core.patience.waiting() as u64,
             mode: core.mode,
@@ -439,7 +448,9 @@ impl CachedDisk {
             CacheMessage::Mark { name, reply } => self.mark(name, reply),
             CacheMessage::Checkpoint { reply } => {
                 self.checkpoints.push(reply);
-                self.core.write_root(RootWish::Checkpoint, io);
+                if !self.core.ask_save() {
+                    self.core.write_root(RootWish::Checkpoint, io);
+                }
             }
             CacheMessage::SetMode { mode, reply } => self.begin_change(Goal::Mode(mode), reply),
             CacheMessage::SetDrainMode { mode } => self.drainer.set_mode(mode),
@@ -504,6 +515,8 @@ impl CachedDisk {
                 drainer.completed(token, Ok(()), &mut host);
             }
             RootWish::Change => self.change_rooted(io),
+            RootWish::Tables => self.core.saved(io),
+            RootWish::Cold => {}
             RootWish::Resize => self.resize_rooted(io),
             RootWish::Checkpoint => {
                 self.checkpoints.drain(..).for_each(|reply| reply(Ok(())));
@@ -553,6 +566,8 @@ impl Volume for CachedDisk {
             Token::Summary => self.core.summary_completed(number),
             Token::Around => self.core.around_completed(number, result, io),
             Token::Change => self.change_flushed(result),
+            Token::Fill => self.core.fill_completed(number, result, io),
+            Token::Table => self.core.table_completed(number, result, io),
             Token::Drain => {
                 let (drainer, mut host) = self.split(io);
                 drainer.completed(number, result, &mut host);

@@ -386,6 +386,9 @@ fn what_was_acknowledged_survives_a_power_cut_at_every_write_of_the_flash() {
         // The backing stays as it is, so that it fits to the flash of every moment.
         let reached = rig.ask(|reply| CacheMessage::Drain { to: None, hold: true, reply });
         reached.expect("drained");
+        while rig.reactor.operations() > 0 {
+            rig.reactor.turn(true);
+        }
         rig.flash.record();
         let mut answered = vec![(0, rig.truth.clone())];
         for _ in 0..24 {

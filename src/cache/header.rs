@@ -3,7 +3,7 @@
 
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use super::layout::{BLOCK_BYTES, NUMBER_MAX, SEGMENT_MAGIC, VERSION};
+use super::layout::{BLOCK_BYTES, NUMBER_MAX, SEGMENT_MAGIC, SEGMENT_VERSION};
 use super::root::{Root, seed};
 use crate::base::checksum::crc32c;
 use crate::base::codec::Reader;
@@ -32,7 +32,7 @@ pub struct SegmentHeader {
     pub previous_checksum: u32,
 }
 
-const SEAL: Seal = Seal { magic: SEGMENT_MAGIC, version: VERSION, features: 0 };
+const SEAL: Seal = Seal { magic: SEGMENT_MAGIC, version: SEGMENT_VERSION, features: 0 };
 
 impl SegmentHeader {
     /// One block.
@@ -56,7 +56,7 @@ impl SegmentHeader {
             return None;
         }
         let (version, _reserved) = (reader.u32()?, reader.u32()?);
-        if version != VERSION || reader.array()? != root.log_uuid {
+        if version != SEGMENT_VERSION || reader.array()? != root.log_uuid {
             return None;
         }
         let mut number = || reader.u64().filter(|value| *value <= NUMBER_MAX);

@@ -3,13 +3,15 @@
 //!
 //! A *piece* is the part of a write inside one 4 KiB block of the disk, so it has 1 to 8 sectors
 //! and one checksum. Pieces are disjoint. Each takes 16 bytes; sorted runs of them (leaves) hang in
-//! a map by block. Beside them are the ranges that read as zeros, disjoint from all pieces.
+//! a map by block. Beside them are the ranges that read as zeros, disjoint from all pieces. With
+//! each block lies what the policy of the clean cache notes of it, for as long as a piece does.
 //!
 //! Invariants:
 //! - I1 pieces and zero ranges are disjoint: each sector has one newest version or none.
 //! - I2 the pieces of one block lie in one leaf, so a piece is cut and replaced within its leaf.
 //! - I3 a leaf at block *b* holds the pieces of all blocks from *b* to the next leaf's.
 
+use super::policy::Mark;
 use crate::base::planted::{Bug, planted};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -51,8 +53,17 @@ pub struct Piece {
     pub stored: u8,
     /// First stored sector, in sectors of the allocation.
     pub position: u64,
-    /// CRC32C of the stored sectors.
+    /// XXH3 of the stored sectors.
     pub checksum: u32,
+}
+
+/// What a sweep meets: a piece, or a range of zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Swept {
+    /// The block, if the piece is all of one and all of it is visible.
+    pub whole: Option<u64>,
+    /// In sectors of the allocation.
+    pub position: u64,
 }
 
 /// What a lookup finds, clipped to the range that was asked for.
@@ -89,7 +100,7 @@ impl Piece {
 }
 
 /// A [`Piece`] in 16 bytes, ordered by `start`. From the top: start 40 bits, count - 1, skip,
-/// stored - 1 (3 each), position 40, checksum 32, 7 to spare.
+/// stored - 1 (3 each), position 40, checksum 32, 3 to spare, the mark of its block 4.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Packed(u128);
 
@@ -99,6 +110,7 @@ const SKIP_SHIFT: u32 = 82;
 const STORED_SHIFT: u32 = 79;
 const POSITION_SHIFT: u32 = 39;
 const CHECKSUM_SHIFT: u32 = 7;
+const MARK_MASK: u128 = (1 << Mark::BITS) - 1;
 
 /// Sectors of a disk, and of an allocation, that the index can name: 512 TiB.
 pub const SECTORS_MAX: u64 = 1 << 40;
@@ -139,6 +151,20 @@ impl Packed {
         self.field(POSITION_SHIFT, 40)
     }
 
+    fn mark(self) -> Mark {
+        Mark::from_bits((self.0 & MARK_MASK) as u8)
+    }
+
+    fn with_mark(self, mark: Mark) -> Self {
+        Self(self.0 & !MARK_MASK | u128::from(mark.bits()))
+    }
+
+    fn swept(self) -> Swept {
+        let Piece { start, count, .. } = self.piece();
+        let whole = (u64::from(count) == BLOCK_SECTORS).then_some(start / BLOCK_SECTORS);
+        Swept { whole, position: self.position() }
+    }
+
     fn piece(self) -> Piece {
         Piece {
             start: self.start(),
@@ -170,13 +196,29 @@ pub struct Index {
     /// Pieces that the leaves have room for.
     capacity: usize,
     limit_bytes: usize,
+    /// Where pieces lay that were changed or removed since the last look, if anybody looks.
+    displaced: Option<Vec<u64>>,
 }
 
 impl Index {
     /// `limit_bytes`: where [`Self::is_full`] begins; the owner keeps to it, not the index.
     pub fn new(limit_bytes: usize) -> Self {
         let leaves = BTreeMap::from([(0, Leaf::new())]);
-        Self { leaves, zeros: BTreeMap::new(), pieces: 0, capacity: 0, limit_bytes }
+        let zeros = BTreeMap::new();
+        Self { leaves, zeros, pieces: 0, capacity: 0, limit_bytes, displaced: None }
+    }
+
+    /// From now on notes where pieces lay that are changed or removed.
+    pub fn watch(&mut self) {
+        self.displaced = Some(Vec::new());
+    }
+
+    /// Moves the positions of pieces that were changed or removed since the last call, in sectors
+    /// of the allocation, to `positions`; those that a sweep dropped are not among them.
+    pub fn displaced(&mut self, positions: &mut Vec<u64>) {
+        if let Some(displaced) = &mut self.displaced {
+            positions.append(displaced);
+        }
     }
 
     /// Entries: pieces and zero ranges.
@@ -285,13 +327,61 @@ impl Index {
         }
     }
 
-    /// Looks at some `budget` entries from `cursor` (0 to begin) on and drops those whose
-    /// position `keep` refuses. True when the whole index has been gone through.
+    /// What is visible of a block.
+    pub fn pieces_of(&self, block: u64) -> impl Iterator<Item = Piece> {
+        let start = block * BLOCK_SECTORS;
+        self.pieces_in(start, start + BLOCK_SECTORS).map(Packed::piece)
+    }
+
+    /// The one piece that is all of a block, if there is such a one.
+    pub fn whole(&self, block: u64) -> Option<Piece> {
+        self.pieces_of(block).next().filter(|piece| u64::from(piece.count) == BLOCK_SECTORS)
+    }
+
+    /// What the policy noted of a block; `None`: no piece of it is here.
+    pub fn mark(&self, block: u64) -> Option<Mark> {
+        let start = block * BLOCK_SECTORS;
+        self.pieces_in(start, start + BLOCK_SECTORS).next().map(Packed::mark)
+    }
+
+    /// Notes it with all pieces of the block. An insertion keeps it.
+    pub fn set_mark(&mut self, block: u64, mark: Mark) {
+        let key = self.leaf_key(block);
+        let leaf = self.leaves.get_mut(&key).expect("leaf_key names a leaf");
+        let start = block * BLOCK_SECTORS;
+        let range = overlap(leaf, start, start + BLOCK_SECTORS);
+        leaf[range].iter_mut().for_each(|piece| *piece = piece.with_mark(mark));
+    }
+
+    /// Neither a piece nor zeros of the block are here.
+    pub fn is_absent(&self, block: u64) -> bool {
+        let (start, end) = (block * BLOCK_SECTORS, (block + 1) * BLOCK_SECTORS);
+        self.pieces_in(start, end).next().is_none() && self.zeros_in(start, end).next().is_none()
+    }
+
+    /// Forgets all pieces of a block; where it reads as zeros, it goes on to.
+    pub fn drop_block(&mut self, block: u64) {
+        let key = self.leaf_key(block);
+        let start = block * BLOCK_SECTORS;
+        self.replace(key, start, start + BLOCK_SECTORS, None);
+        self.join(key);
+    }
+
+    /// Forgets what is still visible of `piece`, and nothing that came later.
+    pub fn forget(&mut self, piece: Piece) {
+        let now = self.pieces_of(piece.start / BLOCK_SECTORS);
+        let same = |now: &Piece| (now.position, now.checksum) == (piece.position, piece.checksum);
+        let left: Vec<Piece> = now.filter(same).collect();
+        left.into_iter().for_each(|piece| self.remove(piece.start, piece.count.into()));
+    }
+
+    /// Looks at some `budget` entries from `cursor` (0 to begin) on and drops those that `keep`
+    /// refuses. True when the whole index has been gone through.
     pub fn sweep(
         &mut self,
         cursor: &mut u64,
         budget: usize,
-        mut keep: impl FnMut(u64) -> bool,
+        mut keep: impl FnMut(Swept) -> bool,
     ) -> bool {
         let mut left = budget.max(1);
         while *cursor & SWEEP_ZEROS == 0 {
@@ -301,7 +391,7 @@ impl Index {
             let key = self.leaf_key(*cursor);
             let leaf = self.leaves.get_mut(&key).expect("leaf_key names a leaf");
             let (pieces, capacity) = (leaf.len(), leaf.capacity());
-            leaf.retain(|piece| keep(piece.position()));
+            leaf.retain(|piece| keep(piece.swept()));
             shrink(leaf);
             self.pieces -= pieces - leaf.len();
             self.capacity -= capacity - leaf.capacity();
@@ -318,7 +408,7 @@ impl Index {
             .map(|(start, zero)| (*start, zero.position))
             .collect();
         for (start, position) in &seen {
-            if !keep(*position) {
+            if !keep(Swept { whole: None, position: *position }) {
                 self.zeros.remove(start);
             }
         }
@@ -374,11 +464,16 @@ impl Index {
         let (pieces, capacity) = (leaf.len(), leaf.capacity());
         let range = overlap(leaf, start, end);
         let inside = &leaf[range.clone()];
-        let outside = |piece: Option<&Packed>, from: u64, to: u64| {
-            let piece = piece.copied()?.piece();
+        let outside = |packed: Option<&Packed>, from: u64, to: u64| {
+            let packed = *packed?;
+            let piece = packed.piece();
             let sticks_out = piece.start < to && from < piece.end();
-            sticks_out.then(|| Packed::new(piece.clip(from, to)))
+            sticks_out.then(|| Packed::new(piece.clip(from, to)).with_mark(packed.mark()))
         };
+        let new = new.map(|new| new.with_mark(mark_of(leaf, new.block())));
+        if let Some(displaced) = &mut self.displaced {
+            displaced.extend(inside.iter().map(|piece| piece.position()));
+        }
         let left = outside(inside.first(), 0, start);
         let right = outside(inside.last(), end, u64::MAX);
         let added = [left, new, right].into_iter().flatten();
@@ -434,6 +529,13 @@ impl Index {
         leaf.extend_from_slice(&tail);
         self.capacity = self.capacity + leaf.capacity() - capacity;
     }
+}
+
+/// What is noted of a block; nothing if none of it is here.
+fn mark_of(leaf: &[Packed], block: u64) -> Mark {
+    let first = leaf.partition_point(|piece| piece.block() < block);
+    let there = leaf.get(first).filter(|piece| piece.block() == block);
+    there.map_or(Mark::default(), |piece| piece.mark())
 }
 
 /// The pieces of a leaf that overlap `start..end`.

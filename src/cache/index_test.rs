@@ -90,7 +90,7 @@ impl Pair {
         let gone = self.random.u64(0..self.next);
         let gone = gone..gone + self.next / 4;
         let (mut cursor, mut calls) = (0, 0);
-        while !self.index.sweep(&mut cursor, 100, |position| !gone.contains(&position)) {
+        while !self.index.sweep(&mut cursor, 100, |swept| !gone.contains(&swept.position)) {
             calls += 1;
             assert!(calls < 10_000, "a sweep comes to its end");
         }
@@ -196,10 +196,51 @@ fn an_index_that_was_emptied_gives_its_memory_back() {
     assert!(!index.is_full(), "{} bytes", index.memory_bytes());
     let mut cursor = 0;
     // Every 50th stays: small leaves join.
-    while !index.sweep(&mut cursor, 1000, |position| position % 400 == 0) {}
+    while !index.sweep(&mut cursor, 1000, |swept| swept.position % 400 == 0) {}
     assert_eq!(index.len(), 400);
     assert!(index.memory_bytes() < 400 * 24, "{} bytes", index.memory_bytes());
     index.remove(0, SECTORS_MAX);
     assert!(index.is_empty());
     assert!(index.memory_bytes() <= empty + 16 * PIECE_BYTES, "{} bytes", index.memory_bytes());
+}
+
+#[test]
+fn a_mark_stays_with_its_block_until_its_last_piece_goes() {
+    const BLOCKS: u64 = 600;
+    let mut index = Index::new(1 << 20);
+    index.watch();
+    let mut marks = vec![None; BLOCKS as usize];
+    let mut random = fastrand::Rng::with_seed(3);
+    for step in 0..60_000 {
+        let block = random.u64(0..BLOCKS);
+        let start = block * BLOCK_SECTORS + random.u64(0..BLOCK_SECTORS);
+        let count = random.u64(1..=(block + 1) * BLOCK_SECTORS - start);
+        match random.u8(0..8) {
+            0 => index.remove(start, count),
+            1 => index.drop_block(block),
+            2 => index.insert_zero(start, count, step),
+            3 => {
+                let mark = Mark::from_bits(random.u8(..));
+                index.set_mark(block, mark);
+                marks[block as usize] = marks[block as usize].map(|_| mark);
+            }
+            _ => {
+                let (count, position) = (count as u8, step * 8);
+                let piece = Piece { start, count, skip: 0, stored: count, position, checksum: 0 };
+                index.insert(piece);
+                marks[block as usize].get_or_insert(Mark::default());
+                assert!(index.pieces_of(block).any(|other| other == piece));
+            }
+        }
+        if index.pieces_of(block).next().is_none() {
+            marks[block as usize] = None;
+        }
+        let other = random.u64(0..BLOCKS);
+        assert_eq!(index.mark(other), marks[other as usize], "step {step}, block {other}");
+        let whole = index.pieces_of(other).next().filter(|piece| piece.count == 8);
+        assert_eq!(index.whole(other), whole);
+    }
+    let mut displaced = Vec::new();
+    index.displaced(&mut displaced);
+    assert!(displaced.len() > 10_000, "{}", displaced.len());
 }

@@ -279,6 +279,13 @@ impl Journal {
         self.pending.is_empty() && self.order.is_empty()
     }
 
+    /// The segment's summary is yet to be written, or being written.
+    pub(super) fn summarises(&self, segment: u32) -> bool {
+        let mut under_way = self.summaries.iter().flatten();
+        self.filling.iter().any(|filling| filling.segment == segment)
+            || under_way.any(|(other, ..)| *other == segment)
+    }
+
     /// All that counts is durable.
     pub(super) fn is_durable(&self) -> bool {
         self.durable_batch == self.counted_batch
@@ -351,28 +358,6 @@ impl Core {
         }
         self.close_drained(io);
         self.flush_if_due(io);
-    }
-
-    /// When writes wait for space, an open segment that is all drained is of no use.
-    fn close_drained(&mut self, io: &mut dyn Io) {
-        let waits = !self.journal.pending.is_empty() && self.journal.order.is_empty();
-        let Some(filling) = self.journal.filling.back().filter(|_| waits) else { return };
-        let segment = self.segments.get(filling.segment);
-        if !filling.full && segment.last_won <= self.drained && segment.end > 0 {
-            self.close_filling(io);
-        }
-    }
-
-    /// Appends no more to the open segment, if there is one.
-    pub(super) fn close_filling(&mut self, io: &mut dyn Io) {
-        let Some(filling) = self.journal.filling.back_mut().filter(|last| !last.full) else {
-            return;
-        };
-        filling.full = true;
-        self.segments.close(filling.segment);
-        // Before it can be given to somebody else.
-        self.write_summaries(io);
-        self.segments.drained(self.drained);
     }
 
     /// Chooses the records of the next batch.
@@ -562,6 +547,7 @@ impl Core {
         let kind = if durable { OperationKind::WriteDurable } else { OperationKind::Write };
         self.segments.appending(append.segment);
         count(&self.status.counters.appended_bytes, bytes as u64);
+        self.clean.policy.charge(bytes as u64);
         let write = Operation { kind, offset, length: bytes as u64, segments: &segments };
         let parts = self.submit_flash(write, Token::Append.pack(index as u32), io);
         self.journal.appends[index].under_way = parts;
@@ -603,6 +589,7 @@ impl Core {
             if entry.edge {
                 journal.news.edges.push((entry.won.saturating_sub(1), entry.epoch - 1));
             }
+            self.clean.overwritten(entry.start, entry.count, &mut self.reads);
             match entry.kind {
                 Kind::Write => {
                     for piece in entry.pieces() {

@@ -101,19 +101,21 @@ impl Core {
 
     /// Flushes the flash if somebody waits for it or it is time.
     pub(super) fn flush_if_due(&mut self, io: &mut dyn Io) {
+        let tables = self.clean.wants_flush();
         let journal = &mut self.journal;
-        if journal.is_durable() && journal.flush_waiting.is_empty() {
+        if journal.is_durable() && journal.flush_waiting.is_empty() && !tables {
             (journal.flush_wanted, journal.flush_due) = (false, None);
             return;
         }
         let due = journal.flush_due.is_some_and(|at| at <= io.now());
-        let wanted = journal.flush_wanted || due || !journal.flush_waiting.is_empty();
+        let wanted = journal.flush_wanted || due || tables || !journal.flush_waiting.is_empty();
         if journal.flush.is_some() || !wanted {
             return;
         }
         (journal.flush_wanted, journal.flush_due) = (false, None);
         std::mem::swap(&mut journal.flush_current, &mut journal.flush_waiting);
         journal.flush = Some(journal.covered());
+        self.clean.flush_begun();
         let kind = OperationKind::Flush;
         let flush = Operation { kind, offset: 0, length: 0, segments: &[] };
         io.submit(FLASH, flush, Token::Flush.pack(0));
@@ -125,8 +127,10 @@ impl Core {
         if self.is_fenced() {
             return;
         }
+        let trusted = result.is_ok() || planted(Bug::FlashFlushTrusted);
+        self.flushed_tables(trusted, io);
         match result {
-            Err(errno) if !planted(Bug::FlashFlushTrusted) => self.rewrite(covered, errno, io),
+            Err(errno) if !trusted => self.rewrite(covered, errno, io),
             _ => self.flushed(covered, io),
         }
     }
@@ -141,6 +145,28 @@ impl Core {
         self.write_summaries(io);
         self.answer(io);
         self.flush_if_due(io);
+    }
+
+    /// When writes wait for space, an open segment that is all drained is of no use.
+    pub(super) fn close_drained(&mut self, io: &mut dyn Io) {
+        let waits = !self.journal.pending.is_empty() && self.journal.order.is_empty();
+        let Some(filling) = self.journal.filling.back().filter(|_| waits) else { return };
+        let segment = self.segments.get(filling.segment);
+        if !filling.full && segment.last_won <= self.drained && segment.end > 0 {
+            self.close_filling(io);
+        }
+    }
+
+    /// Appends no more to the open segment, if there is one.
+    pub(super) fn close_filling(&mut self, io: &mut dyn Io) {
+        let Some(filling) = self.journal.filling.back_mut().filter(|last| !last.full) else {
+            return;
+        };
+        filling.full = true;
+        self.segments.close(filling.segment);
+        // Before it can be given to somebody else.
+        self.write_summaries(io);
+        self.segments.drained(self.drained);
     }
 
     /// Writes the summaries of segments that are full and durable.

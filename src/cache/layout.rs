@@ -8,8 +8,9 @@ use crate::base::byte_table::Field;
 use crate::base::units::{Bytes, KIB, MIB};
 use crate::base::{Error, ErrorKind, Result};
 
-/// The version this build writes and the only one it reads.
-pub const VERSION: u32 = 1;
+/// The version this build writes; it reads all up to it. Segments and batches are as in version 1.
+pub const VERSION: u32 = 2;
+pub const SEGMENT_VERSION: u32 = 1;
 
 pub const ROOT_MAGIC: &[u8; 8] = b"VFLASHCA";
 pub const SEGMENT_MAGIC: &[u8; 8] = b"VFLASHSG";
@@ -64,6 +65,13 @@ pub const BATCH_CHECKSUM: std::ops::Range<usize> = 24..28;
 pub const SUMMARY_FOOT_BYTES: usize = 64;
 pub const SUMMARY_ITEM_BYTES: usize = 16;
 
+/// A page of a slab's slot table: its header, its entries, and where its checksum is.
+pub const TABLE_MAGIC: &[u8; 8] = b"VFLASHST";
+pub const TABLE_HEADER_BYTES: usize = 64;
+pub const TABLE_ENTRY_BYTES: usize = 16;
+pub const TABLE_CHECKSUM: std::ops::Range<usize> = 32..36;
+pub const SLOTS_PER_PAGE: u32 = 252;
+
 #[cfg(test)]
 pub(super) const ROOT_LAYOUT: &[Field] = &[
     (0, 8, "magic"),
@@ -92,6 +100,8 @@ pub(super) const ROOT_LAYOUT: &[Field] = &[
     (164, 4, "backing kind"),
     (168, 16, "backing fingerprint"),
     (184, 8, "clean from"),
+    (192, 8, "slab epoch"),
+    (200, 8, "slabs through"),
     (4092, 4, "checksum"),
 ];
 
@@ -164,6 +174,22 @@ pub(super) const SUMMARY_FOOT_LAYOUT: &[Field] = &[
     (60, 4, "checksum"),
 ];
 
+#[cfg(test)]
+pub(super) const TABLE_LAYOUT: &[Field] = &[
+    (0, 8, "magic"),
+    (8, 8, "epoch"),
+    (16, 8, "life"),
+    (24, 4, "segment"),
+    (28, 4, "page"),
+    (32, 4, "checksum"),
+    (36, 4, "entries"),
+    (40, 24, "reserved"),
+];
+
+#[cfg(test)]
+pub(super) const TABLE_ENTRY_LAYOUT: &[Field] =
+    &[(0, 8, "block"), (8, 4, "checksum"), (12, 4, "reserved")];
+
 /// Sizes that follow from the allocation: fixed when the cache is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -219,6 +245,13 @@ impl Shape {
     /// Byte offset in the allocation of segment `index`.
     pub fn segment_offset(self, index: u32) -> u64 {
         ROOTS_BYTES.saturating_add(u64::from(index).saturating_mul(self.segment_bytes))
+    }
+
+    /// Byte offset in the allocation of a page of the slot table of segment `index`, if that is a
+    /// slab: the first one is the last block of the segment.
+    pub fn table_offset(self, index: u32, page: u32) -> u64 {
+        let end = self.segment_offset(index).saturating_add(self.segment_bytes);
+        end.saturating_sub(u64::from(page).saturating_add(1).saturating_mul(BLOCK_BYTES))
     }
 
     /// The segment that holds byte `offset` of the allocation.

@@ -16,6 +16,8 @@ fn format_md_shows_the_layout_that_the_code_uses() {
         ("Record entry", ENTRY_LAYOUT, ENTRY_BYTES as usize),
         ("Summary item", SUMMARY_ITEM_LAYOUT, SUMMARY_ITEM_BYTES),
         ("Summary foot", SUMMARY_FOOT_LAYOUT, SUMMARY_FOOT_BYTES),
+        ("Slot table page", TABLE_LAYOUT, TABLE_HEADER_BYTES),
+        ("Slot table entry", TABLE_ENTRY_LAYOUT, TABLE_ENTRY_BYTES),
     ] {
         assert_documented(include_str!("FORMAT.md"), heading, layout, length);
     }
@@ -32,7 +34,7 @@ fn roots_and_segment_headers_are_written_as_the_layout_says() {
     let root = sample();
     let fields = [
         ("magic", u64::from_le_bytes(*ROOT_MAGIC)),
-        ("version", 1),
+        ("version", 2),
         ("features", 0),
         ("log uuid", 0x0101_0101_0101_0101),
         ("disk uuid", 0x0202_0202_0202_0202),
@@ -56,6 +58,8 @@ fn roots_and_segment_headers_are_written_as_the_layout_says() {
         ("backing kind", 16),
         ("backing fingerprint", 0x1111_1111_1111_1111),
         ("clean from", 18),
+        ("slab epoch", 19),
+        ("slabs through", 20),
     ];
     holds(ROOT_LAYOUT, &root.encode(), &fields);
     let header = SegmentHeader {
@@ -175,4 +179,22 @@ fn segments_fill_the_allocation() {
     }
     assert!(Shape::of(5 * MIB - 1).is_err(), "fewer than four segments");
     assert!(Shape::with(5 * MIB, 3 << 16).is_err(), "no power of two");
+}
+
+#[test]
+fn slot_tables_are_written_as_the_layout_says() {
+    let (place, entries) = crate::cache::clean::table::tests::sample();
+    let bytes = crate::cache::clean::table::encode(place, &entries, 77);
+    assert_eq!(bytes.len() as u64, BLOCK_BYTES);
+    let fields = [
+        ("magic", u64::from_le_bytes(*TABLE_MAGIC)),
+        ("epoch", 1),
+        ("life", 2),
+        ("segment", 3),
+        ("page", 1),
+        ("entries", 3),
+    ];
+    holds(TABLE_LAYOUT, &bytes, &fields);
+    let entry = &bytes[TABLE_HEADER_BYTES..][..TABLE_ENTRY_BYTES];
+    holds(TABLE_ENTRY_LAYOUT, entry, &[("block", 8 | 3 << 40), ("checksum", 8), ("reserved", 0)]);
 }

@@ -80,6 +80,11 @@ impl Medium {
         self.write_block(&[0; BLOCK_BYTES as usize], ROOT_OFFSETS.as_flattened())
     }
 
+    /// Writes zeros over a block that begins at `offset`, durably.
+    pub fn wipe(&mut self, offset: u64) -> Result<(), Errno> {
+        self.write_block(&[0; BLOCK_BYTES as usize], &[offset])
+    }
+
     /// Writes one block to several places, durably.
     fn write_block(&mut self, block: &[u8], offsets: &[u64]) -> Result<(), Errno> {
         let buffer = PinnedBuffer::new(BLOCK_BYTES as usize);

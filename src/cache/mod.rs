@@ -3,12 +3,13 @@
 //! Reading order: README.md, FORMAT.md, [`place`], [`root`], [`record`], [`header`], [`summary`],
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
 //! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `rewrite`, `read`,
-//! `around`, `patience`, `roots`, [`drain`], [`consistency`], `numbers`, `change`, `resize`,
-//! [`disk`]. Beside them [`policy`], what is worth keeping on flash: pure, for `tools/replay` until
-//! reads fill; and [`curve`], what more or less would bring.
+//! `around`, `patience`, `clean`, `roots`, [`drain`], [`consistency`], `numbers`, `change`,
+//! `resize`, [`disk`]. Beside them [`policy`], what is worth keeping on flash, and [`curve`], what
+//! more or less of it would bring: pure.
 
 mod around;
 mod change;
+mod clean;
 pub mod consistency;
 mod core;
 mod cursor;

@@ -105,15 +105,31 @@ impl Core {
         let waiting = std::mem::take(&mut self.patience.waiting);
         let (mine, others): (Vec<_>, Vec<_>) =
             waiting.iter().copied().partition(|operation| of(self, *operation) == id);
-        let all = !mine.is_empty() && mine.len() == self.slots[id as usize].under_way as usize;
-        self.patience.waiting = if all { others } else { waiting };
-        for (kind, number) in mine.into_iter().filter(|_| all) {
+        let reads = |(kind, number): &(Token, u32)| (*kind == Token::Read).then_some(*number);
+        let joins: usize =
+            waiting.iter().filter_map(reads).map(|number| self.reads.joins(number, id)).sum();
+        let parts = mine.len() + joins;
+        let all = parts > 0 && parts == self.slots[id as usize].under_way as usize;
+        if !all {
+            self.patience.waiting = waiting;
+            return false;
+        }
+        waiting.iter().filter_map(reads).for_each(|number| self.reads.leave(number, id));
+        self.patience.waiting = others;
+        for (kind, number) in mine {
             match kind {
-                Token::Read => self.reads.release(number),
+                // Others may want what it fetches.
+                Token::Read if self.reads.hand_over(number) => {
+                    self.patience.waiting.push((kind, number));
+                }
+                Token::Read => {
+                    let fetch = self.reads.release(number);
+                    fetch.iter().for_each(|fetch| self.forget_fetch(number, fetch));
+                }
                 _ => self.arounds.release(number),
             }
         }
-        all
+        true
     }
 
     /// Nothing is tried any more: the disk is fenced.

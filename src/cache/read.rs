@@ -1,18 +1,19 @@
-//! Reads: pieces from the log straight into guest memory, zeros, and the rest from the backing.
+//! Reads: pieces from the flash straight into guest memory, zeros, and the rest from the backing.
 //!
 //! Invariants:
 //! - R1 nothing is answered before every piece from the log matched its checksum where it lies now:
 //!   in guest memory, or in a copy of our own that was put there.
 //! - R2 a mismatch is read again privately before it counts: a guest may write to its own buffer
 //!   while we read into it.
-//! - R3 the segment under a read is pinned: it is not written again before the read has ended.
+//! - R3 the segment under a read is pinned: the log does not write there before the read has ended.
+//!   A slot of a slab may be written anew: then the block is looked up again.
 
+use super::clean::Fetch;
 use super::core::{BACKING, Core, Token};
 use super::cursor::Cursor;
-use super::index::{Found, Piece};
+use super::index::{BLOCK_SECTORS, Found, Piece};
 use super::record::piece_checksum;
 use super::root::Mode;
-use super::segment::SegmentState;
 use super::status::count;
 use crate::base::clock::Nanos;
 use crate::base::planted::{Bug, planted};
@@ -54,9 +55,13 @@ struct ReadOp {
     length: u64,
     /// Byte of the read where the wanted sectors begin.
     skip: usize,
+    /// Of a read of the backing that brings whole blocks, for others too.
+    fetch: Option<Fetch>,
     bounce: Option<PinnedBuffer>,
     attempts: u8,
+    /// The first attempt, and this one.
     begun: Nanos,
+    submitted: Nanos,
     under_way: u32,
     failed: bool,
 }
@@ -78,15 +83,48 @@ impl Reads {
         self.spare.reserve(requests_max as usize);
     }
 
+    /// A fetch under way.
+    pub(super) fn fetch(&mut self, number: u32) -> &mut Fetch {
+        self.ops[number as usize].fetch.as_mut().expect("the read fetches")
+    }
+
+    /// What the read brings of a block is not to be kept.
+    pub(super) fn stale(&mut self, number: u32, block: u64) {
+        self.fetch(number).stale(block);
+    }
+
     /// Whose request an operation is of.
     pub(super) fn slot(&self, number: u32) -> u32 {
         self.ops[number as usize].slot
     }
 
+    /// Parts of a request that wait for what an operation fetches for another one.
+    pub(super) fn joins(&self, number: u32, id: u32) -> usize {
+        self.ops[number as usize].fetch.as_ref().map_or(0, |fetch| fetch.joins(id))
+    }
+
+    /// A request does not wait any more for what an operation fetches for another one.
+    pub(super) fn leave(&mut self, number: u32, id: u32) {
+        if let Some(fetch) = &mut self.ops[number as usize].fetch {
+            fetch.leave(id);
+        }
+    }
+
+    /// The operation is that of a request which joined it, if there is one.
+    pub(super) fn hand_over(&mut self, number: u32) -> bool {
+        let op = &mut self.ops[number as usize];
+        let Some(heir) = op.fetch.as_mut().and_then(Fetch::pop) else { return false };
+        (op.slot, op.start, op.count) = (heir.slot, heir.start, heir.count);
+        op.begun = heir.begun;
+        op.skip = (heir.start * SECTOR_BYTES - op.offset) as usize;
+        true
+    }
+
     /// An operation on the backing is not tried again.
-    pub(super) fn release(&mut self, number: u32) {
+    pub(super) fn release(&mut self, number: u32) -> Option<Fetch> {
         self.ops[number as usize].bounce = None;
         self.spare.push(number);
+        self.ops[number as usize].fetch.take()
     }
 
     fn take(&mut self) -> u32 {
@@ -101,6 +139,14 @@ impl Core {
     /// Begins a read.
     pub(super) fn read(&mut self, id: u32, io: &mut dyn Io) {
         let SectorRange { start, count: sectors } = self.slots[id as usize].range();
+        // The request cannot end before all of its parts have begun.
+        self.slots[id as usize].under_way = 1;
+        self.read_range(id, start, sectors, io);
+        self.read_ended(id, io);
+    }
+
+    /// Begins to read a part of a request, from where it is now.
+    fn read_range(&mut self, id: u32, start: u64, sectors: u64, io: &mut dyn Io) {
         let mut found = std::mem::take(&mut self.reads.found);
         found.clear();
         let stale = planted(Bug::StaleRead)
@@ -110,8 +156,6 @@ impl Core {
         } else {
             self.index.lookup(start, sectors, &mut found);
         }
-        // The request cannot end before all of its parts have begun.
-        self.slots[id as usize].under_way = 1;
         let mut at = 0;
         while let Some(first) = found.get(at) {
             at += match *first {
@@ -119,15 +163,15 @@ impl Core {
                     self.zero_guest(id, start, sectors);
                     1
                 }
-                Found::Absent { .. } => self.read_absent(id, &found[at..], io),
-                Found::Piece(piece) if !self.segments.is_readable(piece.position) => {
-                    self.read_absent(id, &found[at..], io)
+                Found::Absent { start, count: sectors } => {
+                    count(&self.status.counters.misses, 1);
+                    self.read_absent(id, (start, sectors), io);
+                    1
                 }
                 Found::Piece(_) => self.read_pieces(id, &found[at..], io),
             };
         }
         self.reads.found = found;
-        self.read_ended(id, io);
     }
 
     fn zero_guest(&mut self, id: u32, start: u64, sectors: u64) {
@@ -136,25 +180,18 @@ impl Core {
         Cursor::new(&slot.segments, skip as usize).zero((sectors * SECTOR_BYTES) as usize);
     }
 
-    /// Reads what is not in the log, as far as it goes on; how many of `found` that is.
-    fn read_absent(&mut self, id: u32, found: &[Found], io: &mut dyn Io) -> usize {
-        let absent = |found: &Found| match *found {
-            Found::Absent { start, count } => Some((start, count)),
-            Found::Piece(piece) if !self.segments.is_readable(piece.position) => {
-                Some((piece.start, piece.count.into()))
-            }
-            _ => None,
-        };
-        let taken = found.iter().map_while(absent).count();
-        let (start, _) = absent(&found[0]).expect("the first is absent");
-        let sectors = found[..taken].iter().filter_map(absent).map(|(_, count)| count).sum();
-        count(&self.status.counters.misses, 1);
-        self.read_backing(id, start, sectors, io);
-        taken
+    /// Reads a range of the backing, straight or in bounced parts.
+    pub(super) fn read_backing(&mut self, id: u32, start: u64, sectors: u64, io: &mut dyn Io) {
+        self.read_backing_since(io.now(), (id, start, sectors), io);
     }
 
-    /// Reads a range of the backing, straight or in bounced parts.
-    fn read_backing(&mut self, id: u32, start: u64, sectors: u64, io: &mut dyn Io) {
+    /// As [`Self::read_backing`], for a request that has waited for the backing since `begun`.
+    pub(super) fn read_backing_since(
+        &mut self,
+        begun: Nanos,
+        (id, start, sectors): (u32, u64, u64),
+        io: &mut dyn Io,
+    ) {
         let (mut at, end) = (start, start + sectors);
         while at < end {
             let direct = self.is_direct(id, (at, end - at), at * SECTOR_BYTES, self.backing);
@@ -165,7 +202,8 @@ impl Core {
             (op.slot, op.start, op.count) = (id, at, sectors);
             op.checks.clear();
             op.segment = None;
-            (op.attempts, op.begun) = (0, io.now());
+            op.fetch = None;
+            (op.attempts, op.begun) = (0, begun);
             (op.offset, op.length, op.skip) = (at * SECTOR_BYTES, sectors * SECTOR_BYTES, 0);
             op.bounce = None;
             if !direct {
@@ -175,6 +213,30 @@ impl Core {
             self.submit_read(number, io);
             at += sectors;
         }
+    }
+
+    /// Reads whole blocks of the backing, of which the request wants a range; the read's number.
+    pub(super) fn read_fetch(
+        &mut self,
+        id: u32,
+        (start, sectors): (u64, u64),
+        fetch: Fetch,
+        io: &mut dyn Io,
+    ) -> u32 {
+        let number = self.reads.take();
+        let op = &mut self.reads.ops[number as usize];
+        (op.slot, op.start, op.count) = (id, start, sectors);
+        op.checks.clear();
+        op.segment = None;
+        (op.attempts, op.begun) = (0, io.now());
+        (op.offset, op.length) = fetch.range();
+        op.skip = (start * SECTOR_BYTES - op.offset) as usize;
+        op.fetch = Some(fetch);
+        op.bounce = None;
+        bounce(op, self.backing);
+        self.slots[id as usize].under_way += 1;
+        self.submit_read(number, io);
+        number
     }
 
     /// Reads pieces that lie one behind the other in one segment; how many of `found` that is.
@@ -206,6 +268,7 @@ impl Core {
         (op.slot, op.start, op.count) = (id, first.start, last.end() - first.start);
         op.segment = segment;
         op.attempts = 0;
+        op.fetch = None;
         (op.offset, op.length) = (first.position * SECTOR_BYTES, sectors * SECTOR_BYTES);
         op.skip = usize::from(first.skip) * SECTOR_BYTES as usize;
         op.bounce = None;
@@ -218,6 +281,7 @@ impl Core {
             self.segments.pin(segment);
         }
         count(&self.status.counters.hits, taken as u64);
+        self.touch(&found[..taken]);
         self.slots[id as usize].under_way += 1;
         self.submit_read(number, io);
         taken
@@ -253,6 +317,7 @@ impl Core {
         let op = &mut self.reads.ops[number as usize];
         op.attempts = op.attempts.saturating_add(1);
         op.failed = false;
+        op.submitted = io.now();
         let (slot, start, offset, length) = (op.slot, op.start, op.offset, op.length);
         let flash = op.segment.is_some();
         let mut segments = std::mem::take(&mut self.reads.segments);
@@ -292,6 +357,9 @@ impl Core {
             return;
         }
         let (flash, begun, failed) = (op.segment.is_some(), op.begun, op.failed);
+        if !failed {
+            self.clean.measured(flash, op.length, io.now() - op.submitted);
+        }
         match result {
             Err(errno) if !flash => {
                 if !self.bears((Token::Read, number), (errno, begun), io) {
@@ -304,6 +372,10 @@ impl Core {
         }
         let good = !failed && self.deliver(number);
         if !good && flash {
+            if self.has_moved(number) {
+                // A slot may be written anew while it is read.
+                return self.read_again(number, io);
+            }
             count(&self.status.counters.mismatches, 1);
             if self.reads.ops[number as usize].attempts < ATTEMPTS_MAX {
                 let op = &mut self.reads.ops[number as usize];
@@ -312,26 +384,55 @@ impl Core {
                 }
                 return self.submit_read(number, io);
             }
-            self.damaged(number, io);
+            return self.damaged(number, io);
         }
-        self.forget_read(number, io);
+        self.finish_read(number, good, io);
     }
 
     /// A read of the backing has failed for good.
     pub(super) fn read_failed(&mut self, number: u32, io: &mut dyn Io) {
         let id = self.reads.ops[number as usize].slot;
         self.slots[id as usize].failed = true;
-        self.forget_read(number, io);
+        self.finish_read(number, false, io);
     }
 
-    fn forget_read(&mut self, number: u32, io: &mut dyn Io) {
+    /// What the operation read is where it belongs, or it failed; also for those who joined it.
+    fn finish_read(&mut self, number: u32, good: bool, io: &mut dyn Io) {
+        let id = self.reads.ops[number as usize].slot;
+        let fetch = self.reads.ops[number as usize].fetch.take();
+        let bounce = self.end_read(number);
+        if let Some(fetch) = fetch {
+            let memory = bounce.as_ref().filter(|_| good).map(PinnedBuffer::segment);
+            self.fetched(number, fetch, memory, io);
+        }
+        self.read_ended(id, io);
+    }
+
+    /// The read's number is free; the memory of our own that it used.
+    fn end_read(&mut self, number: u32) -> Option<PinnedBuffer> {
         let op = &mut self.reads.ops[number as usize];
-        let id = op.slot;
-        op.bounce = None;
         if let Some(segment) = op.segment.take() {
             self.segments.unpin(segment);
         }
         self.reads.spare.push(number);
+        op.bounce.take()
+    }
+
+    /// Whether the index does not name any more what was read.
+    fn has_moved(&self, number: u32) -> bool {
+        let op = &self.reads.ops[number as usize];
+        op.checks.iter().any(|Check { piece, .. }| {
+            let mut now = self.index.pieces_of(piece.start / BLOCK_SECTORS);
+            !now.any(|now| (now.position, now.checksum) == (piece.position, piece.checksum))
+        })
+    }
+
+    /// Reads what the operation was to read from where it is now.
+    fn read_again(&mut self, number: u32, io: &mut dyn Io) {
+        let op = &self.reads.ops[number as usize];
+        let (id, start, sectors) = (op.slot, op.start, op.count);
+        drop(self.end_read(number));
+        self.read_range(id, start, sectors, io);
         self.read_ended(id, io);
     }
 
@@ -384,16 +485,17 @@ impl Core {
         let op = &self.reads.ops[number as usize];
         let (id, start, sectors, offset) = (op.slot, op.start, op.count, op.offset);
         let segment = *self.segments.get(op.segment.expect("it was read from the log"));
-        let clean = matches!(segment.state, SegmentState::Clean | SegmentState::Retiring);
-        if clean || segment.last_won <= self.drained {
+        if segment.is_clean() || segment.last_won <= self.drained {
             log::warn!(
                 "{}: a copy of drained data at byte {offset} of the cache is damaged; it was \
                  dropped and read from the backing",
                 self.name
             );
             count(&self.status.counters.dropped, 1);
-            self.index.remove(start, sectors);
-            return self.read_backing(id, start, sectors, io);
+            for check in &op.checks {
+                self.index.forget(check.piece);
+            }
+            return self.read_again(number, io);
         }
         let last_good = segment.first_won.saturating_sub(1).max(self.drained);
         let text = format!(
@@ -402,11 +504,13 @@ impl Core {
             start + sectors - 1
         );
         self.slots[id as usize].failed = true;
+        drop(self.end_read(number));
         self.fence(text, io);
+        self.read_ended(id, io);
     }
 
     /// A part of the request has ended; all, perhaps.
-    fn read_ended(&mut self, id: u32, io: &mut dyn Io) {
+    pub(super) fn read_ended(&mut self, id: u32, io: &mut dyn Io) {
         let slot = &mut self.slots[id as usize];
         slot.under_way -= 1;
         if slot.under_way > 0 {

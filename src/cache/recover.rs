@@ -1,9 +1,10 @@
 //! Opening and formatting: from bytes on the flash to a disk that can serve, in straight lines.
 
+use super::clean::load::{self, LoadedSlab};
 use super::cursor::Cursor;
-use super::index::{Index, Piece};
+use super::index::{BLOCK_SECTORS, Index, Piece};
 use super::journal::LogHead;
-use super::layout::Shape;
+use super::layout::{BLOCK_BYTES, Shape};
 use super::medium::Medium;
 use super::place::Place;
 use super::record::{Batch, Kind, RecordOrigin};
@@ -67,6 +68,8 @@ pub fn format(medium: &mut Medium, options: &FormatOptions) -> Result<()> {
         end: LogEnd { segment: 0, batch: 1, checksum: 0 },
         mode: options.mode,
         clean_from: 0,
+        slab_epoch: 1,
+        slabs_through: 0,
         clean: true,
         backing: options.backing,
     };
@@ -122,6 +125,7 @@ pub struct Opened {
     pub flash: DiskGeometry,
     pub segments: Segments,
     pub index: Index,
+    pub slabs: Vec<LoadedSlab>,
     pub(super) head: LogHead,
     pub drained: u64,
     pub drained_epoch: u64,
@@ -182,7 +186,10 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
     };
     // If the newest of what was drained is missing, what is there may be older than the backing.
     let newest_drained = if options.shared { scan.drained_through } else { drained };
-    if scan.last_won >= newest_drained {
+    let is_newest = scan.last_won >= newest_drained;
+    let slabs = load::trusted(medium, &mut scan, is_newest && !options.cold);
+    slabs.iter().for_each(|slab| loaded.slab(slab));
+    if is_newest {
         scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
     }
     loaded.origins.sort_unstable();
@@ -206,14 +213,12 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         checksum: scan.checksum,
         durable_through: last_won,
     };
-    let findings = scan.damaged_roots.iter().map(|(offset, what)| {
-        format!("a copy of the cache's root at byte {offset} is damaged ({what})")
-    });
     Ok(Opened {
         place: medium.place().clone(),
         flash: medium.geometry(),
         segments: loaded.segments,
         index: loaded.index,
+        slabs,
         head,
         drained,
         drained_epoch: loaded.drained_epoch,
@@ -222,9 +227,17 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         marks: loaded.marks,
         origins: loaded.origins,
         fence,
-        findings: findings.collect(),
+        findings: findings(&scan),
         root,
     })
+}
+
+fn findings(scan: &Scan) -> Vec<String> {
+    let roots = scan.damaged_roots.iter();
+    let text = |(offset, what): &(u64, &str)| {
+        format!("a copy of the cache's root at byte {offset} is damaged ({what})")
+    };
+    roots.map(text).collect()
 }
 
 /// What the root says of `drained`: in a consistency group a number of the disk's own, so that the
@@ -256,6 +269,7 @@ fn renew(medium: &mut Medium, root: &mut Root, scan: &Scan, segments: &Segments)
     root.oldest_segment = segments.oldest_needed(root.drained_through);
     root.end = LogEnd { segment: newest, batch: scan.next_batch, checksum: scan.checksum };
     let io = |errno: crate::io::disk::Errno| Error::io("opening the cache", errno.into());
+    load::end_others(medium, scan).map_err(io)?;
     medium.flush().map_err(io)?;
     // Both places, so that no older root can come up again.
     for _ in 0..2 {
@@ -327,6 +341,19 @@ struct Loaded {
 }
 
 impl Loaded {
+    /// Takes over a slab; the log comes later and knows better.
+    fn slab(&mut self, slab: &LoadedSlab) {
+        self.segments.adopt_slab(slab.segment);
+        let first = self.segments.shape().segment_offset(slab.segment);
+        for entry in &slab.entries {
+            let position = (first + u64::from(entry.slot) * BLOCK_BYTES) / SECTOR_BYTES;
+            let start = entry.block * BLOCK_SECTORS;
+            let checksum = entry.checksum;
+            let piece = Piece { start, count: 8, skip: 0, stored: 8, position, checksum };
+            self.index.insert(piece);
+        }
+    }
+
     /// Takes over a segment, newer than all before.
     fn segment(&mut self, scan: &Scan, scanned: &ScannedSegment) {
         let last = scanned.batches.last().expect("segments without batches are left out");
@@ -344,8 +371,11 @@ impl Loaded {
             pins: 0,
             appending: 0,
         };
-        if !dirty && scanned.header.sequence < scan.root.clean_from {
-            return;
+        // A segment that was open when writes began to pass the log by goes on afterwards: what it
+        // held before is as old as what lies in the segments before it.
+        let trusted = scanned.header.sequence >= scan.root.clean_from;
+        if !dirty && !trusted {
+            return self.overwritten(scan, scanned);
         }
         self.segments.adopt(scanned.index, segment);
         let base = scan.root.shape.segment_offset(scanned.index);
@@ -355,10 +385,18 @@ impl Loaded {
             if batch.header.next_won > self.drained.saturating_add(1) {
                 self.dirty_bytes += u64::from(batch.header.batch_bytes);
             }
-            // A segment that was open when writes began to pass the log by goes on afterwards: what
-            // it held before is as old as what lies in the segments before it.
-            let trusted = scanned.header.sequence >= scan.root.clean_from;
             self.batch(&decoded, base + u64::from(batch.position), trusted);
+        }
+    }
+
+    /// What a segment that is not trusted has overwritten since the slot tables were written: they
+    /// do not know it.
+    fn overwritten(&mut self, scan: &Scan, scanned: &ScannedSegment) {
+        for batch in &scanned.batches {
+            let decoded = Batch::decode(&batch.bytes, scanned.header.salt);
+            let decoded = decoded.expect("it was decoded before");
+            let later = decoded.entries().filter(|entry| entry.won > scan.root.slabs_through);
+            later.for_each(|entry| self.index.remove(entry.start, entry.count));
         }
     }
 
@@ -373,7 +411,10 @@ impl Loaded {
             }
             let stale = !trusted && entry.won <= self.drained && !planted(Bug::StaleAfterMode);
             match entry.kind {
-                Kind::Write | Kind::Discard | Kind::Zeroes if stale => {}
+                Kind::Write | Kind::Discard | Kind::Zeroes if stale => {
+                    // The slot tables may not know it.
+                    self.index.remove(entry.start, entry.count);
+                }
                 Kind::Write => {
                     for piece in entry.pieces() {
                         self.index.insert(Piece {
@@ -428,7 +469,7 @@ pub fn read_opened(
                 let right = super::record::piece_checksum(&bytes) == piece.checksum;
                 let segment = opened.segments.of_position(piece.position);
                 let state = segment.map(|segment| opened.segments.get(segment).state);
-                if !right && state == Some(SegmentState::Clean) {
+                if !right && matches!(state, Some(SegmentState::Clean | SegmentState::Slab)) {
                     // Its segment was being used again; the backing has it.
                     continue;
                 }

@@ -140,6 +140,7 @@ impl CachedDisk {
         if resizing.is_leaving() {
             core.shape = core.segments.shape();
             core.segments.limit(core.shape.segments() as u32);
+            core.limit_clean(core.shape.segments() as u32);
         }
         if let Some(reply) = resizing.reply.take() {
             reply(Err(why));
@@ -177,6 +178,7 @@ impl CachedDisk {
         core.settling = false;
         core.shape = resizing.to;
         core.segments.limit(resizing.to.segments() as u32);
+        core.limit_clean(resizing.to.segments() as u32);
         if core.journal.filling.back().is_some_and(|last| core.segments.leaves(last.segment)) {
             core.close_filling(io);
         }
@@ -216,6 +218,9 @@ impl CachedDisk {
             core.journal.flush_wanted |= !core.journal.is_durable();
             return;
         }
+        if shrinks {
+            core.renew_tables();
+        }
         let root = &mut core.roots.root;
         root.shape = resizing.to;
         if empty {
@@ -251,6 +256,7 @@ impl CachedDisk {
         core.frozen = false;
         core.shape = to;
         core.segments.reshape(to);
+        core.reshape_clean(to);
         core.index.set_limit(index_bytes(to.allocation_bytes));
         let reply = resizing.reply.take();
         match resizing.place.take() {

@@ -110,6 +110,10 @@ pub struct Root {
     pub mode: Mode,
     /// Drained segments below this sequence are not to be trusted: writes passed them by.
     pub clean_from: u64,
+    /// Slot tables of another epoch do not count. 0: none does.
+    pub slab_epoch: u64,
+    /// The slot tables know of every write up to this WON.
+    pub slabs_through: u64,
     /// Detached cleanly: all is drained and nobody has opened the log since.
     pub clean: bool,
     pub backing: BackingIdentity,
@@ -136,6 +140,7 @@ impl Root {
         let backing = &self.backing;
         writer.u64(backing.size_bytes).u32(backing.block_bytes).u32(backing.kind);
         writer.bytes(&backing.fingerprint).u64(self.clean_from);
+        writer.u64(self.slab_epoch).u64(self.slabs_through);
         seal(writer, BLOCK_BYTES as usize, 0)
     }
 
@@ -169,6 +174,8 @@ impl Root {
             fingerprint: reader.array()?,
         };
         let clean_from = number(reader)?;
+        // Zeros in version 1.
+        let (slab_epoch, slabs_through) = (number(reader)?, number(reader)?);
         (shape.is_valid() && flags & !FLAG_CLEAN == 0).then_some(Self {
             log_uuid,
             disk_uuid,
@@ -184,6 +191,8 @@ impl Root {
             end,
             mode,
             clean_from,
+            slab_epoch,
+            slabs_through,
             clean: flags & FLAG_CLEAN != 0,
             backing,
         })

@@ -20,6 +20,8 @@ pub(in crate::cache) fn sample() -> Root {
         end: LogEnd { segment: 11, batch: 12, checksum: 13 },
         mode: Mode::WriteThrough,
         clean_from: 18,
+        slab_epoch: 19,
+        slabs_through: 20,
         clean: true,
         backing: BackingIdentity {
             size_bytes: 14,
@@ -34,7 +36,7 @@ pub(in crate::cache) fn sample() -> Root {
 fn a_root_is_read_as_it_was_written_and_every_flipped_bit_is_seen() {
     let bytes = sample().encode();
     assert_eq!(Root::decode(&bytes), RootBlock::Valid(Box::new(sample())));
-    for at in (0..200).chain(4080..4096) {
+    for at in (0..208).chain(4080..4096) {
         for bit in 0..8 {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << bit;
@@ -50,10 +52,10 @@ fn a_root_is_read_as_it_was_written_and_every_flipped_bit_is_seen() {
 #[test]
 fn a_newer_root_is_told_from_a_damaged_one() {
     let mut bytes = sample().encode();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let checksum = crc32c(0, &bytes[..4092]);
     bytes[4092..].copy_from_slice(&checksum.to_le_bytes());
-    assert_eq!(Root::decode(&bytes), RootBlock::Newer { version: 2, features: 0 });
+    assert_eq!(Root::decode(&bytes), RootBlock::Newer { version: 3, features: 0 });
     bytes[8] = 1;
     bytes[13] = 1;
     let checksum = crc32c(0, &bytes[..4092]);

@@ -14,13 +14,18 @@ const ATTEMPTS_MAX: u32 = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RootWish {
     /// The drainer, for its position.
-    Drain { token: u32 },
+    Drain {
+        token: u32,
+    },
     /// The mode change or detach in progress.
     Change,
     /// The resize in progress.
     Resize,
     /// An operator's wish.
     Checkpoint,
+    /// The slot tables, which are up to date; and that none of them counts.
+    Tables,
+    Cold,
 }
 
 /// See the module.

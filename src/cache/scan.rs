@@ -4,7 +4,7 @@
 #![deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::header::SegmentHeader;
-use super::layout::{BATCH_MAGIC, BLOCK_BYTES, ROOT_OFFSETS};
+use super::layout::{BATCH_MAGIC, BLOCK_BYTES, ROOT_OFFSETS, VERSION};
 use super::medium::Medium;
 use super::record::{Batch, BatchHeader};
 use super::root::{Root, RootBlock, salt};
@@ -101,7 +101,7 @@ pub fn read_root(medium: &mut Medium) -> Result<(Root, Vec<(u64, &'static str)>)
             Ok(RootBlock::Newer { version, features }) => {
                 let text = format!(
                     "the cache has format version {version} with features {features:#x}; this \
-                     build reads version 1 without: use a newer vflash"
+                     build reads versions up to {VERSION} without: use a newer vflash"
                 );
                 return Err(Error::new(ErrorKind::Unsupported, text));
             }

@@ -1,16 +1,18 @@
 //! The segments of the allocation: which is where in the chain, and what becomes of it.
 //!
 //! ```text
-//! Free → Open → Closed → Clean → Retiring → Free
-//!          └ given up before a batch counted ┘
+//! Free → Open → Closed → Clean → Sorting → Slab → Leaving → Free
+//!  │ └ given up before a batch counted ┘    ↑
+//!  └────────────────────────────────────────┘
 //! ```
 //!
 //! *Open*: appended to. *Closed*: full, or given up after a failed append; some of its records are
-//! not drained. *Clean*: all are; reads still use it. *Retiring*: reads do not look there any more;
-//! free when the index has forgotten it and the last read has ended.
+//! not drained. *Clean*: all are; reads still use it. *Sorting*: the index is being asked what of
+//! it is left. *Slab*: slots with clean blocks, those that were there or others. *Emptying*: its
+//! blocks are moved or dropped; free when none is left and the last read has ended.
 //!
 //! When the allocation shrinks, segments behind the new end *leave* ([`Segments::limit`]): a free
-//! one is not given out any more, a clean one retires at once, a dirty one when it is drained.
+//! one is not given out any more, a slab is emptied, a dirty one drained first.
 
 use super::drain::{LogCursor, LogStretch};
 use super::layout::{BLOCK_BYTES, Shape};
@@ -24,7 +26,9 @@ pub enum SegmentState {
     Open,
     Closed,
     Clean,
-    Retiring,
+    Sorting,
+    Slab,
+    Emptying,
 }
 
 /// One segment in memory.
@@ -54,7 +58,9 @@ pub struct Segments {
     /// Closed ones and the open one, by sequence.
     chain: VecDeque<u32>,
     clean: VecDeque<u32>,
-    retiring: Vec<u32>,
+    sorting: Vec<u32>,
+    slabs: u64,
+    emptying: Vec<u32>,
     free: VecDeque<u32>,
     next_sequence: u64,
     /// The newest that left the chain because it was drained.
@@ -78,7 +84,9 @@ pub struct Doubtful {
 pub struct SegmentCounts {
     pub free: u64,
     pub dirty: u64,
+    /// Slabs among them.
     pub clean: u64,
+    /// About to be free.
     pub retiring: u64,
     /// Of all these but the free ones: behind the end that the allocation is to have.
     pub leaving: u64,
@@ -101,7 +109,9 @@ impl Segments {
             list: vec![Segment::default(); count as usize],
             chain: VecDeque::with_capacity(count as usize),
             clean: VecDeque::with_capacity(count as usize),
-            retiring: Vec::with_capacity(count as usize),
+            sorting: Vec::with_capacity(count as usize),
+            slabs: 0,
+            emptying: Vec::with_capacity(count as usize),
             free: (0..count).collect(),
             next_sequence,
             drained_sequence: 0,
@@ -137,8 +147,8 @@ impl Segments {
         SegmentCounts {
             free: self.free.len() as u64,
             dirty: self.chain.len() as u64,
-            clean: self.clean.len() as u64,
-            retiring: self.retiring.len() as u64,
+            clean: self.clean.len() as u64 + self.sorting.len() as u64 + self.slabs,
+            retiring: self.emptying.len() as u64,
             leaving: self.leaving,
         }
     }
@@ -148,19 +158,10 @@ impl Segments {
     pub fn limit(&mut self, count: u32) {
         assert!(count as usize <= self.list.len(), "an allocation ends where it ends");
         let before = std::mem::replace(&mut self.limit, count);
-        let list = &mut self.list;
+        let list = &self.list;
         let is_free = |index: &u32| list[*index as usize].state == SegmentState::Free;
         self.free.extend((before..count).filter(is_free));
         self.free.retain(|index| *index < count);
-        let retiring = &mut self.retiring;
-        self.clean.retain(|index| {
-            let stays = *index < count;
-            if !stays {
-                list[*index as usize].state = SegmentState::Retiring;
-                retiring.push(*index);
-            }
-            stays
-        });
         let in_use = |segment: &&Segment| segment.state != SegmentState::Free;
         self.leaving = list[count as usize..].iter().filter(in_use).count() as u64;
     }
@@ -318,50 +319,106 @@ impl Segments {
             }
             self.drained_sequence = segment.sequence;
             self.chain.pop_front();
-            if index >= self.limit {
-                segment.state = SegmentState::Retiring;
-                self.retiring.push(index);
-            } else {
-                segment.state = SegmentState::Clean;
-                self.clean.push_back(index);
-            }
+            segment.state = SegmentState::Clean;
+            self.clean.push_back(index);
         }
     }
 
-    /// The oldest clean segment is not read any more. False: none is clean.
-    pub fn retire(&mut self) -> bool {
-        let Some(index) = self.clean.pop_front() else { return false };
-        self.list[index as usize].state = SegmentState::Retiring;
-        self.retiring.push(index);
-        true
+    /// The oldest segment of the log that is no slab, by its sequence; else the one to come.
+    pub fn log_from(&self) -> u64 {
+        let oldest = self.sorting.first().or(self.clean.front()).or(self.chain.front());
+        oldest.map_or(self.next_sequence, |index| self.get(*index).sequence)
     }
 
-    pub fn is_retiring(&self) -> bool {
-        !self.retiring.is_empty()
+    /// Takes over a segment that was a slab when the daemon began.
+    pub fn adopt_slab(&mut self, index: u32) {
+        self.free.retain(|free| *free != index);
+        self.list[index as usize] = Segment { state: SegmentState::Slab, ..Segment::default() };
+        self.slabs += 1;
     }
 
-    /// The index has forgotten the first `count` of the retiring: those that nobody reads are free.
-    pub fn forgotten(&mut self, count: usize) {
-        let mut seen = 0;
-        let mut retiring = std::mem::take(&mut self.retiring);
-        retiring.retain(|index| {
-            seen += 1;
-            let freed = seen <= count && self.get(*index).pins == 0;
-            if freed {
-                self.release(*index);
-            }
-            !freed
-        });
-        self.retiring = retiring;
+    /// Drained segments that are not sorted yet.
+    pub fn unsorted(&self) -> u64 {
+        self.clean.len() as u64
     }
 
-    pub fn retiring(&self) -> usize {
-        self.retiring.len()
+    /// Drained segments are to be sorted, the oldest first, up to one that may not. False: none.
+    pub fn begin_sorting(&mut self, may: impl Fn(u32) -> bool) -> bool {
+        assert!(self.sorting.is_empty(), "one sorting at a time");
+        while let Some(index) = self.clean.front().copied().filter(|index| may(*index)) {
+            self.clean.pop_front();
+            self.sorting.push(index);
+        }
+        for index in &self.sorting {
+            self.list[*index as usize].state = SegmentState::Sorting;
+        }
+        !self.sorting.is_empty()
     }
 
-    /// Retiring ones that will be free: not those that leave.
+    pub fn is_sorting(&self) -> bool {
+        !self.sorting.is_empty()
+    }
+
+    /// Those that are being sorted, in order of their sequence.
+    pub fn sorting(&self) -> &[u32] {
+        &self.sorting
+    }
+
+    /// Those that were being sorted are slabs from now on.
+    pub fn end_sorting(&mut self) {
+        for index in self.sorting.drain(..) {
+            self.list[index as usize].state = SegmentState::Slab;
+            self.slabs += 1;
+        }
+    }
+
+    /// A free segment becomes a slab.
+    pub fn take_slab(&mut self) -> Option<u32> {
+        let index = self.free.pop_front()?;
+        self.list[index as usize] = Segment { state: SegmentState::Slab, ..Segment::default() };
+        self.slabs += 1;
+        Some(index)
+    }
+
+    /// A slab is given up.
+    pub fn empty(&mut self, index: u32) {
+        let segment = &mut self.list[index as usize];
+        assert_eq!(segment.state, SegmentState::Slab, "a slab is emptied");
+        segment.state = SegmentState::Emptying;
+        self.slabs -= 1;
+        self.emptying.push(index);
+    }
+
+    /// Reads, or the write of its summary, are under way there.
+    pub fn is_pinned(&self, index: u32) -> bool {
+        self.get(index).pins > 0
+    }
+
+    /// The index names nothing in a segment that was emptied, and nobody reads there: it is free.
+    pub fn emptied(&mut self, index: u32) {
+        let segment = self.get(index);
+        assert!(segment.state == SegmentState::Emptying && segment.pins == 0, "it is empty");
+        self.emptying.retain(|other| *other != index);
+        self.release(index);
+    }
+
+    /// Segments that are free, or will be when slabs have been emptied: not those that leave.
     pub fn coming(&self) -> u64 {
-        self.retiring.iter().filter(|index| !self.leaves(**index)).count() as u64
+        let emptying = self.emptying.iter().filter(|index| !self.leaves(**index));
+        (self.free.len() + emptying.count()) as u64
+    }
+
+    /// Segments without records that are not drained: not those that leave.
+    pub fn drained_or_free(&self) -> u64 {
+        let drained = self.clean.len() + self.sorting.len() + self.emptying.len();
+        let all = (self.free.len() + drained) as u64 + self.slabs;
+        let dirty = self.chain.iter().filter(|index| self.leaves(**index));
+        if self.leaving == 0 { all } else { all + dirty.count() as u64 - self.leaving }
+    }
+
+    /// Some drained segment leaves and has not been sorted.
+    pub fn is_leaving_unsorted(&self) -> bool {
+        self.leaving > 0 && self.clean.iter().any(|index| self.leaves(*index))
     }
 
     /// The segment that holds sector `position` of the allocation.
@@ -369,11 +426,10 @@ impl Segments {
         self.shape.segment_of(position * crate::base::units::SECTOR_BYTES)
     }
 
-    /// Whether reads may use what lies at sector `position` of the allocation.
-    pub fn is_readable(&self, position: u64) -> bool {
+    /// Whether what lies at sector `position` of the allocation is not drained.
+    pub fn is_dirty(&self, position: u64) -> bool {
         self.of_position(position).is_some_and(|index| {
-            let state = self.get(index).state;
-            !matches!(state, SegmentState::Free | SegmentState::Retiring)
+            matches!(self.get(index).state, SegmentState::Open | SegmentState::Closed)
         })
     }
 
@@ -425,6 +481,12 @@ impl Segment {
         self.state == SegmentState::Open
     }
 
+    /// All it holds is in the backing.
+    pub fn is_clean(&self) -> bool {
+        use SegmentState::{Clean, Emptying, Slab, Sorting};
+        matches!(self.state, Clean | Sorting | Slab | Emptying)
+    }
+
     /// More batches may come to count in it.
     pub fn grows(&self) -> bool {
         self.is_open() || self.appending > 0
@@ -455,14 +517,15 @@ mod tests {
         assert_eq!(segments.get(first).state, SegmentState::Clean);
         assert_eq!(segments.oldest_needed(5), 2, "the open one");
         let position = segments.shape().segment_offset(first) / 512;
-        assert!(segments.is_readable(position));
+        assert!(!segments.is_dirty(position));
         segments.pin(first);
-        assert!(segments.retire() && !segments.retire());
-        assert!(!segments.is_readable(position));
-        segments.forgotten(1);
-        assert_eq!(segments.counts().retiring, 1, "a read is under way there");
+        assert!(segments.begin_sorting(|_| true) && segments.is_sorting());
+        segments.end_sorting();
+        segments.empty(first);
+        assert!(segments.is_pinned(first), "a read is under way there");
+        assert_eq!(segments.counts().retiring, 1);
         segments.unpin(first);
-        segments.forgotten(1);
+        segments.emptied(first);
         assert_eq!(segments.counts().free, 3);
         assert!(segments.give_up(second));
         let counts = SegmentCounts { free: 4, ..SegmentCounts::default() };
@@ -489,16 +552,21 @@ mod tests {
         // Clean 0 to 4, dirty 5 and 6, free 7.
         segments.limit(4);
         let counts = segments.counts();
-        assert_eq!((counts.free, counts.clean, counts.retiring), (0, 4, 1));
-        assert_eq!((counts.leaving, segments.coming()), (3, 0));
-        assert!(!segments.is_readable(segments.shape().segment_offset(4) / 512));
-        assert!(segments.is_leaving_dirty() && segments.open(8).is_none(), "none is given out");
-        segments.forgotten(1);
+        assert_eq!((counts.free, counts.clean, counts.dirty), (0, 5, 2));
+        assert_eq!((counts.leaving, segments.coming(), segments.drained_or_free()), (3, 0, 4));
+        assert!(segments.is_leaving_dirty() && segments.is_leaving_unsorted());
+        assert!(segments.open(8).is_none() && segments.take_slab().is_none(), "none is given out");
         segments.drained(7);
         assert!(!segments.is_leaving_dirty());
-        assert_eq!((segments.leaving(), segments.retiring()), (2, 2), "drained, so they retire");
-        segments.forgotten(2);
-        assert_eq!(segments.leaving(), 0);
+        assert!(segments.begin_sorting(|_| true) && !segments.is_leaving_unsorted());
+        segments.end_sorting();
+        for left in (0..3).rev() {
+            let index = 4 + left as u32;
+            segments.empty(index);
+            assert_eq!((segments.leaving(), segments.coming()), (left + 1, 0), "not for the log");
+            segments.emptied(index);
+            assert_eq!((segments.leaving(), segments.drained_or_free()), (left, 4));
+        }
         segments.reshape(Shape::with(MIB + 256 * KIB, 64 * KIB).expect("a shape"));
         assert_eq!(segments.counts(), SegmentCounts { clean: 4, ..SegmentCounts::default() });
         segments.reshape(shape);
@@ -512,13 +580,16 @@ mod tests {
         let mut segments = Segments::new(shape, 1);
         (1..=6).for_each(|won| _ = filled(&mut segments, won));
         segments.drained(5);
+        assert!(segments.begin_sorting(|_| true));
+        segments.end_sorting();
         segments.limit(4);
+        segments.empty(4);
         segments.limit(8);
         let counts = segments.counts();
         assert_eq!((counts.free, counts.dirty, counts.clean, counts.retiring), (2, 1, 4, 1));
-        assert_eq!(counts.leaving, 0);
-        segments.forgotten(1);
-        assert_eq!((segments.counts().free, segments.coming()), (3, 0));
+        assert_eq!((counts.leaving, segments.coming(), segments.drained_or_free()), (0, 3, 7));
+        segments.emptied(4);
+        assert_eq!((segments.counts().free, segments.coming()), (3, 3));
     }
 
     #[test]

@@ -36,6 +36,13 @@ pub struct CacheGauges {
     pub drain_eta: Option<Duration>,
     pub index_bytes: u64,
     pub index_pieces: u64,
+    /// Bytes of single blocks on flash, and in memory on their way there.
+    pub clean_bytes: u64,
+    pub probation_bytes: u64,
+    /// The backing reads faster than the flash: what is read is not kept.
+    pub backing_faster: bool,
+    /// Memory of the clean cache, less the index and the data in it.
+    pub policy_bytes: u64,
     /// Requests that wait for space.
     pub parked: u64,
     /// Operations for guests that failed at the backing and are tried again.
@@ -74,6 +81,19 @@ pub struct CacheCounters {
     pub mismatches: AtomicU64,
     /// Damaged copies of drained data that were dropped.
     pub dropped: AtomicU64,
+    /// Reads of blocks from probation, and those that waited for a fetch of another read.
+    pub probation_hits: AtomicU64,
+    pub joined: AtomicU64,
+    /// Blocks written to slots because they were read, and those that were not for lack of a slot,
+    /// of time or of luck.
+    pub fills: AtomicU64,
+    pub fills_dropped: AtomicU64,
+    /// Blocks that moved to another slab, and that went since their slab did.
+    pub moves: AtomicU64,
+    pub squeezed: AtomicU64,
+    /// Blocks that the policy let go, and that went past the cache.
+    pub evicted: AtomicU64,
+    pub bypassed: AtomicU64,
     /// Replayed requests that the log had already.
     pub replayed: AtomicU64,
     /// Clean segments that were given up for new ones, and entries of the index that were looked

@@ -68,6 +68,14 @@ wire! {
         pub waiting_requests: u64,
         pub index_bytes: u64,
         pub index_pieces: u64,
+        /// Single blocks on flash that the backing has too.
+        pub clean_bytes: u64,
+        /// Blocks in memory that were read once.
+        pub probation_bytes: u64,
+        /// What is read is not kept: the backing reads faster than the flash.
+        pub backing_faster: bool,
+        /// Memory that knows what is worth keeping, beside the index.
+        pub policy_bytes: u64,
         pub counters: Vec<CacheCounter>,
     }
 

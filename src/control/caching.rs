@@ -45,7 +45,7 @@ const MODE_WAIT: Duration = Duration::from_secs(2);
 pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -> &AtomicU64);
 
 /// What a cached disk counts, by its name in Prometheus; the API has what differs in it.
-pub(super) const CACHE_COUNTERS: [CounterField; 16] = [
+pub(super) const CACHE_COUNTERS: [CounterField; 24] = [
     ("vflash_cache_hits_total", "Pieces of reads found in the log.", |c| &c.hits),
     ("vflash_cache_misses_total", "Parts of reads that came from the backing.", |c| &c.misses),
     ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
@@ -70,6 +70,22 @@ pub(super) const CACHE_COUNTERS: [CounterField; 16] = [
         &c.dropped
     }),
     ("vflash_cache_replayed_total", "Replayed requests that the log had already.", |c| &c.replayed),
+    ("vflash_cache_probation_hits_total", "Blocks read from probation in memory.", |c| {
+        &c.probation_hits
+    }),
+    ("vflash_cache_joined_total", "Reads that waited for a fetch of another one.", |c| &c.joined),
+    ("vflash_cache_fills_total", "Blocks written to flash because they were read.", |c| &c.fills),
+    (
+        "vflash_cache_fills_dropped_total",
+        "Blocks that were to be written to flash and were not, for lack of space or time.",
+        |c| &c.fills_dropped,
+    ),
+    ("vflash_cache_moves_total", "Blocks moved so that the log has space.", |c| &c.moves),
+    ("vflash_cache_squeezed_total", "Blocks dropped so that the log has space.", |c| &c.squeezed),
+    ("vflash_cache_evicted_total", "Blocks that made place for others.", |c| &c.evicted),
+    ("vflash_cache_bypassed_total", "Blocks of long streams, read past the cache.", |c| {
+        &c.bypassed
+    }),
     ("vflash_cache_retired_total", "Clean segments given up for new ones.", |c| &c.retired),
     ("vflash_cache_swept_total", "Entries of the index looked at to forget segments.", |c| {
         &c.swept
@@ -154,7 +170,13 @@ impl Served {
                     let past = refusal.nearest.iter().find(|point| **point > refusal.asked);
                     to = past.copied().unwrap_or(to);
                 }
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    // What is kept and is not saved now is fetched again: nothing else is lost.
+                    if !matches!(cached.status.gauges().state, cache::CacheState::Fenced(_)) {
+                        drop(self.ask(wait, |reply| CacheMessage::Checkpoint { reply }));
+                    }
+                    return Ok(());
+                }
                 Err(error) if error.kind() == ErrorKind::Gone => return Ok(()),
                 Err(_) => break,
             }
@@ -276,6 +298,10 @@ impl Served {
             waiting_requests: gauges.parked,
             index_bytes: gauges.index_bytes,
             index_pieces: gauges.index_pieces,
+            clean_bytes: gauges.clean_bytes,
+            probation_bytes: gauges.probation_bytes,
+            backing_faster: gauges.backing_faster,
+            policy_bytes: gauges.policy_bytes,
             counters,
         })
     }

@@ -174,6 +174,9 @@ fn sample_volume() -> Volume {
         attached: true,
         peer_pid: Some(1),
         queues_running: 1,
+        pin_memory: true,
+        memory_bytes: 1,
+        pinned_bytes: 1,
         write_cache: true,
         bounced_pieces: 1,
         waiting: Some(Waiting { requests: 1, oldest_ms: 2 }),
@@ -218,6 +221,10 @@ fn sample_cache() -> cached::Cache {
         waiting_requests: 1,
         index_bytes: 1,
         index_pieces: 1,
+        clean_bytes: 1,
+        probation_bytes: 1,
+        backing_faster: false,
+        policy_bytes: 1,
         counters: vec![cached::CacheCounter { name: text("hits"), value: 1 }],
     }
 }

@@ -328,6 +328,7 @@ impl Served {
                 queues: self.queues(),
             },
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
+            pin_memory: self.settings.pin_memory,
             limits: limits(self.settings.limits),
             metrics: self.metrics.clone(),
             events: self.listener(host),
@@ -363,6 +364,10 @@ impl Served {
                 }
                 let text = if enabled { "on" } else { "off" };
                 host.events.add(EventKind::WriteCache, &object, format!("write cache {text}"));
+            }
+            ExportEvent::NotPinned { reason } => {
+                let text = format!("pinMemory has no effect until it is attached anew: {reason}");
+                host.events.add(EventKind::Error, &object, text);
             }
             ExportEvent::Refused { reason } => {
                 host.events.add(EventKind::Error, &object, reason);
@@ -509,6 +514,9 @@ impl Served {
             attached: status.connected,
             peer_pid: status.peer_pid,
             queues_running: status.queues_running,
+            pin_memory: self.settings.pin_memory,
+            memory_bytes: status.memory_bytes,
+            pinned_bytes: status.pinned_bytes,
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
             bounced_pieces: self.counters.bounced.load(Ordering::Relaxed),
             waiting: self.waiting(),

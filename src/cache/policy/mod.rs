@@ -48,6 +48,7 @@ use budget::{Thrift, WearBudget};
 use ghost::Ghost;
 use probation::{Leaver, Probation};
 use ring::{Fifo, Pool};
+use std::ops::Range;
 use stream::{Followed, Streams};
 
 /// Bytes of a block.
@@ -187,6 +188,12 @@ impl Policy {
         self.probation.resize(share.max(least) as usize, |leaver| ghost.insert(leaver.block));
     }
 
+    /// As [`Policy::set_capacity`], and another probation.
+    pub fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+        self.set_capacity(settings.capacity_blocks);
+    }
+
     pub fn capacity_blocks(&self) -> u64 {
         self.settings.capacity_blocks
     }
@@ -320,6 +327,20 @@ impl Policy {
         }
     }
 
+    /// A guest writes all of `blocks`.
+    pub fn written_range(&mut self, blocks: Range<u64>) {
+        if blocks.end - blocks.start <= self.probation.slots() as u64 {
+            return blocks.for_each(|block| self.written(block));
+        }
+        let ghost = &mut self.ghost;
+        self.probation.remove_range(&blocks, |block| ghost.insert(block));
+    }
+
+    /// The slot of probation that `block` is in.
+    pub fn probation_slot(&self, block: u64) -> Option<u32> {
+        self.probation.slot(block)
+    }
+
     /// The newest version of `block`, which is in the index, was drained: it is clean now, and in
     /// main. It is on flash already, so it costs nothing; a block that stayed there was used.
     pub fn drained(&mut self, block: u64, marks: &mut impl Marks) {
@@ -331,6 +352,14 @@ impl Policy {
         self.ghost.take(block);
         self.enter(block, Place::Main, marks);
         marks.set_mark(block, Mark::at(Place::Main).with_uses(mark.uses()));
+    }
+
+    /// `block`, which is in the index, was on flash when the daemon began.
+    pub fn restored(&mut self, block: u64, uses: u8, marks: &mut impl Marks) {
+        if marks.mark(block).is_some_and(|mark| mark.place().is_none()) {
+            self.enter(block, Place::Main, marks);
+            marks.set_mark(block, Mark::at(Place::Main).with_uses(uses));
+        }
     }
 
     fn enter(&mut self, block: u64, to: Place, marks: &mut impl Marks) {

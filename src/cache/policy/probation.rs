@@ -5,6 +5,7 @@
 //! correlation window of Clock2Q+): guests read one block in several requests.
 
 use super::mix;
+use std::ops::Range;
 
 const FREE: u64 = u64::MAX;
 const NO_SLOT: u32 = u32::MAX;
@@ -138,6 +139,22 @@ impl Probation {
         self.unlink(at);
         self.slots[slot] = EMPTY;
         true
+    }
+
+    /// Forgets all blocks of a range, and tells which.
+    pub(super) fn remove_range(&mut self, blocks: &Range<u64>, mut gone: impl FnMut(u64)) {
+        for slot in 0..self.slots.len() {
+            let block = self.slots[slot].block;
+            if block != FREE && blocks.contains(&block) {
+                self.remove(block);
+                gone(block);
+            }
+        }
+    }
+
+    /// The slot that a block is in.
+    pub(super) fn slot(&self, block: u64) -> Option<u32> {
+        self.find(block).map(|at| self.table[at])
     }
 
     pub(super) fn memory_bytes(&self) -> usize {

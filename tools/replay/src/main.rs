@@ -9,7 +9,7 @@ use vflash::cache::policy::BLOCK_BYTES;
 use vflash_replay::simulate::{self, Writes};
 use vflash_replay::summary::{COLUMNS, Reference, Summary, grid, row};
 use vflash_replay::trace::{Trace, Unit};
-use vflash_replay::{curves, drive};
+use vflash_replay::{curves, drive, through};
 
 type Outcome = Result<bool, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -25,6 +25,8 @@ struct Arguments {
 enum Command {
     /// Run traces through the cache's policy alone, beside LRU
     Simulate(SimulateArguments),
+    /// Run traces through a whole cached disk in memory, beside the policy alone
+    Disk(DiskArguments),
     /// Draw the miss-ratio curve of a trace, sampled and exact
     Curve(CurveArguments),
     /// Send a trace to a vhost-user socket and measure
@@ -96,6 +98,18 @@ struct SimulateArguments {
     /// Fail unless all goals are met
     #[arg(long)]
     check: bool,
+    #[command(flatten)]
+    trace: TraceArguments,
+}
+
+#[derive(Args)]
+struct DiskArguments {
+    /// Trace files
+    #[arg(required = true)]
+    traces: Vec<PathBuf>,
+    /// Size of the cache, as a share of the footprint
+    #[arg(long, default_value_t = 0.25)]
+    share: f64,
     #[command(flatten)]
     trace: TraceArguments,
 }
@@ -179,6 +193,14 @@ fn simulate(arguments: &SimulateArguments) -> Outcome {
     Ok(!arguments.check || summary.passed())
 }
 
+fn disk(arguments: &DiskArguments) -> Outcome {
+    for path in &arguments.traces {
+        let report = through::run(&arguments.trace.open(path)?, arguments.share)?;
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    Ok(true)
+}
+
 fn curve(arguments: &CurveArguments) -> Outcome {
     let trace = arguments.trace.open(&arguments.path)?;
     let curves = curves::run(&trace, arguments.samples);
@@ -222,6 +244,7 @@ fn drive(arguments: &DriveArguments) -> Outcome {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Simulate(arguments) => simulate(&arguments),
+        Command::Disk(arguments) => disk(&arguments),
         Command::Curve(arguments) => curve(&arguments),
         Command::Drive(arguments) => drive(&arguments),
     };

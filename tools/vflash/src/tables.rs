@@ -111,6 +111,10 @@ pub(crate) fn volume(volume: &Volume) -> String {
     let by = volume.peer_pid.map_or(String::new(), |pid| format!(", process {pid}"));
     table.pair("Attached", yes_no(volume.attached) + &by);
     table.pair("Queues running", volume.queues_running);
+    if volume.pin_memory {
+        let (pinned, all) = (size(volume.pinned_bytes), size(volume.memory_bytes));
+        table.pair("Pinned memory", format!("{pinned} of {all}"));
+    }
     table.pair("Bounced pieces", volume.bounced_pieces);
     if let Some(waiting) = &volume.waiting {
         table.pair("Waiting", self::waiting(*waiting));
@@ -192,6 +196,11 @@ fn cache(cache: &Cache, table: &mut Table) {
         cache.counters.iter().find(|counter| counter.name == name).map_or(0, |c| c.value)
     };
     let (hits, misses) = (counter("hits"), counter("misses"));
+    let held = size(cache.probation_bytes);
+    if cache.backing_faster {
+        table.pair("Reads", "past the cache: the backing is faster than the flash");
+    }
+    table.pair("Clean blocks", format!("{}, and {held} in memory", size(cache.clean_bytes)));
     let share = (u128::from(hits) * 1000).checked_div(u128::from(hits + misses)).unwrap_or(0);
     table.pair("Read hits", format!("{hits} of {} ({})", hits + misses, percent(share as u64)));
 }

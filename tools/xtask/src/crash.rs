@@ -23,13 +23,14 @@ const PLANTED: &str = "VFLASH_PLANTED";
 const SUITE: &str = "crash suite: ";
 
 /// The suites of the cached disk.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "cache_crash",
     "cache_drain",
     "cache_media",
     "cache_modes",
     "cache_resize",
     "cache_consistency",
+    "cache_clean",
 ];
 
 /// States that the suites of the cached disk visit in CI at least.
@@ -100,6 +101,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const TOGETHER: &str = "without_the_flash_no_disk_is_ahead_of_another";
     const ORDER: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
     const MODEL: &str = "every_request_agrees_with_the_model";
+    const COLD: &str = "a_restart_after_writes_past_the_log_is_cold";
+    const STALE: &str = "no_read_is_stale_among_fills_evictions_and_drains";
     match bug {
         Bug::AckBeforeFlush
         | Bug::FlushSkipsWrites
@@ -117,6 +120,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::FailedFlushRetried => ("cache_drain", OUTAGES),
         Bug::CorruptionIsTail => ("cache_media", DAMAGE),
         Bug::WrongHalf => ("cache_media", MODEL),
+        Bug::StaleClean | Bug::DirtyEvicted => ("cache_clean", STALE),
+        Bug::OtherEpoch => ("cache_clean", COLD),
         Bug::CommittedUnprepared | Bug::AppliedUncommitted => ("cache_consistency", TOGETHER),
         Bug::StaleRead => ("shared", ORDER),
     }

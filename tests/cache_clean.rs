@@ -1,0 +1,360 @@
+//! The clean cache: whatever is kept, evicted, moved and fetched, no read is stale, nothing that is
+//! not drained is lost, and the backing is read once for all who want a block.
+
+#[path = "cache/rig.rs"]
+mod rig;
+
+use rig::{Rig, SECTORS, SEGMENTS_MAX, Setup, World, alone, explore, run_all, scale};
+use std::sync::atomic::{AtomicU64, Ordering};
+use vflash::cache::recover::{OpenOptions, open};
+use vflash::cache::status::CacheCounters;
+use vflash::cache::{CacheMessage, Mode};
+use vflash::io::crash::Explorer;
+use vflash::io::disk::Errno;
+use vflash::io::sim::{Failure, Faults};
+use vflash::io::volume::RequestKind;
+
+fn value(rig: &Rig, counter: fn(&CacheCounters) -> &AtomicU64) -> u64 {
+    counter(&rig.status.counters).load(Ordering::Relaxed)
+}
+
+/// Reads and writes that want far more than the cache holds, some of it again and again.
+fn step(rig: &mut Rig) {
+    let hot = rig.random.u8(0..4) > 0;
+    let start = if hot { rig.random.u64(0..400) } else { rig.random.u64(0..SECTORS - 64) };
+    let count = match rig.random.u8(0..4) {
+        0 => rig.random.u64(1..64),
+        1 => rig.random.u64(1..8),
+        _ => 8,
+    };
+    let start = if count == 8 { start / 8 * 8 } else { start };
+    match rig.random.u8(0..32) {
+        0..20 => rig.read(start, count),
+        20 => rig.zero(RequestKind::Discard, &[(start, count)]),
+        21 => rig.zero(RequestKind::WriteZeroes { unmap: false }, &[(start, count)]),
+        _ => rig.write(start, count),
+    }
+    if rig.random.u8(0..3) == 0 {
+        rig.turn(false);
+    }
+}
+
+fn reads_among_writes(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup { segments: 4 + seed % 12, ..Setup::of(seed) });
+    let slow_polls = (seed % 4) as u32 * 3;
+    for round in 0..6 {
+        let faults = Faults { reorder: true, slow_polls, ..Faults::default() };
+        rig.world.set_faults(&faults);
+        for _ in 0..400 {
+            step(&mut rig);
+        }
+        if round % 2 == 1 {
+            rig.drain(None);
+        }
+    }
+    rig.finish();
+    assert_eq!(rig.failed, 0, "seed {seed}");
+    rig.drain(None);
+    rig.check_backing(rig.model.head());
+    rig.ask(|reply| CacheMessage::Status { reply });
+    assert!(value(&rig, |c| &c.fills) > 0, "seed {seed}: nothing that was read was kept");
+    value(&rig, |c| &c.evicted) + value(&rig, |c| &c.moves)
+}
+
+#[test]
+fn no_read_is_stale_among_fills_evictions_and_drains() {
+    let seeds: Vec<u64> = (0..24 * scale()).collect();
+    let gone = run_all("reads among writes", &seeds, |seed| reads_among_writes(*seed));
+    assert!(gone > 500, "{gone} evicted or moved");
+}
+
+/// Every mode, one request at a time: those that write past the log have no order of their own.
+fn all_modes(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup { segments: 6, ..Setup::of(seed) });
+    let modes = [
+        Mode::WriteAround,
+        Mode::WriteBack,
+        Mode::ReadOnly,
+        Mode::WriteThrough,
+        Mode::Bypass,
+        Mode::WriteBack,
+    ];
+    for mode in modes {
+        for _ in 0..120 {
+            step(&mut rig);
+            rig.finish();
+        }
+        rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+    }
+    rig.finish();
+    assert_eq!(rig.failed, 0, "seed {seed}");
+    rig.drain(None);
+    rig.check_backing(rig.model.head());
+    1
+}
+
+#[test]
+fn no_read_is_stale_in_any_mode() {
+    let seeds: Vec<u64> = (0..12 * scale()).collect();
+    run_all("reads in all modes", &seeds, |seed| all_modes(*seed));
+}
+
+/// What is read twice comes from the backing once; and who reads it while it comes waits for it.
+#[test]
+fn a_block_that_many_want_is_fetched_once() {
+    let mut rig = Rig::new(Setup { segments: 8, reorder: false, ..Setup::of(0) });
+    for _ in 0..8 {
+        rig.read(64, 8);
+        rig.read(66, 2);
+    }
+    rig.finish();
+    assert_eq!(value(&rig, |c| &c.joined), 15);
+    rig.read(64, 8);
+    rig.finish();
+    assert_eq!(value(&rig, |c| &c.probation_hits), 1);
+}
+
+/// The daemon ends, or the power goes, without a word: another one goes on.
+fn restarted(rig: Rig) -> Rig {
+    let world: World = rig.world.killed(7);
+    let (disk, next_won) = world.open(&rig.setup).expect("it opens");
+    let mut model = rig.model.clone();
+    let head = model.head();
+    std::sync::Arc::make_mut(&mut model).cut(head, next_won.max(head + 1));
+    Rig::on(rig.setup, world, disk, model)
+}
+
+/// Reads `blocks` blocks one after the other; how many parts came from the backing.
+fn read_all(rig: &mut Rig, blocks: u64) -> u64 {
+    let before = value(rig, |c| &c.misses);
+    for block in 0..blocks {
+        rig.read(block * 8, 8);
+        rig.finish();
+    }
+    value(rig, |c| &c.misses) - before
+}
+
+#[test]
+fn what_was_read_and_what_was_drained_is_there_after_a_restart() {
+    let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
+    for block in 0..20 {
+        rig.write(1024 + block * 8, 8);
+    }
+    rig.drain(None);
+    for _ in 0..3 {
+        read_all(&mut rig, 100);
+    }
+    let left = read_all(&mut rig, 100);
+    rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+    let mut rig = restarted(rig);
+    let misses = read_all(&mut rig, 100);
+    assert!(misses <= left + 16, "{misses} misses, {left} before the restart");
+    let before = value(&rig, |c| &c.misses);
+    (0..20).for_each(|block| rig.read(1024 + block * 8, 8));
+    rig.finish();
+    assert_eq!(value(&rig, |c| &c.misses), before, "what was drained is kept");
+    // Writes after the save, and a crash: the log lies over the tables.
+    for block in 0..30 {
+        rig.write(block * 16, 3);
+    }
+    rig.finish();
+    rig.drain(None);
+    let mut rig = restarted(rig);
+    let misses = read_all(&mut rig, 100);
+    assert!(misses < 60, "{misses} misses after a crash");
+    assert_eq!(rig.failed, 0);
+}
+
+/// Past the log nothing tells what a table does not know: what it says does not count any more,
+/// though the mode keeps a log again.
+#[test]
+fn a_restart_after_writes_past_the_log_is_cold() {
+    let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
+    (0..3).for_each(|_| _ = read_all(&mut rig, 100));
+    assert!(value(&rig, |c| &c.fills) > 50);
+    rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+    rig.set_mode(Mode::WriteAround);
+    for block in 0..100 {
+        rig.write(block * 8, 8);
+        rig.finish();
+    }
+    let mut rig = restarted(rig);
+    rig.set_mode(Mode::WriteBack);
+    let mut rig = restarted(rig);
+    assert_eq!(read_all(&mut rig, 100), 100, "nothing is trusted");
+    assert_eq!(rig.failed, 0);
+}
+
+/// Once the backing may be another one than the slots were filled from, they never count again.
+#[test]
+fn another_generation_of_the_backing_is_cold_at_this_opening_and_at_the_next() {
+    let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
+    (0..3).for_each(|_| _ = read_all(&mut rig, 100));
+    rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+    let world = rig.world.killed(7);
+    let mut how = OpenOptions::new(rig::identity(), 1 << 20);
+    for (cold, counts) in [(false, true), (true, false), (false, false)] {
+        how.cold = cold;
+        let opened = open(&mut world.medium(), &how).expect("it opens");
+        let held: usize = opened.slabs.iter().map(|slab| slab.entries.len()).sum();
+        assert_eq!(held > 50, counts, "{held} blocks, cold: {cold}");
+    }
+}
+
+/// H14: the flash only holds copies; that it fails is nobody's trouble.
+#[test]
+fn a_flash_that_fails_costs_no_guest_an_error_while_nothing_on_it_is_dirty() {
+    for mode in [Mode::WriteAround, Mode::ReadOnly] {
+        let mut rig = Rig::new(Setup { segments: 16, ..Setup::of(0) });
+        rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+        (0..3).for_each(|_| _ = read_all(&mut rig, 100));
+        assert!(value(&rig, |c| &c.fills) > 50);
+        let fail = Failure { after: 0, forever: true, errno: Errno::EIO, torn: true };
+        rig.world.0[0].set_faults(Faults { fail: Some(fail), ..Faults::default() });
+        for _ in 0..400 {
+            step(&mut rig);
+            rig.finish();
+        }
+        read_all(&mut rig, 100);
+        rig.world.0[0].set_faults(Faults::default());
+        for _ in 0..200 {
+            step(&mut rig);
+            rig.finish();
+        }
+        read_all(&mut rig, 100);
+        assert_eq!(rig.failed, 0, "{mode:?}");
+    }
+}
+
+/// A copy that rots is fetched again; nobody sees it.
+#[test]
+fn a_slot_that_rots_is_dropped_and_fetched_again() {
+    let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
+    for block in 0..100 {
+        rig.write(block * 8, 8);
+    }
+    rig.drain(None);
+    (0..3).for_each(|_| _ = read_all(&mut rig, 100));
+    rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+    let flash = &rig.world.0[0];
+    let size = vflash::io::disk::Disk::geometry(flash).size_bytes;
+    for at in (1 << 20..size).step_by(1024) {
+        let byte = flash.peek(at, 1)[0];
+        flash.poke(at, &[byte ^ 0x10]);
+    }
+    read_all(&mut rig, 100);
+    assert!(value(&rig, |c| &c.dropped) > 20, "{}", value(&rig, |c| &c.dropped));
+    assert_eq!(rig.failed, 0);
+}
+
+/// A segment that was open when writes passed the log by goes on afterwards: what it has taken
+/// since the save and has been drained is not trusted, and the tables do not know it; whether all
+/// of the segment is drained or not.
+#[test]
+fn what_the_tables_do_not_know_is_not_served_after_changes_of_mode() {
+    for dirty in [false, true] {
+        let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
+        rig.write(2000, 8);
+        rig.drain(None);
+        rig.set_mode(Mode::WriteAround);
+        rig.set_mode(Mode::WriteBack);
+        (0..3).for_each(|_| _ = read_all(&mut rig, 200));
+        let kept: Vec<u64> = (0..200).filter(|block| is_kept(&mut rig, *block)).collect();
+        assert!(kept.len() > 50);
+        rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+        // So few that they fit into the segment, and before the next save.
+        kept.iter().step_by(10).take(4).for_each(|block| rig.write(block * 8, 8));
+        rig.drain(None);
+        if dirty {
+            rig.write(2000, 8);
+            rig.finish();
+        }
+        let mut rig = restarted(rig);
+        let misses = read_all(&mut rig, 200);
+        assert!((1..200).contains(&misses), "{misses} misses: the tables count");
+        assert_eq!(rig.failed, 0);
+    }
+}
+
+/// Whether a block is on the flash.
+fn is_kept(rig: &mut Rig, block: u64) -> bool {
+    let before = value(rig, |c| &c.misses);
+    rig.read(block * 8, 8);
+    rig.finish();
+    value(rig, |c| &c.misses) == before
+}
+
+/// Slots behind the new end leave, and those that stay go on.
+fn resized(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup::of(seed).resizable());
+    for _ in 0..6 {
+        for _ in 0..rig.random.u32(20..200) {
+            step(&mut rig);
+        }
+        if rig.random.bool() {
+            rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+        }
+        let segments = rig.random.u64(4..=SEGMENTS_MAX);
+        rig.resize(segments);
+        for _ in 0..rig.random.u32(0..60) {
+            step(&mut rig);
+        }
+        rig = rig.next_generation();
+    }
+    rig.drain(None);
+    rig.check_backing(rig.model.head());
+    6
+}
+
+#[test]
+fn crash_after_crash_between_resizes_nothing_that_is_kept_is_stale() {
+    let seeds: Vec<u64> = (0..30 * scale()).collect();
+    run_all("resizes of the clean cache", &seeds, |seed| resized(*seed));
+}
+
+fn generations(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup { segments: 4 + seed % 9, ..Setup::of(seed) });
+    for _ in 0..10 {
+        for _ in 0..rig.random.u32(20..200) {
+            step(&mut rig);
+            if rig.random.u8(0..60) == 0 {
+                rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+            }
+        }
+        if rig.random.bool() {
+            rig.drain(None);
+        }
+        rig = rig.next_generation();
+    }
+    rig.drain(None);
+    rig.check_backing(rig.model.head());
+    10
+}
+
+#[test]
+fn crash_after_crash_nothing_that_is_kept_is_stale() {
+    let seeds: Vec<u64> = (0..40 * scale()).collect();
+    run_all("generations of the clean cache", &seeds, |seed| generations(*seed));
+}
+
+fn every_crash(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup { segments: 5 + seed % 4, ..Setup::of(seed) });
+    for round in 0..5 {
+        (0..60).for_each(|_| step(&mut rig));
+        rig.drain(None);
+        if round % 2 == 0 {
+            rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+        }
+    }
+    rig.finish();
+    let explorer =
+        Explorer { samples: 3, exhaustive_max: 1, points_max: 120, ..Explorer::new(seed) };
+    explore(&rig, &explorer, |case, world| rig.judge(case, &world, 0))
+}
+
+#[test]
+fn every_crash_state_of_a_disk_that_is_read_is_a_point() {
+    let seeds: Vec<u64> = (0..8 * scale()).collect();
+    let states = run_all("crash states of the clean cache", &seeds, |seed| every_crash(*seed));
+    assert!(alone() || states >= 2_500, "{states} states are too few");
+}
