@@ -209,7 +209,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 fn drained_over_time(seed: u64, jumps: bool) -> Vec<u64> {
     let noon = 1000 * DAY_MS;
     WALL_MS.set(noon);
-    let mut rig = Rig::new(Setup { reorder: false, ..Setup::of(seed) });
+    let mut rig = Rig::new(Setup { drains_unasked: true, reorder: false, ..Setup::of(seed) });
     rig.tell(CacheMessage::SetStaleness { staleness_max: Duration::from_secs(4) });
     let mut positions = Vec::new();
     for step in 0..80_u64 {
@@ -224,7 +224,7 @@ fn drained_over_time(seed: u64, jumps: bool) -> Vec<u64> {
         (0..200).for_each(|_| rig.turn(false));
         rig.ask(|reply| CacheMessage::Status { reply });
         let gauges = rig.status.gauges();
-        assert!(gauges.oldest_dirty <= Duration::from_secs(4), "{:?}", gauges.oldest_dirty);
+        assert!(gauges.oldest_dirty <= Duration::from_secs(4), "seed {seed}, {step}: {gauges:?}");
         positions.push(gauges.drained_won);
     }
     rig.close();

@@ -286,6 +286,9 @@ fn one_that_is_given_up_lets_the_others_go_on() {
         client.write(20);
         drain(&daemon, "vm/log");
         drain(&daemon, "vm/data");
+        let name = format!("vm/{lost}");
+        let held = json!({"to": cache(&daemon, &name)["drainedWon"], "hold": true});
+        daemon.post(&format!("/v1/volumes/{name}/drain"), &held);
         client.write(20);
         let seen = [contents(&mut client.log), contents(&mut client.data)];
         client.stop(&daemon);
@@ -297,7 +300,6 @@ fn one_that_is_given_up_lets_the_others_go_on() {
             std::fs::rename(path(".vflash"), path(".vflash.away")).unwrap();
             daemon.run(&[]);
         }
-        let name = format!("vm/{lost}");
         let detach = format!("/v1/volumes/{name}/detach");
         let failure = daemon.refused(&detach, &json!({"lost": true}), 409);
         let text = failure["message"].as_str().unwrap();

@@ -11,6 +11,7 @@ use vflash::backing::recover::{Damage, RecoverOptions, Standing, recover, take_u
 use vflash::backing::redo::Layout;
 use vflash::backing::sidecar::write_stamp;
 use vflash::backing::stamp::{DrainMode, Owner, Point, Stamp, State};
+use vflash::base::clock::Nanos;
 use vflash::base::units::{KIB, MIB, SECTOR_BYTES};
 use vflash::cache::drain::SidecarState;
 use vflash::cache::message::Reply;
@@ -62,6 +63,8 @@ pub(crate) struct Setup {
     pub(crate) block_bytes: u32,
     /// Tells the disks of a consistency group apart.
     pub(crate) member: u8,
+    /// It is drained when it is time to; else only when it is asked to.
+    pub(crate) drains_unasked: bool,
 }
 
 impl Setup {
@@ -81,6 +84,10 @@ impl Setup {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
         (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || WALL_MS.get());
+        if self.drains_unasked {
+            // As reactors of the simulator begin.
+            options.now = || Nanos(0);
+        }
         options
     }
 }
