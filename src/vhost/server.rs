@@ -58,6 +58,9 @@ pub enum ExportEvent {
     WriteCache { enabled: bool },
     /// The volume has failed by a defect: its requests fail from now on. Why, and what helps.
     Fenced { reason: String },
+    /// The front end has set a ring up without sharing memory, so that its guest waits for ever;
+    /// told once for each connection. `false`: it has shared some after all.
+    MissesMemory { missing: bool },
     /// Guest memory should be pinned, and is used as ever: why.
     NotPinned { reason: String },
     /// The connection was dropped for breaking the protocol, and why.

@@ -56,6 +56,15 @@ pub struct Vring {
     pub running: bool,
 }
 
+/// What a front end has done about its guest's memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    NotYet,
+    /// It set a ring up without any: all memory comes before that.
+    Missing,
+    Done,
+}
+
 /// See the head of the file.
 pub struct Session {
     name: String,
@@ -70,6 +79,7 @@ pub struct Session {
     features: u64,
     protocol_features: u64,
     memory: MemoryTable,
+    sharing: Sharing,
     pub vrings: Vec<Vring>,
     inflight: Option<InflightArea>,
     log: Option<DirtyLog>,
@@ -111,6 +121,7 @@ impl Session {
             features: 0,
             protocol_features: 0,
             memory: MemoryTable::default(),
+            sharing: Sharing::NotYet,
             vrings,
             inflight: None,
             log: None,
@@ -166,20 +177,25 @@ impl Session {
 
     /// Starts every ring that is ready and stands still.
     pub fn start_ready(&mut self) -> Result<()> {
-        if self.memory.is_empty() {
-            return Ok(());
-        }
         for index in 0..self.vrings.len() {
             let vring = &self.vrings[index];
             let ready = vring.kick.is_some() && vring.size > 0 && self.is_enabled(vring);
-            if let Some(addresses) = vring.addresses
-                && ready
-                && !vring.running
-            {
-                self.start(index, addresses)?;
+            let Some(addresses) = vring.addresses.filter(|_| ready && !vring.running) else {
+                continue;
+            };
+            match (self.memory.is_empty(), self.sharing) {
+                (false, _) => self.start(index, addresses)?,
+                (true, Sharing::NotYet) => self.sharing = Sharing::Missing,
+                // Memory that is exchanged may be gone for a moment.
+                (true, _) => {}
             }
         }
         Ok(())
+    }
+
+    /// The front end has set a ring up and shared no memory: its guest waits for ever.
+    pub fn misses_memory(&self) -> bool {
+        self.sharing == Sharing::Missing
     }
 
     /// Without protocol features there is no enable message: rings are born enabled.
@@ -227,7 +243,9 @@ impl Session {
 
     fn region(&mut self, info: RegionInfo, file: File) -> Reply<()> {
         let region = Region::map(info, file);
-        region.and_then(|region| self.memory.add(region)).map_err(refuse)
+        region.and_then(|region| self.memory.add(region)).map_err(refuse)?;
+        self.sharing = Sharing::Done;
+        Ok(())
     }
 
     /// Where memory is to be pinned: has the new regions pinned, and those forgotten that are not

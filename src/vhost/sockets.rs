@@ -65,6 +65,8 @@ struct Connection {
     stopping: Vec<u16>,
     closing: bool,
     peer_pid: Option<i32>,
+    /// As its owner was told.
+    misses_memory: bool,
     /// Its owner was told that its memory is not pinned.
     not_pinned: bool,
 }
@@ -417,6 +419,7 @@ impl Sockets {
                 return self.close(place, &error.to_string());
             }
             socket.note_write_cache();
+            socket.note_memory();
         }
     }
 
@@ -542,7 +545,7 @@ impl Socket {
 
     fn accept(&mut self, epoll: &Epoll, reactors: &[Mailbox<Message>]) -> Result<()> {
         let os = |error| Error::io("accepting", error);
-        let (stream, _) = self.listener.accept().map_err(os)?;
+        let Some(stream) = accept(&self.listener).map_err(os)? else { return Ok(()) };
         let credentials = getsockopt(&stream, sockopt::PeerCredentials).ok();
         let session = Session::new(
             self.name.clone(),
@@ -569,6 +572,7 @@ impl Socket {
             stopping: Vec::new(),
             closing: false,
             peer_pid,
+            misses_memory: false,
             not_pinned: false,
         });
         (self.events)(ExportEvent::Attached { peer_pid });
@@ -581,6 +585,15 @@ impl Socket {
         let enabled = connection.session().write_cache;
         if std::mem::replace(&mut self.write_cache, enabled) != enabled {
             (self.events)(ExportEvent::WriteCache { enabled });
+        }
+    }
+
+    /// Tells control when a guest waits for ever, for want of shared memory.
+    fn note_memory(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let missing = connection.session().misses_memory();
+        if std::mem::replace(&mut connection.misses_memory, missing) != missing {
+            (self.events)(ExportEvent::MissesMemory { missing });
         }
     }
 }
@@ -627,6 +640,16 @@ impl Connection {
     }
 }
 
+/// The next one who waits at a socket; `None`: nobody does. An event of a connection that has ended
+/// since may be taken for one of its listener.
+fn accept(listener: &UnixListener) -> std::io::Result<Option<UnixStream>> {
+    match listener.accept() {
+        Ok((stream, _)) => Ok(Some(stream)),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes the listening socket; a stale one of that name is replaced. Its mode is never wider than
 /// asked for, not even for a moment.
 fn bind_socket(path: &Path, access: SocketAccess) -> Result<UnixListener> {
@@ -648,4 +671,20 @@ fn bind_socket(path: &Path, access: SocketAccess) -> Result<UnixListener> {
     std::fs::set_permissions(path, mode).map_err(place)?;
     listen(&fd, Backlog::new(64).expect("64 is a legal backlog")).map_err(os)?;
     Ok(UnixListener::from(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_at_which_nobody_waits_is_no_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm/disk.sock");
+        let listener = bind_socket(&path, SocketAccess::default()).unwrap();
+        assert!(accept(&listener).unwrap().is_none());
+        let _peer = UnixStream::connect(&path).unwrap();
+        assert!(accept(&listener).unwrap().is_some());
+        assert!(accept(&listener).unwrap().is_none());
+    }
 }
