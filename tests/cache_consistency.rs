@@ -89,8 +89,8 @@ struct Pair {
 fn setups(seed: u64, more: u64) -> [Setup; 2] {
     let setup = |member| {
         let segments = more + 6 + (seed + u64::from(member)) % 3;
-        let drains_unasked = true;
-        Setup { grouped: true, strong: true, segments, member, drains_unasked, ..Setup::of(seed) }
+        let wall_ms: Option<fn() -> u64> = Some(|| 1_000_000);
+        Setup { grouped: true, strong: true, segments, member, wall_ms, ..Setup::of(seed) }
     };
     [setup(0), setup(1)]
 }

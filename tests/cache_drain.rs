@@ -4,7 +4,8 @@
 #[path = "cache/rig.rs"]
 mod rig;
 
-use rig::{LOSSES, Rig, Setup, WALL_MS, World, alone, run_all, scale};
+use rig::{LOSSES, Rig, Setup, World, alone, run_all, scale};
+use std::cell::Cell;
 use std::time::Duration;
 use vflash::backing::recover::{RecoverOptions, inspect};
 use vflash::cache::{CacheMessage, CacheState};
@@ -202,6 +203,10 @@ fn any_operation_may_fail() {
     assert!(alone() || states >= 480, "{states} cases are too few");
 }
 
+thread_local! {
+    static WALL_MS: Cell<u64> = const { Cell::new(0) };
+}
+
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Drain positions over time, of a disk that is to be at most 4 s behind. `jumps`: meanwhile the
@@ -209,7 +214,8 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 fn drained_over_time(seed: u64, jumps: bool) -> Vec<u64> {
     let noon = 1000 * DAY_MS;
     WALL_MS.set(noon);
-    let mut rig = Rig::new(Setup { drains_unasked: true, reorder: false, ..Setup::of(seed) });
+    let mut rig =
+        Rig::new(Setup { wall_ms: Some(|| WALL_MS.get()), reorder: false, ..Setup::of(seed) });
     rig.tell(CacheMessage::SetStaleness { staleness_max: Duration::from_secs(4) });
     let mut positions = Vec::new();
     for step in 0..80_u64 {

@@ -276,8 +276,8 @@ impl Shared {
         }
     }
 
-    /// Nobody will say whether the step is committed that this disk leads. No other disk has applied
-    /// it, so they drop it.
+    /// Nobody will say whether the step is committed that this disk leads. No other disk has
+    /// applied it, so they drop it.
     fn lose_leader(&mut self, volume: &str, wake: &mut Vec<Waker>) {
         let Step::Commit { id } = self.step else { return };
         if self.disks.get(volume) == Some(&id.leader) {

@@ -773,31 +773,6 @@ impl Drainer {
         }
         self.abandon_step();
     }
-
-    fn finish_stamp(&mut self, now: Nanos) {
-        let stamp = self.stamp.take().expect("it was planned");
-        let sidecar = self.options.sidecar.as_mut().expect("it has a stamp");
-        if stamp.retired_group >= self.last_group {
-            self.live_group = false;
-        }
-        let clean = stamp.is_clean() && self.dirty.is_empty();
-        sidecar.stamp = stamp;
-        self.stamped = now;
-        if !self.stamped_together() {
-            return;
-        }
-        // It may have been begun before a clean one was asked for.
-        if self.retire_clean && !clean && self.last_good.is_none() {
-            return;
-        }
-        self.retire_clean = false;
-        let drained = self.drained();
-        let result = match self.last_good.filter(|_| !self.dirty.is_empty()) {
-            Some(last_good) => Err(DrainError::Corrupt { last_good }),
-            None => Ok(drained),
-        };
-        self.retire.drain(..).for_each(|reply| reply(result.clone()));
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 #![allow(dead_code, reason = "each suite uses a part")]
 
 use std::any::Any;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use vflash::backing::identity::{Identity, Kind};
@@ -44,11 +43,6 @@ const GROUP_MAX: u64 = MIB;
 const REQUESTS_MAX: u32 = 32;
 const UUID: [u8; 16] = [2; 16];
 
-thread_local! {
-    /// What the clock of the day shows, in milliseconds.
-    pub(crate) static WALL_MS: Cell<u64> = const { Cell::new(1_000_000) };
-}
-
 /// What kind of disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Setup {
@@ -63,8 +57,8 @@ pub(crate) struct Setup {
     pub(crate) block_bytes: u32,
     /// Tells the disks of a consistency group apart.
     pub(crate) member: u8,
-    /// It is drained when it is time to; else only when it is asked to.
-    pub(crate) drains_unasked: bool,
+    /// Its clock of the day; with one it is drained when it is time to, else only when asked to.
+    pub(crate) wall_ms: Option<fn() -> u64>,
 }
 
 impl Setup {
@@ -83,10 +77,9 @@ impl Setup {
     pub(crate) fn options(&self) -> CacheOptions {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
-        (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || WALL_MS.get());
-        if self.drains_unasked {
-            // As reactors of the simulator begin.
-            options.now = || Nanos(0);
+        (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || 1_000_000);
+        if let Some(wall_ms) = self.wall_ms {
+            (options.now, options.wall_ms) = (|| Nanos(0), wall_ms);
         }
         options
     }
