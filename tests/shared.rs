@@ -3,7 +3,9 @@
 mod cached_disk;
 mod vflashd;
 
-use cached_disk::{ask, cache, connect, contents, drain, image, load, operate, read, same, write};
+use cached_disk::{
+    Nbd, ask, cache, connect, contents, drain, image, load, operate, read, same, write,
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use vflash_bench::linear::{self, LinearOptions, Meanwhile};
@@ -255,16 +257,20 @@ fn sockets(daemon: &Vflashd, machines: &[&str]) -> Vec<PathBuf> {
 
 /// What happens to a disk while its guests are at work. Kills come while it keeps a log: else what
 /// they cut off is done again when its machine is back (src/cache/README.md, "Decisions").
-const DISTURBANCES: [&str; 10] = [
+const DISTURBANCES: [&str; 14] = [
     "drain",
+    "grow",
     "kill",
     "write-through",
+    "shrink",
     "kill",
     "write-around",
     "drain",
     "read-only",
+    "grow",
     "bypass",
     "write-back",
+    "shrink",
     "kill",
 ];
 
@@ -284,6 +290,8 @@ fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64) {
                 daemon.run(&[]);
                 meanwhile.restarted();
             }
+            "grow" => resize(daemon, 32),
+            "shrink" => resize(daemon, 12),
             "drain" => drop(daemon.post("/v1/volumes/two/disk/drain", &json!({}))),
             mode => {
                 daemon.post("/v1/volumes/two/disk/mode", &json!({"mode": mode}));
@@ -293,34 +301,99 @@ fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64) {
     }
 }
 
-/// Requests of all guests; `cargo xtask test` asks for more.
-fn operations() -> u64 {
-    let asked = std::env::var("VFLASH_LINEAR_OPERATIONS").ok();
-    asked.map_or(40_000, |text| text.parse().expect("VFLASH_LINEAR_OPERATIONS is a number"))
+fn resize(daemon: &Vflashd, mebibytes: u64) {
+    let bytes = mebibytes << 20;
+    daemon.post("/v1/volumes/one/disk/resize", &json!({"sizeBytes": bytes}));
+    eventually("it has the size", || {
+        let cache = cache(daemon, "one/disk");
+        cache["sizeBytes"] == bytes && cache["resizingToBytes"] == serde_json::Value::Null
+    });
+}
+
+/// A number that `cargo xtask test`, or a person, sets higher.
+fn asked(name: &str, default: u64) -> u64 {
+    let asked = std::env::var(name).ok();
+    asked.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
 #[test]
 fn all_that_several_machines_see_can_have_happened_in_one_order() {
     let (mut daemon, backing) = with_image();
     std::fs::write(&backing, vec![0; 24 << 20]).unwrap();
-    let home = home(&backing, ", sharedWith: [two, three, four]");
+    let machines = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
+    let machines = &machines[..asked("VFLASH_LINEAR_MACHINES", 4) as usize];
+    let home = home(&backing, &format!(", sharedWith: [{}]", machines[1..].join(", ")));
     daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine("one", &[&home])));
+    let operations = asked("VFLASH_LINEAR_OPERATIONS", 40_000);
     let options = LinearOptions {
-        sockets: sockets(&daemon, &["one", "two", "three", "four"]),
+        sockets: sockets(&daemon, machines),
         queues: 4,
         depth: 2,
         blocks: 16,
-        operations: operations(),
+        operations,
         seed: 5,
     };
     let report = linear::run(&options, |meanwhile| {
-        disturb(&mut daemon, meanwhile, 1500);
+        disturb(&mut daemon, meanwhile, operations / 28);
         Ok(())
     });
     let report = report.unwrap();
     assert_eq!(report.violations, [""; 0], "{report:?}");
     assert!(report.restarts >= 3 && report.operations >= options.operations, "{report:?}");
     assert_eq!(report.torn, 0, "a block is never seen half written");
+    daemon.stop();
+}
+
+/// Bytes that an NBD server was asked for, by its log.
+fn asked_for(log: &Path) -> u64 {
+    let text = std::fs::read_to_string(log).unwrap();
+    let bytes = |line: &str| {
+        let count = line.split_once(" Read id=")?.1.split_once("count=0x")?.1;
+        u64::from_str_radix(count.split(' ').next()?, 16).ok()
+    };
+    text.lines().filter_map(bytes).sum()
+}
+
+#[test]
+fn eight_machines_read_a_golden_image_from_one_copy() {
+    let mut daemon = Vflashd::start();
+    let (golden, socket, log) =
+        (daemon.path("golden.raw"), daemon.path("nbd"), daemon.path("asked"));
+    image(&golden);
+    // A backing that is faster than the flash would be passed to.
+    let logs = format!("logfile={}", log.display());
+    let filters = ["--filter=log", "--filter=delay", "delay-read=2ms", &logs];
+    let _server = Nbd::unix(&socket, &golden, &filters);
+    let names: Vec<String> = (1..=8).map(|number| format!("vm-{number}")).collect();
+    let words = format!(", readOnly: true, sharedWith: [{}]", names[1..].join(", "));
+    let url = PathBuf::from(format!("nbd+unix:///?socket={}", socket.display()));
+    let home = home(&url, &words).replace("16MiB", "48MiB");
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine(&names[0], &[&home])));
+    let (bytes, volume) = (std::fs::read(&golden).unwrap(), format!("{}/disk", names[0]));
+    let mut first = connect(&daemon, &volume, 1, 8);
+    let mut seen = vec![0; bytes.len()];
+    for (at, chunk) in (0..).zip(seen.chunks_mut(32 << 10)) {
+        assert_eq!(ask(&mut first, Kind::Read, at * 64, chunk), 0);
+        if at % 8 < 7 {
+            continue;
+        }
+        // A guest that is faster than the flash has some of it fetched twice.
+        eventually("what was read is kept", || {
+            let cache = cache(&daemon, &volume);
+            let kept = |name: &str| cache[name].as_u64().unwrap();
+            kept("cleanBytes") + kept("probationBytes") >= (at + 1) * (32 << 10)
+        });
+    }
+    same(&seen, &bytes);
+    let mut before = asked_for(&log);
+    for name in &names[1..] {
+        same(&contents(&mut connect(&daemon, &format!("{name}/disk"), 1, 8)), &bytes);
+        let missed = asked_for(&log) - before;
+        assert!(missed * 100 <= bytes.len() as u64 * 2, "{name} had {missed} bytes fetched");
+        before += missed;
+    }
+    assert!(before * 100 <= bytes.len() as u64 * 102, "{before} bytes of the backing were read");
+    drop(first);
     daemon.stop();
 }
 
