@@ -112,6 +112,7 @@ fn destruction_is_named_and_refused_while_a_guest_is_attached() {
     let reclaim = "/v1/volumes/vm/a/reclaim";
     let failure = daemon.refused(reclaim, &json!({}), 409);
     assert_eq!(failure["code"], "unconfirmed");
+    assert_eq!(failure["message"], "vm/a: all that it holds (16MiB) would be destroyed");
     let named = json!({"confirm": ["vm/a"]});
     let device = attach(&daemon, "vm/a");
     eventually("the front end is seen", || daemon.get("/v1/volumes/vm/a")["attached"] == true);

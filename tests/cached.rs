@@ -4,8 +4,8 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    DISK_BYTES, cache, connect, contents, drain, image, load, manifest, operate, read, same,
-    started, write,
+    DISK_BYTES, cache, connect, contents, drain, finish, image, load, manifest, operate, read,
+    same, started, write,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -24,14 +24,8 @@ fn what_a_guest_wrote_outlives_kills_and_is_in_the_backing_after_a_drain() {
             runner.device.reconnect().unwrap();
         }
         operate(&mut runner, 500);
-        runner.drain().unwrap();
-        runner.read_back().unwrap();
-        assert_eq!(runner.errors, 0);
-        let seen = contents(&mut runner.device);
-        runner.device.stop().unwrap();
-        drain(&daemon, "vm/disk");
+        finish(runner, &daemon, "vm/disk", &daemon.path("disk.raw"));
         assert_eq!(cache(&daemon, "vm/disk")["dirtyBytes"], 0);
-        same(&std::fs::read(daemon.path("disk.raw")).unwrap(), &seen);
         daemon.stop();
     }
 }
@@ -218,7 +212,7 @@ fn what_only_the_flash_holds_is_given_up_by_name_alone_after_it_was_told() {
     assert_eq!(failure["unconfirmed"], json!(["vm/disk"]));
     let text = failure["message"].as_str().unwrap();
     assert!(text.contains("of acknowledged writes (points 2 to 2), the oldest"), "{text}");
-    assert!(text.contains("is at point 1; nothing was done"), "{text}");
+    assert!(text.ends_with("is at point 1"), "{text}");
     assert_eq!(daemon.volumes(), ["vm/disk"]);
     daemon.post(path, &lost(&["vm/disk"]));
     assert!(daemon.volumes().is_empty());
@@ -268,13 +262,7 @@ fn over(words: &str, backing: &str, image: &Path, daemon: &mut Vflashd) {
     daemon.run(&[]);
     runner.device.reconnect().unwrap();
     operate(&mut runner, 300);
-    runner.drain().unwrap();
-    runner.read_back().unwrap();
-    assert_eq!(runner.errors, 0);
-    let seen = contents(&mut runner.device);
-    runner.device.stop().unwrap();
-    drain(daemon, "vm/disk");
-    same(&std::fs::read(image).unwrap(), &seen);
+    finish(runner, daemon, "vm/disk", image);
     daemon.stop();
 }
 

@@ -5,8 +5,8 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    DISK_BYTES, Loop, Nbd, cache, connect, contents, drain, image, load, manifest, operate, read,
-    same, started, write,
+    DISK_BYTES, Loop, Nbd, cache, connect, contents, drain, finish, image, load, manifest, operate,
+    read, same, started, verify, write,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -56,13 +56,7 @@ fn a_clean_stop_ends_though_the_backing_hangs_and_nothing_is_lost() {
     server.thaw();
     daemon.run(&[]);
     runner.device.reconnect().unwrap();
-    runner.drain().unwrap();
-    runner.read_back().unwrap();
-    assert_eq!(runner.errors, 0);
-    let seen = contents(&mut runner.device);
-    runner.device.stop().unwrap();
-    drain(&daemon, DISK);
-    same(&std::fs::read(&file).unwrap(), &seen);
+    finish(runner, &daemon, DISK, &file);
     daemon.stop();
 }
 
@@ -82,9 +76,7 @@ fn a_log_that_is_full_is_told_and_its_writes_wait_and_go_on() {
     assert!(cache(&daemon, DISK)["waitingRequests"].as_u64() > Some(0));
     daemon.post("/v1/volumes/vm/disk/drain", &json!({}));
     operate(&mut runner, 500);
-    runner.drain().unwrap();
-    runner.read_back().unwrap();
-    assert_eq!(runner.errors, 0);
+    verify(&mut runner);
 }
 
 #[test]
@@ -102,13 +94,7 @@ fn an_nbd_export_over_tcp_is_a_backing() {
     daemon.run(&[]);
     runner.device.reconnect().unwrap();
     operate(&mut runner, 300);
-    runner.drain().unwrap();
-    runner.read_back().unwrap();
-    assert_eq!(runner.errors, 0);
-    let seen = contents(&mut runner.device);
-    runner.device.stop().unwrap();
-    drain(&daemon, DISK);
-    same(&std::fs::read(&file).unwrap(), &seen);
+    finish(runner, &daemon, DISK, &file);
 }
 
 #[test]

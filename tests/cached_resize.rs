@@ -4,7 +4,7 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    DISK_BYTES, MIB, cache, connect, contents, drain, load, operate, read, same, started, write,
+    DISK_BYTES, MIB, cache, connect, finish, load, operate, read, started, verify, write,
 };
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,18 +43,12 @@ fn twenty_resizes_under_a_verified_load_lose_nothing() {
             }
         });
         assert!(done.load(Ordering::Acquire));
-        runner.drain().unwrap();
-        runner.read_back().unwrap();
-        assert_eq!(runner.errors, 0);
+        verify(&mut runner);
         assert_eq!(daemon.events("resized").len(), 20);
         daemon.kill();
         daemon.run(&[]);
         runner.device.reconnect().unwrap();
-        runner.read_back().unwrap();
-        let seen = contents(&mut runner.device);
-        runner.device.stop().unwrap();
-        drain(&daemon, "vm/disk");
-        same(&std::fs::read(daemon.path("disk.raw")).unwrap(), &seen);
+        finish(runner, &daemon, "vm/disk", &daemon.path("disk.raw"));
         let check = daemon.post("/v1/pools/p0/check", &json!({}));
         assert_eq!(check["clean"], true, "{check}");
         daemon.stop();
@@ -87,9 +81,7 @@ fn a_kill_in_the_middle_of_a_resize_leaves_one_size_or_the_other() {
         resize(&daemon, wanted);
     }
     operate(&mut runner, 100);
-    runner.drain().unwrap();
-    runner.read_back().unwrap();
-    assert_eq!(runner.errors, 0);
+    verify(&mut runner);
 }
 
 #[test]

@@ -3,12 +3,18 @@
 mod vflashd;
 
 use serde_json::{Value, json};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use std::time::Instant;
-use vflash_bench::device::Device;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+use vflash_bench::device::{Device, DeviceOptions};
 use vflash_bench::queue::Kind;
 use vflashd::{SOON, Vflashd, attach, eventually, machine_manifest, pool_manifest};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion};
+
+/// How long nothing may happen where nothing must.
+const A_WHILE: Duration = Duration::from_millis(300);
 
 /// What systemd would be told, until `wanted` came.
 fn told_until(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
@@ -138,18 +144,104 @@ fn writes_that_wait_for_space_when_the_daemon_stops_are_done_by_the_next() {
 
 /// A pool that is full, and a thin volume of it of which a write waits for space.
 fn waiting_for_space(daemon: &Vflashd) -> Device {
+    full_pool(daemon);
+    let mut device = attach(daemon, "vm/thin");
+    write_that_waits(daemon, &mut device);
+    device
+}
+
+/// A pool that is full, with a thin volume of which nothing was written.
+fn full_pool(daemon: &Vflashd) {
     let volumes = [("thin", "size: 64MiB, thin: true"), ("filler", "size: 8MiB")];
     daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine_manifest("vm", &volumes)));
     let free = daemon.get("/v1/pools/p0")["space"]["freeBytes"].as_u64().unwrap();
     let all = json!({"sizeBytes": (8 << 20) + free});
     daemon.post("/v1/volumes/vm/filler/resize", &all);
-    let mut device = attach(daemon, "vm/thin");
+}
+
+fn write_that_waits(daemon: &Vflashd, device: &mut Device) {
     let slot = device.queues[0].take_slot().unwrap();
+    device.memory.fill(device.queues[0].data(slot), 4096, 7);
     device.queues[0].submit(&device.memory, slot, Kind::Write, 0, 4096);
     device.queues[0].publish(&device.memory);
-    let waiting = || daemon.get("/v1/pools/p0")["waitingRequests"].clone();
-    eventually("it waits for space", || waiting() == 1);
-    device
+    eventually("it waits for space", || waiting(daemon) == 1);
+}
+
+fn waiting(daemon: &Vflashd) -> Value {
+    daemon.get("/v1/pools/p0")["waitingRequests"].clone()
+}
+
+/// The first byte of the first sector, as the guest reads it.
+fn first_byte(device: &mut Device) -> u8 {
+    let slot = device.queues[0].take_slot().unwrap();
+    device.queues[0].submit(&device.memory, slot, Kind::Read, 0, 4096);
+    device.queues[0].publish(&device.memory);
+    assert_eq!(device.await_ended(1, SOON).unwrap(), [0]);
+    device.memory.load_u8(device.queues[0].data(slot))
+}
+
+/// The machine is paused, in another thread: who has stopped its rings gives them back.
+fn pause(mut device: Device) -> Receiver<Device> {
+    let (sender, paused) = channel();
+    std::thread::spawn(move || {
+        device.pause().unwrap();
+        sender.send(device).unwrap();
+    });
+    paused
+}
+
+#[test]
+fn a_machine_is_paused_though_its_write_waits_for_space_and_has_it_done_when_it_goes_on() {
+    let mut daemon = Vflashd::start();
+    let device = waiting_for_space(&daemon);
+    let mut device = pause(device).recv_timeout(SOON).expect("its rings stop");
+    assert_eq!(waiting(&daemon), 0, "nobody waits for space");
+    assert!(!device.queues[0].is_pending(&device.memory), "the write was given no status");
+    device.resume().unwrap();
+    eventually("it waits again", || waiting(&daemon) == 1);
+    // So does any change of a ring, such as more memory.
+    device.set_features(0, 0).unwrap();
+    eventually("and again", || waiting(&daemon) == 1);
+    make_space(&daemon);
+    assert_eq!(device.await_ended(1, SOON).unwrap(), [0]);
+    assert_eq!(first_byte(&mut device), 7, "what was written");
+    device.stop().unwrap();
+    daemon.stop();
+}
+
+/// Who has no in-flight area, or none on the host that it goes to, would never get an answer.
+#[test]
+fn a_ring_whose_requests_nobody_would_remember_stops_when_they_are_done() {
+    const LOG_ALL: u64 = 1 << 26;
+    for migrated in [false, true] {
+        let mut daemon = Vflashd::start();
+        full_pool(&daemon);
+        let mut device = Device::open(DeviceOptions {
+            inflight: migrated,
+            connect_timeout: SOON,
+            ..DeviceOptions::new(&daemon.run_dir().join("vm/thin.sock"))
+        })
+        .unwrap();
+        if migrated {
+            let log = tempfile::tempfile().unwrap();
+            let bytes = (device.memory.length() / 4096).div_ceil(8) as u64;
+            log.set_len(bytes).unwrap();
+            let (mmap_size, mmap_offset, mmap_handle) = (bytes, 0, log.as_raw_fd());
+            let region = VhostUserDirtyLogRegion { mmap_size, mmap_offset, mmap_handle };
+            device.frontend().unwrap().set_log_base(0, Some(region)).unwrap();
+            device.set_features(LOG_ALL, 0).unwrap();
+        }
+        write_that_waits(&daemon, &mut device);
+        let paused = pause(device);
+        assert!(paused.recv_timeout(A_WHILE).is_err(), "a write is under way");
+        make_space(&daemon);
+        let mut device = paused.recv_timeout(SOON).expect("its rings stop");
+        assert_eq!(device.await_ended(1, SOON).unwrap(), [0], "it was done before");
+        device.resume().unwrap();
+        assert_eq!(first_byte(&mut device), 7);
+        device.stop().unwrap();
+        daemon.stop();
+    }
 }
 
 #[test]
@@ -280,4 +372,32 @@ fn what_ships_for_systemd_and_libvirt_fits_the_daemon() {
     let descriptor: Value = serde_json::from_str(&shipped("50-vflash.json")).unwrap();
     assert_eq!(descriptor["type"], "block");
     assert!(value("ExecStart").starts_with(descriptor["binary"].as_str().unwrap()));
+}
+
+#[test]
+fn guest_memory_is_pinned_while_the_manifest_says_so() {
+    let mut daemon = Vflashd::start();
+    let manifest = |words: &str| {
+        let size = format!("size: 16MiB{words}");
+        pool_manifest(daemon.folder.path()) + &machine_manifest("vm", &[("a", &size)])
+    };
+    let pinned = manifest("}\n    pinMemory: true\n    limits: {iops: 1000000");
+    daemon.apply(&pinned);
+    let mut device = attach(&daemon, "vm/a");
+    let bytes = device.memory.length() as u64;
+    let volume = |name: &str| daemon.get("/v1/volumes/vm/a")[name].clone();
+    eventually("it is pinned", || volume("pinnedBytes") == bytes);
+    assert_eq!((volume("pinMemory"), volume("memoryBytes")), (true.into(), bytes.into()));
+    daemon.apply(&manifest("}\n    limits: {iops: 1000000"));
+    device.reconnect().unwrap();
+    eventually("it is attached", || volume("memoryBytes") == bytes);
+    assert_eq!((volume("pinMemory"), volume("pinnedBytes")), (false.into(), 0.into()));
+    device.stop().unwrap();
+    drop(device);
+    // The pool remembers it.
+    daemon.apply(&pinned);
+    daemon.stop();
+    daemon.run(&[]);
+    assert_eq!(daemon.get("/v1/volumes/vm/a")["pinMemory"], true);
+    daemon.stop();
 }

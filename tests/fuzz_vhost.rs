@@ -1,62 +1,36 @@
-//! Whatever a front end sends, the daemon lives, nobody else waits, and its own next connection
-//! works.
+//! Whatever a front end sends, the daemon lives, nobody else waits or finds another byte than it
+//! wrote, and its own next connection works.
 //!
-//! A seeded loop: a plausible session with wrong sizes, orders, descriptors and ring addresses.
+//! A seeded loop: a plausible session with wrong sizes, orders, descriptors and ring addresses. The
+//! neighbour is a guest on a volume of the same pool and reactor that verifies what it reads; some
+//! of its requests are under way at every message of a session, and none may be lost or held up.
+//! Another guest sleeps: nothing at all may change in its memory.
+//!
 //! Runs for VFLASH_FUZZ_SECONDS (default 2); a failure names its seed.
 
+mod common;
+
+use common::{Daemon, connect, operate, workload};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::{Duration, Instant};
-use vflash::io::disk::{Errno, Operation, OperationKind};
-use vflash::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, Volume};
-use vflash::vhost::{DiskTarget, Export, Server, ServerOptions};
-use vflash::virtio::Device;
+use vflash::base::units::MIB;
+use vflash_bench::runner::Runner;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 const MEMORY_BYTES: u64 = 1 << 20;
 
-/// Sends one operation to a null disk for every request.
-struct NullVolume;
+/// Whoever waits longer is held up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-impl Volume for NullVolume {
-    fn attach(&mut self, _requests_max: u32) {}
+/// However short the time.
+const SESSIONS_MIN: u64 = 128;
 
-    fn submit(&mut self, request: Request<'_>, io: &mut dyn Io) {
-        let flush = Operation { kind: OperationKind::Flush, offset: 0, length: 0, segments: &[] };
-        io.submit(DiskIndex(0), flush, u64::from(request.id.0));
-    }
-
-    fn completed(&mut self, token: u64, _result: Result<(), Errno>, io: &mut dyn Io) {
-        io.complete(RequestId(token as u32), Outcome::Done);
-    }
-}
-
-fn export(name: &str, socket: PathBuf) -> Export {
-    Export {
-        name: name.into(),
-        socket,
-        access: Default::default(),
-        device: Device {
-            capacity_sectors: 1 << 16,
-            block_bytes: 512,
-            optimal_bytes: 4096,
-            read_only: false,
-            discard: true,
-            serial: "vflash-nv-fuzz".into(),
-            queues: 4,
-        },
-        write_cache: true,
-        volume: Box::new(NullVolume),
-        disks: vec![DiskTarget::Null { size_bytes: 32 << 20 }],
-        limits: Default::default(),
-        metrics: Default::default(),
-        events: Arc::new(|_| {}),
-    }
-}
+/// Requests of the neighbour under way.
+const NEIGHBOUR_DEPTH: u16 = 16;
 
 fn message(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::from(request.to_le_bytes());
@@ -81,7 +55,7 @@ fn memfd(bytes: u64) -> File {
 /// Asks for the features and waits for the answer: the socket thread serves this connection.
 fn answers(path: &Path) -> u64 {
     let mut stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(&message(1, 1, &[])).unwrap();
     let mut reply = [0; 20];
     stream.read_exact(&mut reply).expect("an answer within ten seconds");
@@ -149,8 +123,40 @@ fn start_ring(stream: &mut UnixStream, memory: RawFd, event: RawFd) {
     }
 }
 
-/// One front end's life; `look` is called before it leaves.
-fn session(random: &mut fastrand::Rng, path: &Path, memory: &File, look: impl FnOnce()) {
+/// Takes what has completed of the neighbour's requests, and asks for as many more.
+fn go_on(neighbour: &mut Runner) -> vflash_bench::Result<()> {
+    neighbour.reap()?;
+    neighbour.fill(Instant::now());
+    Ok(())
+}
+
+/// Has every request that is under way now complete, and some more.
+fn catch_up(neighbour: &mut Runner) -> vflash_bench::Result<()> {
+    let end = neighbour.operations + 2 * u64::from(NEIGHBOUR_DEPTH);
+    while neighbour.operations < end {
+        go_on(neighbour)?;
+        neighbour.wait(PATIENCE)?;
+    }
+    Ok(())
+}
+
+/// A guest's memory, as far as the daemon has nothing to write there while nothing is under way.
+fn resting(guest: &Runner) -> Vec<u8> {
+    let (memory, layout) = (&guest.device.memory, guest.device.queues[0].layout);
+    let mut bytes = vec![0; memory.length()];
+    memory.read(0, &mut bytes);
+    bytes.drain(layout.used..layout.data);
+    bytes
+}
+
+/// One front end's life; `meanwhile` is called before each message, `look` before it leaves.
+fn session(
+    random: &mut fastrand::Rng,
+    path: &Path,
+    memory: &File,
+    mut meanwhile: impl FnMut(),
+    look: impl FnOnce(),
+) {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
     let opening = [(3, vec![]), (2, words(&[0x1_7000_0000])), (16, words(&[0xb22b]))];
@@ -162,6 +168,7 @@ fn session(random: &mut fastrand::Rng, path: &Path, memory: &File, look: impl Fn
         start_ring(&mut stream, memory.as_raw_fd(), event.as_raw_fd());
     }
     for _ in 0..random.usize(1..40) {
+        meanwhile();
         let (request, body, descriptors) = plausible(random);
         let mut bytes = message(request, 1 | if random.bool() { 8 } else { 0 }, &body);
         let mut send = descriptors;
@@ -195,12 +202,17 @@ fn session(random: &mut fastrand::Rng, path: &Path, memory: &File, look: impl Fn
 fn no_front_end_harms_the_daemon_or_its_neighbours() {
     let seconds = std::env::var("VFLASH_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(2));
-    let folder = tempfile::tempdir().unwrap();
-    let (bad, good) = (folder.path().join("bad.sock"), folder.path().join("good.sock"));
-    let server = Server::start(&ServerOptions { reactors: 1, cpus: vec![] }).unwrap();
-    let id = server.add(export("bad/vm", bad.clone())).unwrap();
-    server.add(export("good/vm", good.clone())).unwrap();
-    let features = answers(&good);
+    let daemon = Daemon::start(1);
+    let bad = daemon.serve_pinning("bad", 16 * MIB);
+    let good = daemon.serve_pinning("good", 16 * MIB);
+    let features = answers(&bad.socket);
+    let device = connect(&good.socket, 1, NEIGHBOUR_DEPTH);
+    let mut neighbour = Runner::new(device, workload(0)).guarded(PATIENCE);
+    let asleep = daemon.serve("asleep", 16 * MIB, false);
+    let mut sleeper = Runner::new(connect(&asleep.socket, 1, NEIGHBOUR_DEPTH), workload(1));
+    operate(&mut sleeper, 500);
+    sleeper.read_back().unwrap();
+    let memory_before = resting(&sleeper);
     let mut started = 0u64;
     let mut sessions = 0u64;
     for seed in 0.. {
@@ -212,19 +224,30 @@ fn no_front_end_harms_the_daemon_or_its_neighbours() {
             *byte = if random.u8(..4) == 0 { random.u8(..) } else { random.u8(..3) };
         }
         (&memory).write_all(&content).unwrap();
-        session(&mut random, &bad, &memory, || {
-            started += u64::from(server.status(id).unwrap().queues_running);
+        let harmed = |error| panic!("seed {seed}: the neighbour is harmed: {error}");
+        let meanwhile = || go_on(&mut neighbour).unwrap_or_else(harmed);
+        session(&mut random, &bad.socket, &memory, meanwhile, || {
+            started += u64::from(daemon.server.status(bad.id).unwrap().queues_running);
         });
         sessions += 1;
+        catch_up(&mut neighbour).unwrap_or_else(harmed);
         if seed % 8 == 0 {
-            assert_eq!(answers(&good), features, "seed {seed}: the neighbour is served");
-            assert_eq!(answers(&bad), features, "seed {seed}: and so is the next connection");
-            if Instant::now() > end {
+            assert_eq!(answers(&bad.socket), features, "seed {seed}: the next one is served");
+            neighbour.read_back().unwrap_or_else(harmed);
+            let same = resting(&sleeper) == memory_before;
+            assert!(same, "seed {seed}: the memory of a guest that sleeps was written");
+            if Instant::now() > end && sessions >= SESSIONS_MIN {
                 break;
             }
         }
     }
+    let (operations, slowest) = (neighbour.operations, neighbour.latency.snapshot().quantile(1.0));
+    sleeper.read_back().unwrap();
+    sleeper.device.stop().unwrap();
+    neighbour.device.stop().unwrap();
     println!("{sessions} sessions, {started} rings seen running");
-    assert!(sessions > 100 && started > 0, "{sessions} sessions, {started} rings");
-    server.stop().unwrap();
+    println!("neighbour: {operations} requests, the slowest took {slowest:?}");
+    assert!(started > 0, "no ring ran in {sessions} sessions");
+    assert_eq!((neighbour.errors, sleeper.errors), (0, 0));
+    daemon.server.stop().unwrap();
 }

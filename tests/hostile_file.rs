@@ -10,6 +10,7 @@ use common::{Daemon, connect, operate, workload};
 use drive::Drive;
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::mpsc::channel;
 use vflash::base::units::MIB;
 use vflash::vhost::ExportEvent;
 use vflash_bench::runner::Runner;
@@ -22,7 +23,7 @@ fn a_file_that_nobody_can_close_in_time_holds_nobody_up() {
     let daemon = Daemon::start(1);
     let path = daemon.folder.path().join("slow");
     // Closed after the drive has let go of closers: this process would wait as well.
-    let held_call;
+    let _held_call;
     let Some(drive) = Drive::mount(&path, 1 << 20) else {
         return left_out("fuse", "/dev/fuse and the right to mount");
     };
@@ -31,8 +32,16 @@ fn a_file_that_nobody_can_close_in_time_holds_nobody_up() {
     let hostile = daemon.serve("hostile", 16 * MIB, false);
     let mut device = connect(&hostile.socket, 1, 8);
     // SAFETY: a descriptor of our own that nobody else holds.
-    held_call = unsafe { EventFd::from_raw_fd(file.into_raw_fd()) };
-    assert!(device.frontend().unwrap().set_vring_call(0, &held_call).is_err());
+    let call = unsafe { EventFd::from_raw_fd(file.into_raw_fd()) };
+    // By another thread: a daemon that closes it where it takes messages never answers.
+    let (sender, answer) = channel();
+    std::thread::spawn(move || {
+        let refused = device.frontend().unwrap().set_vring_call(0, &call).is_err();
+        sender.send((refused, call, device)).unwrap();
+    });
+    let (refused, call, _device) = answer.recv_timeout(SOON).expect("it is answered");
+    _held_call = call;
+    assert!(refused);
     let mut events = std::iter::from_fn(|| hostile.events.recv_timeout(SOON).ok());
     let refused = events.find_map(|event| match event {
         ExportEvent::Refused { reason } => Some(reason),

@@ -4,7 +4,7 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    Nbd, ask, cache, connect, contents, drain, image, load, operate, read, same, write,
+    Nbd, ask, cache, connect, contents, drain, image, load, operate, read, same, verify, write,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -123,9 +123,7 @@ fn loads_of_two_machines_on_halves_of_one_disk_outlive_kills_and_each_other() {
     daemon.run(&[]);
     runner.device.reconnect().unwrap();
     operate(&mut runner, 500);
-    runner.drain().unwrap();
-    runner.read_back().unwrap();
-    assert_eq!(runner.errors, 0);
+    verify(&mut runner);
     quiet.reconnect().unwrap();
     let seen = contents(&mut runner.device);
     same(&contents(&mut quiet), &seen);

@@ -15,11 +15,13 @@ use vflash::io::disk::{Errno, Operation, OperationKind};
 use vflash::io::volume::{DiskIndex, Io, Outcome, Request, RequestKind, Volume};
 use vflash::metrics::OperationClass;
 use vflash::vhost::{Export, ExportEvent, Server, ServerOptions};
-use vflash_bench::queue::Kind;
+use vflash_bench::frontend::{DRIVER_FEATURES, Frontend};
+use vflash_bench::memory::GuestMemory;
+use vflash_bench::queue::{Kind, Layout, Queue, Shape, Waiting};
 use vflash_bench::runner::Runner;
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Sends one request on queue 0 and waits for its status.
@@ -233,6 +235,46 @@ fn only_eventfds_are_kicked_and_called() {
     // SAFETY: a descriptor of our own that nobody else holds.
     let pipe = unsafe { EventFd::from_raw_fd(pipe.into_raw_fd()) };
     assert!(device.frontend().unwrap().set_vring_call(0, &pipe).is_err());
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn rings_without_memory_are_told_of_once_and_start_when_it_comes() {
+    let daemon = Daemon::start(1);
+    let served = daemon.serve("disk", 16 * MIB, false);
+    let wait = || served.events.recv_timeout(Duration::from_secs(30)).unwrap();
+    let patience = Duration::from_secs(10);
+    let mut frontend = Frontend::open(&served.socket, 1, DRIVER_FEATURES, patience).unwrap();
+    assert!(matches!(wait(), ExportEvent::Attached { .. }));
+    let shape = Shape { depth: 8, data_bytes: 4096, indirect: false };
+    let layout = Layout::new(0, shape).unwrap();
+    let memory = GuestMemory::new(layout.end, false).unwrap();
+    let queue = Queue::new(&memory, layout, true, Waiting::Sleep).unwrap();
+    // As firmware, loader and kernel do one after the other.
+    for _ in 0..3 {
+        frontend.start_queue(0, &queue, &memory).unwrap();
+        frontend.messages.get_vring_base(0).unwrap();
+    }
+    frontend.start_queue(0, &queue, &memory).unwrap();
+    assert_eq!(daemon.server.status(served.id).unwrap().queues_running, 0);
+    frontend.set_memory(&memory, None).unwrap();
+    assert_eq!(wait(), ExportEvent::MissesMemory { missing: true });
+    assert_eq!(wait(), ExportEvent::MissesMemory { missing: false }, "told once");
+    assert_eq!(daemon.server.status(served.id).unwrap().queues_running, 1);
+    // Memory that is exchanged piece by piece is gone for a moment.
+    let region = VhostUserMemoryRegionInfo {
+        guest_phys_addr: 0,
+        memory_size: memory.length() as u64,
+        userspace_addr: memory.user_address(),
+        mmap_offset: 0,
+        mmap_handle: memory.raw_file(),
+    };
+    frontend.messages.remove_mem_region(&region).unwrap();
+    assert_eq!(daemon.server.status(served.id).unwrap().queues_running, 0);
+    frontend.messages.add_mem_region(&region).unwrap();
+    assert_eq!(daemon.server.status(served.id).unwrap().queues_running, 1);
+    drop(frontend);
+    assert_eq!(wait(), ExportEvent::Detached, "nothing was missed");
     daemon.server.stop().unwrap();
 }
 

@@ -252,6 +252,12 @@ wire! {
         /// The VMM's process, where it is attached.
         pub peer_pid: Option<i32>,
         pub queues_running: u16,
+        /// Guest memory is to be pinned.
+        pub pin_memory: bool,
+        /// Of the guest, where it is attached.
+        pub memory_bytes: u64,
+        /// Of these, pinned and used so.
+        pub pinned_bytes: u64,
         pub write_cache: bool,
         /// Pieces copied since the daemon started, because the drive cannot take the guest's
         /// memory as it lies.

@@ -79,7 +79,11 @@ impl Engine {
             let wanted = manifest::parse(&sources).map_err(mistaken)?;
             self.carry_out(&self.plan(&wanted)?, &[])
         });
-        let failure = applied.err().map(|failure| failure.to_string());
+        let mut failure = applied.err();
+        if let Some(failure) = failure.as_mut().filter(|one| one.code == ErrorCode::Unconfirmed) {
+            failure.message.push_str("; nothing was done");
+        }
+        let failure = failure.map(|failure| failure.to_string());
         if let Some(text) = &failure {
             self.events().add(EventKind::Error, "vflashd", text);
         }
@@ -178,7 +182,7 @@ impl Engine {
         let unconfirmed = plan.unconfirmed(confirm);
         if !unconfirmed.is_empty() {
             let names = plan.destroys().filter(|name| !confirm.contains(name)).collect();
-            let text = "data would be destroyed, so nothing was done";
+            let text = "data would be destroyed";
             return Err(Failure {
                 mistakes: unconfirmed.iter().map(api_mistake).collect(),
                 unconfirmed: names,

@@ -59,15 +59,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// Refuses what would destroy `names` unless each is confirmed.
-pub(super) fn require(names: &[String], confirm: &[String], what: &str) -> Result<()> {
-    let missing: Vec<String> =
-        names.iter().filter(|name| !confirm.contains(name)).cloned().collect();
-    if missing.is_empty() {
+/// Refuses what would be done to volume `name` unless that is confirmed. `what` would: all that a
+/// person needs to decide, sizes above all. That nothing was done is for whoever ends there to say.
+pub(super) fn require(name: &str, confirm: &[String], what: &str) -> Result<()> {
+    if confirm.iter().any(|confirmed| confirmed == name) {
         return Ok(());
     }
-    let text = format!("{what} {}: nothing was done", missing.join(", "));
-    Err(Failure { unconfirmed: missing, ..Failure::new(ErrorCode::Unconfirmed, text) })
+    let failure = Failure::new(ErrorCode::Unconfirmed, format!("{name}: {what}"));
+    Err(Failure { unconfirmed: vec![name.to_owned()], ..failure })
 }
 
 /// Pools.
@@ -440,8 +439,9 @@ impl Engine {
             return self.volume(name);
         }
         if request.size_bytes < old {
-            let what = format!("what lies behind {} would be lost of", Bytes(request.size_bytes));
-            require(&[name.to_owned()], &request.confirm, &what)?;
+            let kept = Bytes(request.size_bytes);
+            let what = format!("of its {}, what lies behind {kept} would be lost", Bytes(old));
+            require(name, &request.confirm, &what)?;
             self.shrink(name, request.size_bytes)?;
         } else if request.size_bytes > old {
             self.grow(name, request.size_bytes)?;
@@ -466,11 +466,7 @@ impl Engine {
             return self.reclaim_door(name, request);
         }
         self.refuse_attached(&holders, request.force)?;
-        let what = match served.is_cached() {
-            false => "the content would be destroyed of",
-            true => "this would be drained and detached:",
-        };
-        require(&[name.to_owned()], &request.confirm, what)?;
+        require(name, &request.confirm, &what_reclaiming_does(&served)?)?;
         if request.force {
             self.refuse_dirty(&served)?;
         }
@@ -516,4 +512,21 @@ impl Engine {
         );
         Err(Failure::new(ErrorCode::Busy, text))
     }
+}
+
+/// For whoever has to confirm it.
+fn what_reclaiming_does(served: &Served) -> Result<String> {
+    let facts = served.facts()?;
+    let size = Bytes(facts.size_bytes);
+    if let Some(cache) = &served.settings.cache {
+        let (backing, pool) = (&cache.backing, &served.pool.name);
+        return Ok(format!(
+            "it would be drained to {backing} and detached, freeing {size} of {pool}"
+        ));
+    }
+    let written = match facts.thin {
+        true => format!(", {} of it in use", Bytes(facts.mapped_bytes)),
+        false => String::new(),
+    };
+    Ok(format!("all that it holds ({size}{written}) would be destroyed"))
 }

@@ -154,9 +154,8 @@ impl Engine {
             None => self.without(served, || Ok(loss_of_backing(served, cache)))?,
         };
         if !confirm.contains(name) {
-            let text = format!("{lost}; nothing was done");
             let unconfirmed = vec![name.clone()];
-            return Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, text) });
+            return Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, lost) });
         }
         self.without(served, || {
             self.stop_disk(served)?;

@@ -68,6 +68,8 @@ pub struct Link {
     route: Mutex<Route>,
     attached: AtomicBool,
     write_cache: AtomicBool,
+    /// Its machine shares no memory, and waits for ever.
+    misses_memory: AtomicBool,
     /// Why it is not what it should be, though it has an export.
     trouble: Mutex<Option<(VolumeState, String)>>,
 }
@@ -87,6 +89,7 @@ impl Link {
             route: Mutex::new(Route::Waiting(Vec::new())),
             attached: AtomicBool::new(false),
             write_cache: AtomicBool::new(write_cache),
+            misses_memory: AtomicBool::new(false),
             trouble: Mutex::default(),
         }
     }
@@ -328,6 +331,7 @@ impl Served {
                 queues: self.queues(),
             },
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
+            pin_memory: self.settings.pin_memory,
             limits: limits(self.settings.limits),
             metrics: self.metrics.clone(),
             events: self.listener(host),
@@ -352,6 +356,7 @@ impl Served {
             }
             ExportEvent::Detached => {
                 link.attached.store(false, Ordering::Relaxed);
+                link.misses_memory.store(false, Ordering::Relaxed);
                 host.events.add(EventKind::Detached, &object, "detached");
             }
             ExportEvent::WriteCache { enabled } => {
@@ -363,6 +368,16 @@ impl Served {
                 }
                 let text = if enabled { "on" } else { "off" };
                 host.events.add(EventKind::WriteCache, &object, format!("write cache {text}"));
+            }
+            ExportEvent::MissesMemory { missing } => {
+                link.misses_memory.store(missing, Ordering::Relaxed);
+                if missing {
+                    host.events.add(EventKind::Error, &object, memory_missing(&name));
+                }
+            }
+            ExportEvent::NotPinned { reason } => {
+                let text = format!("pinMemory has no effect until it is attached anew: {reason}");
+                host.events.add(EventKind::Error, &object, text);
             }
             ExportEvent::Refused { reason } => {
                 host.events.add(EventKind::Error, &object, reason);
@@ -452,7 +467,13 @@ impl Served {
     /// What somebody should look after.
     pub fn problem(&self) -> Option<String> {
         let cache = || self.cache_problem().filter(|_| self.home.is_none());
-        self.condition().1.or_else(cache).or_else(|| self.waiting_problem())
+        self.message().or_else(cache).or_else(|| self.waiting_problem())
+    }
+
+    /// What is wrong with it, or with its machine.
+    fn message(&self) -> Option<String> {
+        let missing = self.link.misses_memory.load(Ordering::Relaxed);
+        self.condition().1.or_else(|| missing.then(|| memory_missing(&self.name)))
     }
 
     /// Requests of a flash volume that wait.
@@ -487,7 +508,6 @@ impl Served {
         let export = self.link.export().filter(|_| !self.left);
         let status = export.and_then(|id| host.server.status(id).ok());
         let status = status.unwrap_or_default();
-        let (state, message) = self.condition();
         Ok(api::Volume {
             name: self.name.clone(),
             pool: self.pool.name.clone(),
@@ -504,11 +524,14 @@ impl Served {
             },
             serial: self.serial.clone(),
             socket: self.socket.display().to_string(),
-            state,
-            message,
+            state: self.condition().0,
+            message: self.message(),
             attached: status.connected,
             peer_pid: status.peer_pid,
             queues_running: status.queues_running,
+            pin_memory: self.settings.pin_memory,
+            memory_bytes: status.memory_bytes,
+            pinned_bytes: status.pinned_bytes,
             write_cache: self.link.write_cache.load(Ordering::Relaxed),
             bounced_pieces: self.counters.bounced.load(Ordering::Relaxed),
             waiting: self.waiting(),
@@ -538,6 +561,14 @@ impl Served {
         });
         operations.collect()
     }
+}
+
+fn memory_missing(name: &str) -> String {
+    format!(
+        "its virtual machine shares no memory with vflashd, so it waits for its disk for ever: \
+         start it with shared memory, as `vflash attach {name} --print qemu` (or libvirt, \
+         cloud-hypervisor) shows"
+    )
 }
 
 pub fn limits(limits: crate::manifest::Limits) -> qos::Limits {

@@ -235,7 +235,7 @@ impl Engine {
     /// As [`Engine::detach_door`], for whoever reclaims by name.
     pub(super) fn reclaim_door(&self, name: &str, request: &api::Reclaim) -> Result<api::Plan> {
         self.refuse_attached(&[name.to_owned()], request.force)?;
-        require(&[name.to_owned()], &request.confirm, "this would leave its disk to the others:")?;
+        require(name, &request.confirm, "it would leave its disk to the others")?;
         if request.force {
             self.leave(name)?;
             let served = VolumeName::parse(name).map(|name| format!("volume {name}"));

@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod crash;
 pub mod disk;
 pub mod file;
+pub mod pinned;
 pub mod sim;
 pub mod sim_reactor;
 pub mod uring;

@@ -7,10 +7,11 @@
 
 use super::buffer::Segment;
 use super::disk::{Errno, Operation, OperationKind};
+use super::pinned::{PinnedMemory, Slots};
 use crate::base::units::SECTOR_BYTES;
-use crate::base::{Error, Result};
-use io_uring::types::{Fixed, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use crate::base::{Error, ErrorKind, Result};
+use io_uring::types::{CloneBuffersFlags, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
@@ -52,6 +53,10 @@ pub struct Ring {
     /// Segments of queued operations: the kernel copies them when they are handed over.
     segments: Vec<Segment>,
     files_free: Vec<u32>,
+    /// Memory that the kernel need not look up.
+    slots: Slots,
+    /// The kernel takes vectors of such memory (Linux 6.15).
+    vectored: bool,
     queued: usize,
 }
 
@@ -74,19 +79,28 @@ impl Ring {
             .submitter()
             .register_files_sparse(FILES_MAX)
             .map_err(|error| Error::io("cannot register files with io_uring", error))?;
+        let mut probe = Probe::new();
+        uring
+            .submitter()
+            .register_probe(&mut probe)
+            .map_err(|error| Error::io("cannot ask io_uring what it can do", error))?;
         Ok(Self {
             uring,
             segments: Vec::with_capacity(SEGMENTS_QUEUED_MAX),
             files_free: (0..FILES_MAX).rev().collect(),
+            slots: Slots::default(),
+            vectored: probe.is_supported(opcode::ReadvFixed::CODE)
+                && probe.is_supported(opcode::WritevFixed::CODE),
             queued: 0,
         })
     }
 
     /// Registers `file`, which the ring keeps open until [`Ring::unregister`].
     pub fn register(&mut self, file: BorrowedFd<'_>) -> Result<FileIndex> {
-        let index = self.files_free.pop().ok_or_else(|| {
-            Error::new(crate::base::ErrorKind::Full, "no more files can be registered")
-        })?;
+        let index = self
+            .files_free
+            .pop()
+            .ok_or_else(|| Error::new(ErrorKind::Full, "no more files can be registered"))?;
         let registered = self.uring.submitter().register_files_update(index, &[file.as_raw_fd()]);
         match registered {
             Ok(_) => Ok(FileIndex(index)),
@@ -105,6 +119,37 @@ impl Ring {
             .register_files_update(file.0, &[NONE])
             .expect("a registered slot can be emptied");
         self.files_free.push(file.0);
+    }
+
+    /// From now on operations of which all memory lies in one chunk of `memory` use it pinned.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Full`]: the ring knows as much as it can. [`ErrorKind::Io`]: the kernel is too
+    /// old.
+    pub fn learn(&mut self, memory: &PinnedMemory) -> Result<()> {
+        let slot = self.slots.free(memory.chunks()).ok_or_else(|| {
+            Error::new(ErrorKind::Full, "a reactor knows no more than 16384 GiB of pinned memory")
+        })?;
+        let replace = CloneBuffersFlags::DST_REPLACE;
+        self.uring
+            .submitter()
+            .register_buffers_clone_offset(memory.ring(), 0, slot, memory.chunks(), replace)
+            .map_err(|error| {
+                Error::io("cannot use pinned memory with io_uring (Linux 6.13 is needed)", error)
+            })?;
+        self.slots.add(memory.memory(), slot);
+        Ok(())
+    }
+
+    /// Forgets what was learnt. No operation on it may be queued; one that is under way keeps its
+    /// pages.
+    pub fn forget(&mut self, memory: &PinnedMemory) {
+        let Some((slot, count)) = self.slots.remove(memory.memory()) else { return };
+        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let nothing = vec![nothing; count as usize];
+        // SAFETY: no memory is registered.
+        unsafe { self.uring.submitter().register_buffers_update(slot, &nothing, None) }
+            .expect("slots that were filled can be emptied");
     }
 
     /// Queues an operation. `token` is below 2^[`TOKEN_BITS`].
@@ -134,31 +179,50 @@ impl Ring {
             _ => 0,
         };
         let offset = operation.offset;
+        let slot = self.slots.find(operation.segments);
         if let [segment] = operation.segments {
             let (address, length) = (segment.address(), segment.length() as u32);
-            return match read {
-                true => opcode::Read::new(file, address, length).offset(offset).build(),
-                false => {
+            return match (read, slot) {
+                (true, None) => opcode::Read::new(file, address, length).offset(offset).build(),
+                (true, Some(slot)) => {
+                    opcode::ReadFixed::new(file, address, length, slot).offset(offset).build()
+                }
+                (false, None) => {
                     opcode::Write::new(file, address, length).offset(offset).rw_flags(flags).build()
                 }
+                (false, Some(slot)) => opcode::WriteFixed::new(file, address, length, slot)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
             };
         }
-        let count = operation.segments.len();
+        let (vector, count) = self.vector(operation.segments);
+        match (read, slot.filter(|_| self.vectored)) {
+            (true, None) => opcode::Readv::new(file, vector, count).offset(offset).build(),
+            (true, Some(slot)) => {
+                opcode::ReadvFixed::new(file, vector, count, slot).offset(offset).build()
+            }
+            (false, None) => {
+                opcode::Writev::new(file, vector, count).offset(offset).rw_flags(flags).build()
+            }
+            (false, Some(slot)) => opcode::WritevFixed::new(file, vector, count, slot)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
+        }
+    }
+
+    /// Keeps `segments` for the kernel until the next submission.
+    fn vector(&mut self, segments: &[Segment]) -> (*const libc::iovec, u32) {
+        let count = segments.len();
         assert!(0 < count && count <= SEGMENTS_QUEUED_MAX, "a transfer has a bounded vector");
         if self.segments.len() + count > SEGMENTS_QUEUED_MAX {
             self.submit();
         }
         // The vector never grows past its capacity, so queued entries' pointers stay good.
         let start = self.segments.len();
-        self.segments.extend_from_slice(operation.segments);
-        let vector = self.segments[start..].as_ptr().cast::<libc::iovec>();
-        match read {
-            true => opcode::Readv::new(file, vector, count as u32).offset(offset).build(),
-            false => opcode::Writev::new(file, vector, count as u32)
-                .offset(offset)
-                .rw_flags(flags)
-                .build(),
-        }
+        self.segments.extend_from_slice(segments);
+        (self.segments[start..].as_ptr().cast(), count as u32)
     }
 
     /// Queues a poll that reports each time `fd` becomes readable, until cancelled.
@@ -310,6 +374,59 @@ mod tests {
         assert_eq!(run(&mut ring, index, &last).result, Err(Errno::EIO), "a short read");
         ring.unregister(index);
         assert!(run(&mut ring, index, &read).result.is_err(), "the slot is empty");
+    }
+
+    /// The number of transfers of pinned memory that the kernel has done would be best; that a page
+    /// which was replaced after it was pinned is not touched shows as much.
+    #[test]
+    fn memory_that_a_ring_has_learnt_is_used_as_it_was_pinned_until_it_is_forgotten() {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mut ring = Ring::new().unwrap();
+        let index = ring.register(file.as_fd()).unwrap();
+        let length = std::num::NonZeroUsize::new(64 << 10).unwrap();
+        let (access, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
+        // SAFETY: a fresh mapping at an address of the kernel's choice, which is never unmapped.
+        let base = unsafe { mmap_anonymous(None, length, access, flags) }.unwrap().cast();
+        // SAFETY: it stays mapped.
+        let memory = unsafe { Segment::new(base, length.get()) };
+        memory.copy_from(&[7; 64 << 10]);
+        let pinned = PinnedMemory::new(memory, || true).unwrap();
+        ring.learn(&pinned).unwrap();
+        let flags = flags | MapFlags::MAP_FIXED;
+        let address = std::num::NonZeroUsize::new(base.as_ptr() as usize);
+        // SAFETY: replaces our own mapping by another of the same length.
+        unsafe { mmap_anonymous(address, length, access, flags) }.unwrap();
+        let parts = [memory.part(0, 4096), memory.part(8192, 512)];
+        for segments in [&parts[..1], &parts[..]] {
+            let length = super::super::buffer::total_bytes(segments) as u64;
+            let write = Operation { kind: OperationKind::Write, offset: 4096, length, segments };
+            let read = Operation { kind: OperationKind::Read, ..write };
+            let pinned = segments.len() == 1 || ring.vectored;
+            assert_eq!(run(&mut ring, index, &write).result, Ok(length as u32));
+            let mut seen = vec![1; length as usize];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut seen, 4096).unwrap();
+            assert!(seen.iter().all(|byte| *byte == 7 * u8::from(pinned)), "the pages of then");
+            assert_eq!(run(&mut ring, index, &read).result, Ok(length as u32));
+            assert_eq!(parts[0].read(), Some([0; 16]), "nor are they written by a read");
+        }
+        ring.forget(&pinned);
+        ring.forget(&pinned);
+        let write = Operation {
+            kind: OperationKind::WriteDurable,
+            offset: 4096,
+            length: 4096,
+            segments: &parts[..1],
+        };
+        assert_eq!(run(&mut ring, index, &write).result, Ok(4096));
+        let mut seen = vec![1; 4096];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut seen, 4096).unwrap();
+        assert!(seen.iter().all(|byte| *byte == 0), "the pages of now");
+        ring.learn(&pinned).unwrap();
+        assert_eq!(run(&mut ring, index, &write).result, Ok(4096));
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut seen, 4096).unwrap();
+        assert!(seen.iter().all(|byte| *byte == 7), "it can be learnt again");
     }
 
     #[test]

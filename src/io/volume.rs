@@ -115,10 +115,10 @@ pub trait Volume: Send {
     /// A message from the volume's own side in another thread.
     fn message(&mut self, _message: Box<dyn Any + Send>, _io: &mut dyn Io) {}
 
-    /// The front end of this request has gone, for good or for a while. A request that waits, for
-    /// space say, and of which nothing is under way, is forgotten: true, and it is not ended. It is
-    /// still marked in the in-flight area, so a front end that comes back asks again. Any other
-    /// goes on and is ended as ever.
+    /// The queue of this request stops, or its front end has gone. A request that waits, for space
+    /// say, and of which nothing is under way, is forgotten: true, and it is not ended. It is still
+    /// marked in the in-flight area, so a front end that comes back asks again. Any other goes on
+    /// and is ended as ever.
     fn let_go(&mut self, _request: RequestId, _io: &mut dyn Io) -> bool {
         false
     }

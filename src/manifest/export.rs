@@ -87,7 +87,7 @@ fn machine(volumes: &[&ActualVolume], actual: &Actual) -> Mapping {
 }
 
 fn volume(actual: &ActualVolume, all: &Actual) -> Mapping {
-    let VolumeSettings { limits, queues, read_only, when_full, access: _, cache: _ } =
+    let VolumeSettings { limits, queues, read_only, pin_memory, when_full, access: _, cache: _ } =
         &actual.settings;
     let home = home(actual, all);
     let of = match &actual.role {
@@ -128,6 +128,9 @@ fn volume(actual: &ActualVolume, all: &Actual) -> Mapping {
     }
     if *read_only {
         volume.insert("readOnly".into(), true.into());
+    }
+    if *pin_memory {
+        volume.insert("pinMemory".into(), true.into());
     }
     volume
 }

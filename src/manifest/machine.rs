@@ -62,13 +62,24 @@ fn volume(
     names: &mut HashMap<String, Place>,
     decoder: &mut Decoder<'_>,
 ) -> Option<Volume> {
-    let keys = ["name", "flash", "cache", "backing", "sharedWith", "readOnly", "queues", "limits"];
+    let keys = [
+        "name",
+        "flash",
+        "cache",
+        "backing",
+        "sharedWith",
+        "readOnly",
+        "queues",
+        "limits",
+        "pinMemory",
+    ];
     let fields = decoder.fields(item, item.at, "a volume", &keys)?;
     let name = decoder
         .required(&fields, "name", "name: scratch")
         .and_then(|node| decoder.located_scalar(node, value::name));
     let new = claim(names, name.as_ref(), "volume", decoder);
     let read_only = decoder.optional(&fields, "readOnly", Decoder::truth);
+    let pin_memory = decoder.optional(&fields, "pinMemory", Decoder::truth);
     let storage = storage(&fields, read_only == Some(Some(true)), decoder);
     let shared_with = decoder
         .optional(&fields, "sharedWith", |decoder, node| shared_with(node, &fields, decoder));
@@ -89,6 +100,7 @@ fn volume(
         limits: limits?.unwrap_or_default(),
         queues: queues?,
         read_only: read_only?.unwrap_or_default(),
+        pin_memory: pin_memory?.unwrap_or_default(),
         when_full,
         access: Access::default(),
         cache,

@@ -319,6 +319,7 @@ fn settings() -> VolumeSettings {
         limits: Limits { iops: Some(u64::MAX), bandwidth: Some(1), burst_ms: 60_000 },
         queues: Some(64),
         read_only: true,
+        pin_memory: true,
         when_full: WhenFull::Enospc,
         access: Access {
             owner: Some(Principal::Id(u32::MAX)),

@@ -24,6 +24,9 @@ pub struct VolumeSettings {
     /// Queues offered to the guest; `None`: as many as there can be.
     pub queues: Option<u16>,
     pub read_only: bool,
+    /// The guest's memory is pinned while it is attached.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pin_memory: bool,
     /// Matters to thin volumes alone.
     pub when_full: WhenFull,
     pub access: Access,
@@ -272,6 +275,8 @@ struct StoredDoor {
     #[serde(default, skip_serializing_if = "is_default")]
     read_only: bool,
     #[serde(default, skip_serializing_if = "is_default")]
+    pin_memory: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
     access: Access,
 }
 
@@ -289,16 +294,24 @@ impl From<Door> for StoredDoor {
     fn from(door: Door) -> Self {
         let Door { name, number, granted, settings } = door;
         // The pattern names every field, so that a new one cannot be forgotten here.
-        let VolumeSettings { limits, queues, read_only, when_full: _, access, cache: _ } = settings;
-        Self { name, number, granted, limits, queues, read_only, access }
+        let VolumeSettings { limits, queues, read_only, pin_memory, .. } = settings;
+        let VolumeSettings { when_full: _, access, cache: _, .. } = settings;
+        Self { name, number, granted, limits, queues, read_only, pin_memory, access }
     }
 }
 
 impl From<StoredDoor> for Door {
     fn from(door: StoredDoor) -> Self {
-        let StoredDoor { name, number, granted, limits, queues, read_only, access } = door;
-        let settings =
-            VolumeSettings { limits, queues, read_only, access, ..VolumeSettings::default() };
+        let StoredDoor { name, number, granted, limits, queues, read_only, .. } = door;
+        let StoredDoor { pin_memory, access, .. } = door;
+        let settings = VolumeSettings {
+            limits,
+            queues,
+            read_only,
+            pin_memory,
+            access,
+            ..VolumeSettings::default()
+        };
         Self { name, number, granted, settings }
     }
 }

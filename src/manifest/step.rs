@@ -264,7 +264,8 @@ fn changes(from: &VolumeSettings, to: &VolumeSettings) -> String {
 /// Every setting by the name and in the words of the manifest. The pattern names every field, so
 /// that a new one cannot be forgotten here.
 fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
-    let VolumeSettings { limits, queues, read_only, when_full, access, cache } = settings;
+    let VolumeSettings { limits, queues, read_only, pin_memory, when_full, access, cache } =
+        settings;
     let Limits { iops, bandwidth, burst_ms } = limits;
     let or = |text: Option<String>, none: &str| text.unwrap_or_else(|| none.to_owned());
     let who = |who: &Option<Principal>| or(who.as_ref().map(ToString::to_string), "daemon");
@@ -273,6 +274,7 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
         ("bandwidth", or(bandwidth.map(|bytes| format!("{}/s", Bytes(bytes))), "none")),
         ("burst", format!("{:?}", Duration::from_millis(*burst_ms))),
         ("readOnly", read_only.to_string()),
+        ("pinMemory", pin_memory.to_string()),
         ("queues", or(queues.map(|queues| queues.to_string()), "all")),
         ("whenFull", when_full.name().to_owned()),
         ("owner", who(&access.owner)),

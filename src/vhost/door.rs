@@ -3,9 +3,12 @@
 //! An export has one door for each machine that shares its volume. What a machine does wrong, or
 //! does not do, stays behind its own door.
 
+use super::memory::{MemoryTable, Region};
 use super::queue::Queue;
+use crate::base::Result;
 use crate::base::clock::Nanos;
 use crate::base::limits::DOORS_MAX;
+use crate::io::uring::Ring;
 use crate::metrics::VolumeMetrics;
 use crate::qos::{Limiter, Limits};
 use crate::virtio::Device;
@@ -36,7 +39,7 @@ pub struct AddDoor {
 pub struct Door {
     pub name: String,
     pub device: Device,
-    pub queues: Vec<Option<Queue>>,
+    pub queues: Queues,
     pub limiter: Limiter,
     pub metrics: Arc<VolumeMetrics>,
     /// No request is taken before: the limit is used up.
@@ -45,8 +48,59 @@ pub struct Door {
     pub write_cache: bool,
     /// Requests under way that the volume has.
     pub in_flight: u32,
+    /// The memory of its front end, where that is to be pinned.
+    memory: MemoryTable,
     /// The socket thread knows that its front end cut guest memory short.
     pub fault_reported: bool,
+}
+
+/// The queues of a device, of which mostly few run: what is done in each turn is done with those.
+pub struct Queues {
+    /// By number.
+    places: Vec<Option<Queue>>,
+    /// The numbers of those that run.
+    running: Vec<u16>,
+}
+
+impl Queues {
+    fn new(count: u16) -> Self {
+        let places = (0..count).map(|_| None).collect();
+        Self { places, running: Vec::with_capacity(usize::from(count)) }
+    }
+
+    /// The number of the one at `position` among those that run.
+    pub fn number(&self, position: usize) -> Option<u16> {
+        self.running.get(position).copied()
+    }
+
+    pub fn get_mut(&mut self, number: u16) -> Option<&mut Queue> {
+        self.places.get_mut(usize::from(number))?.as_mut()
+    }
+
+    /// Of those that run.
+    pub fn iter(&self) -> impl Iterator<Item = &Queue> {
+        self.running.iter().filter_map(|number| self.places[usize::from(*number)].as_ref())
+    }
+
+    /// Calls `call` with each that runs.
+    pub fn for_each(&mut self, mut call: impl FnMut(&mut Queue)) {
+        for number in &self.running {
+            self.places[usize::from(*number)].as_mut().into_iter().for_each(&mut call);
+        }
+    }
+
+    /// `number` is one of the device's, which stands still.
+    pub fn start(&mut self, number: u16, queue: Queue) {
+        let before = self.places[usize::from(number)].replace(queue);
+        assert!(before.is_none(), "a queue is stopped before it starts again");
+        self.running.push(number);
+    }
+
+    pub fn remove(&mut self, number: u16) {
+        if self.places.get_mut(usize::from(number)).and_then(Option::take).is_some() {
+            self.running.retain(|running| *running != number);
+        }
+    }
 }
 
 impl Door {
@@ -55,15 +109,35 @@ impl Door {
         assert!(usize::from(number) < DOORS_MAX, "control counts doors");
         Self {
             name,
-            queues: (0..device.queues).map(|_| None).collect(),
+            queues: Queues::new(device.queues),
             device,
             limiter: Limiter::new(limits, now),
             metrics,
             throttled_until: None,
             write_cache: true,
             in_flight: 0,
+            memory: MemoryTable::default(),
             fault_reported: false,
         }
+    }
+
+    /// The memory of its front end from now on: what is not in it any more, the ring forgets. All
+    /// queues stand still.
+    pub fn set_memory(&mut self, memory: &MemoryTable, ring: &mut Ring) {
+        let before = std::mem::replace(&mut self.memory, memory.clone());
+        for region in before.regions().iter().filter(|region| !memory.has(region)) {
+            region.set_registered(false);
+            region.pinned().into_iter().for_each(|pinned| ring.forget(pinned));
+        }
+    }
+
+    /// A region has been pinned, which may not be the front end's any more.
+    pub fn learn(&self, region: &Arc<Region>, ring: &mut Ring) -> Result<()> {
+        if let Some(pinned) = region.pinned().filter(|_| self.memory.has(region)) {
+            ring.learn(pinned).map_err(|error| error.context(&self.name))?;
+            region.set_registered(true);
+        }
+        Ok(())
     }
 }
 

@@ -38,6 +38,15 @@ static WATCHED: [Watched; WATCHED_MAX] = [const {
     }
 }; WATCHED_MAX];
 
+/// Regions that were cut short since the start.
+static FAULTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Grows with each region that is cut short, after it is marked: who has looked at its own need
+/// not look again before.
+pub fn count() -> usize {
+    FAULTS.load(Ordering::Acquire)
+}
+
 static INSTALLED: OnceLock<nix::Result<()>> = OnceLock::new();
 
 /// A file of the front end, mapped shared and watched.
@@ -169,6 +178,7 @@ extern "C" fn handle(
         };
         if mapped != libc::MAP_FAILED {
             watched.faulted.store(true, Ordering::Release);
+            FAULTS.fetch_add(1, Ordering::Release);
             return;
         }
     }

@@ -7,11 +7,13 @@ use super::fault::SharedMapping;
 use crate::base::limits::MEMORY_REGIONS_MAX;
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::buffer::Segment;
+use crate::io::pinned::PinnedMemory;
 use crate::virtio::chain::Memory;
 use std::cell::Cell;
 use std::fs::File;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// One region as the front end announced it. Addresses and sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,12 @@ pub struct Region {
     info: RegionInfo,
     base: NonNull<u8>,
     mapping: SharedMapping,
+    /// It was asked for that it is pinned.
+    asked: AtomicBool,
+    /// Once it is.
+    pinned: OnceLock<PinnedMemory>,
+    /// The reactor's ring uses it pinned.
+    registered: AtomicBool,
 }
 
 // SAFETY: the region is an address range that stays mapped until drop; it is only reached through
@@ -53,7 +61,36 @@ impl Region {
             error.context(format_args!("memory region at guest address {:#x}", info.guest_address))
         })?;
         let base = NonNull::new(mapping.as_ptr()).expect("a mapping is not at address zero");
-        Ok(Self { info, base, mapping })
+        let (asked, pinned, registered) = (false.into(), OnceLock::new(), false.into());
+        Ok(Self { info, base, mapping, asked, pinned, registered })
+    }
+
+    /// True once: that it is pinned is to be asked for.
+    pub fn ask_to_pin(&self) -> bool {
+        !self.asked.swap(true, Ordering::Relaxed)
+    }
+
+    /// Pins it, as long as it is `wanted`. Takes long: see [`PinnedMemory`].
+    pub fn pin(&self, wanted: impl Fn() -> bool) -> Result<()> {
+        let pinned = PinnedMemory::new(self.part(0, self.info.size), wanted).map_err(|error| {
+            let address = self.info.guest_address;
+            error.context(format_args!("guest memory at {address:#x}"))
+        })?;
+        assert!(self.pinned.set(pinned).is_ok(), "a region is pinned once");
+        Ok(())
+    }
+
+    pub fn pinned(&self) -> Option<&PinnedMemory> {
+        self.pinned.get()
+    }
+
+    /// The reactor's ring uses it pinned.
+    pub fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    pub fn set_registered(&self, registered: bool) {
+        self.registered.store(registered, Ordering::Relaxed);
     }
 
     pub fn info(&self) -> RegionInfo {
@@ -139,6 +176,15 @@ impl MemoryTable {
 
     pub fn is_empty(&self) -> bool {
         self.regions.is_empty()
+    }
+
+    pub fn regions(&self) -> &[Arc<Region>] {
+        &self.regions
+    }
+
+    /// Whether that very region is in it.
+    pub fn has(&self, region: &Arc<Region>) -> bool {
+        self.regions.iter().any(|other| Arc::ptr_eq(other, region))
     }
 
     /// A mapped file was cut short under us and its pages were replaced: the guest is broken.

@@ -7,6 +7,7 @@
 //!   volume on the other; [`door`] one machine's rings of it.
 //! - [`queue`] one virtqueue: pop, complete, publish, notify; [`bell`] how a guest is notified.
 //! - [`ring`], [`inflight`], [`memory`], [`dirty`], [`fault`] what is shared with the guest.
+//! - [`pinner`] the thread that pins guest memory where that is wanted.
 //! - [`mailbox`] messages between these threads.
 
 pub mod bell;
@@ -17,6 +18,7 @@ pub mod inflight;
 pub mod mailbox;
 pub mod memory;
 pub mod peek;
+pub mod pinner;
 pub mod queue;
 pub mod reactor;
 pub mod ring;

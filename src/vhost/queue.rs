@@ -63,8 +63,8 @@ pub struct Queue {
     broken: bool,
     /// Takes no new request: it is about to be stopped.
     paused: bool,
-    /// Its front end has gone: what only waits is not waited for.
-    gone: bool,
+    /// What only waits is not waited for.
+    leaving: bool,
     kicks_enabled: bool,
     /// Reads the chain again at completion, for the dirty log.
     logged: Chain,
@@ -109,7 +109,7 @@ impl Queue {
             started: 0,
             broken: false,
             paused: false,
-            gone: false,
+            leaving: false,
             kicks_enabled: false,
             logged: Chain::default(),
         };
@@ -141,19 +141,20 @@ impl Queue {
         self.paused = true;
     }
 
-    /// The front end has gone: nothing is owed to it any more.
-    pub fn let_go(&mut self) {
+    /// Takes no request from now on, and what only waits is left: to the in-flight area, whoever
+    /// comes back with it.
+    pub fn leave(&mut self) {
         self.paused = true;
-        self.gone = true;
+        self.leaving = true;
     }
 
-    pub fn is_gone(&self) -> bool {
-        self.gone
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     /// No request is under way or owed: the queue can be stopped.
     pub fn is_quiet(&self) -> bool {
-        self.started == 0 && (self.survivors.is_empty() || self.broken || self.gone)
+        self.started == 0 && (self.survivors.is_empty() || self.broken || self.leaving)
     }
 
     /// Requests that an earlier daemon left and that were not started yet.
@@ -183,7 +184,7 @@ impl Queue {
 
     /// Requests that can be started now.
     pub fn pending(&self) -> std::result::Result<usize, Broken> {
-        match (self.broken || self.gone, self.paused) {
+        match (self.broken || self.leaving, self.paused) {
             (true, _) => Ok(0),
             (_, true) => Ok(self.survivors.len()),
             _ => Ok(self.survivors.len() + usize::from(self.ring.pending()?)),
@@ -237,7 +238,7 @@ impl Queue {
     /// Forgets a request that was started: it is not answered, and stays marked in the in-flight
     /// area, so that it is done when a front end brings that area again.
     pub fn abandon(&mut self) {
-        assert!(self.started > 0 && self.gone, "a request that nobody waits for is forgotten once");
+        assert!(self.started > 0 && self.leaving, "a request that is left is left once");
         self.started -= 1;
     }
 
@@ -291,7 +292,7 @@ impl Queue {
     /// We are about to sleep: the guest must kick. True if requests came meanwhile.
     pub fn enable_kicks(&mut self) -> std::result::Result<bool, Broken> {
         if self.broken || self.paused {
-            return Ok(!self.broken && !self.gone && !self.survivors.is_empty());
+            return Ok(!self.broken && !self.leaving && !self.survivors.is_empty());
         }
         self.kicks_enabled = true;
         Ok(self.ring.enable_kicks()? || !self.survivors.is_empty())

@@ -10,7 +10,9 @@
 
 use super::bell::Bell;
 use super::door::{AddDoor, QueueId};
+use super::fault;
 use super::mailbox::{Inbox, Mailbox, mailbox};
+use super::memory::{MemoryTable, Region};
 use super::queue::{Queue, QueueSetup};
 use super::served::{DiskPort, Disks, Lent, Served};
 use crate::base::clock::Nanos;
@@ -91,12 +93,14 @@ pub enum Message {
         setup: Box<QueueSetup>,
         reply: Sender<Result<()>>,
     },
-    /// Answered by [`Event::QueueStopped`] once its requests have ended.
+    /// Answered by [`Event::QueueStopped`] once its requests have ended; with `leave`, those that
+    /// only wait are left to the in-flight area.
     StopQueue {
         slot: u16,
         queue: QueueId,
+        leave: bool,
     },
-    /// The front end of a queue that is being stopped has gone: what only waits is forgotten.
+    /// The front end of a queue that is being stopped has gone: what only waits is left.
     LetGo {
         slot: u16,
         queue: QueueId,
@@ -120,6 +124,20 @@ pub enum Message {
         slot: u16,
         door: u16,
         enabled: bool,
+    },
+    /// The memory of a door's front end from now on; its queues stand still. Only where memory is
+    /// to be pinned.
+    SetMemory {
+        slot: u16,
+        door: u16,
+        memory: MemoryTable,
+    },
+    /// A region of it has been pinned. It may be another door's by now, or nobody's.
+    Pinned {
+        slot: u16,
+        generation: u32,
+        door: u16,
+        region: Arc<Region>,
     },
     /// From control, which may not know yet that the export is gone: the slot may be another's by
     /// now, whose `generation` is not this one.
@@ -159,6 +177,8 @@ pub enum Event {
     Fenced { export: ExportId, reason: String },
     /// The front end behind that door cut guest memory short; its connection must go.
     Faulted { export: ExportId },
+    /// Memory of the front end behind that door is not pinned, though it should be.
+    NotPinned { export: ExportId, reason: String },
 }
 
 /// What a slot holds besides the export.
@@ -204,6 +224,8 @@ pub struct Reactor {
     publish: usize,
     /// The most operations under way of late; fades with each sleep.
     depth: u32,
+    /// Of [`fault::count`] when queues were last looked at; `None`: they must be.
+    faults: Option<usize>,
     stop: bool,
 }
 
@@ -264,6 +286,7 @@ impl Reactor {
             spin: Duration::ZERO,
             publish: 1,
             depth: 0,
+            faults: None,
             stop: false,
         })
     }
@@ -472,6 +495,7 @@ impl Reactor {
 
     /// Shows guests what has ended, and finishes what was waiting for that.
     fn settle(&mut self) {
+        self.tell_faults();
         let mut at = 0;
         while let Some(index) = self.hot.get(at).copied() {
             self.with(index, |slot, lent| {
@@ -497,7 +521,17 @@ impl Reactor {
             self.finish_stops(index);
         } else if slot.removing.is_some() {
             self.finish_removal(index);
-        } else {
+        }
+    }
+
+    /// Tells of front ends that cut guest memory short, if there are any new ones.
+    fn tell_faults(&mut self) {
+        let faults = fault::count();
+        if self.faults.replace(faults) == Some(faults) {
+            return;
+        }
+        for (index, slot) in (0u16..).zip(&mut self.slots) {
+            let Some(slot) = slot else { continue };
             let export = slot.id(self.index, index);
             for door in slot.served.faults() {
                 self.events.send(Event::Faulted { export: ExportId { door, ..export } });
@@ -520,8 +554,8 @@ impl Reactor {
                 // The kernel lets go of the descriptor before the queue closes it.
                 ring.submit();
             }
-            if let Some(place) = served.place_mut(*at) {
-                *place = None;
+            if let Some(door) = served.door_mut(at.door) {
+                door.queues.remove(at.queue);
             }
             let (reactor, slot, queue) = (self.index, index, *at);
             self.events.send(Event::QueueStopped { reactor, slot, queue, base });
@@ -569,17 +603,15 @@ impl Reactor {
             Message::StartQueue { slot, setup, reply } => {
                 let _ = reply.send(self.start_queue(slot, *setup));
             }
-            Message::StopQueue { slot, queue } => {
+            Message::StopQueue { slot, queue, leave } => {
+                self.with_queue(slot, queue, if leave { Queue::leave } else { Queue::pause });
                 self.heat(slot);
                 if let Some(entry) = self.slots[usize::from(slot)].as_mut() {
-                    if let Some(running) = entry.served.queue_mut(queue) {
-                        running.pause();
-                    }
                     entry.stopping.push(queue);
                 }
             }
             Message::LetGo { slot, queue } => {
-                self.with_queue(slot, queue, Queue::let_go);
+                self.with_queue(slot, queue, Queue::leave);
                 self.heat(slot);
             }
             Message::Poll { slot } => {
@@ -629,10 +661,24 @@ impl Reactor {
                 self.with(slot, |slot, lent| slot.served.message(message, lent));
                 self.heat(slot);
             }
-            Message::SetLimits { .. } | Message::Volume { .. } => {
+            Message::SetMemory { slot, door, memory } => {
+                self.with(slot, |slot, lent| slot.served.set_memory(door, &memory, lent));
+            }
+            Message::Pinned { slot, generation, door, region } if self.serves(slot, generation) => {
+                self.pinned(slot, door, &region);
+            }
+            Message::SetLimits { .. } | Message::Volume { .. } | Message::Pinned { .. } => {
                 log::debug!("a message to an export that is gone");
             }
             _ => unreachable!("handled by `message`"),
+        }
+    }
+
+    fn pinned(&mut self, index: u16, door: u16, region: &Arc<Region>) {
+        let learnt = self.with(index, |slot, lent| Some(slot.served.learn(door, region, lent)));
+        if let (Some(Err(error)), Some(slot)) = (learnt, &self.slots[usize::from(index)]) {
+            let export = ExportId { door, ..slot.id(self.index, index) };
+            self.events.send(Event::NotPinned { export, reason: error.to_string() });
         }
     }
 
@@ -708,9 +754,8 @@ impl Reactor {
             slot.kicks.push((at, token));
         }
         door.fault_reported = false;
-        let place = &mut door.queues[usize::from(number)];
-        assert!(place.is_none(), "a queue is stopped before it starts again");
-        *place = Some(queue);
+        self.faults = None;
+        door.queues.start(number, queue);
         self.heat(index);
         Ok(())
     }

@@ -157,7 +157,8 @@ impl Ring {
         let mut entry = [0; USED_ENTRY_BYTES];
         entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         entry[4..].copy_from_slice(&written.to_le_bytes());
-        self.used.part(4 + slot * USED_ENTRY_BYTES, USED_ENTRY_BYTES).copy_from(&entry);
+        let written = self.used.part(4 + slot * USED_ENTRY_BYTES, USED_ENTRY_BYTES).write(entry);
+        assert!(written, "the whole used ring was translated");
         self.next_used = self.next_used.wrapping_add(1);
     }
 

@@ -4,6 +4,7 @@
 //! border: the volume is fenced, its requests fail, and nobody else notices.
 
 use super::door::{AddDoor, Door, QueueId, Shares};
+use super::memory::{MemoryTable, Region};
 use super::queue::{Candidate, Queue};
 use crate::base::clock::Nanos;
 use crate::base::error::panic_text;
@@ -18,6 +19,7 @@ use crate::virtio::chain::Chain;
 use crate::virtio::request::{Action, Request as Parsed, status_byte};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 /// Requests of one export under way at a time; more wait in their rings.
 pub const REQUESTS_MAX: u32 = 1024;
@@ -173,7 +175,7 @@ impl Served {
     /// The door's queues must have been stopped.
     pub fn close_door(&mut self, number: u16, lent: &mut Lent<'_>) {
         let door = self.doors.get_mut(usize::from(number)).and_then(Option::take);
-        let running = door.iter().flat_map(|door| &door.queues).flatten().count();
+        let running = door.iter().flat_map(|door| door.queues.iter()).count();
         assert_eq!(running, 0, "{}: queues are stopped before their door is closed", self.name);
         self.doors_changed(lent);
     }
@@ -191,11 +193,6 @@ impl Served {
 
     pub fn door_mut(&mut self, number: u16) -> Option<&mut Door> {
         self.doors.get_mut(usize::from(number))?.as_mut()
-    }
-
-    /// Where a queue is, or would be; `None`: the device behind that door has no such queue.
-    pub fn place_mut(&mut self, at: QueueId) -> Option<&mut Option<Queue>> {
-        self.door_mut(at.door)?.queues.get_mut(usize::from(at.queue))
     }
 
     pub fn queue_mut(&mut self, at: QueueId) -> Option<&mut Queue> {
@@ -279,9 +276,18 @@ impl Served {
             return 0;
         }
         door.throttled_until = None;
-        let queues = door.queues.len() as u16;
-        let at = |queue| QueueId { door: number as u16, queue };
-        (0..queues).map(|queue| self.serve_queue(at(queue), lent)).sum()
+        let (mut taken, mut position) = (0, 0);
+        while let Some(at) = self.running(number as u16, position) {
+            taken += self.serve_queue(at, lent);
+            position += 1;
+        }
+        taken
+    }
+
+    /// The queue at `position` among those of a door that run.
+    fn running(&self, door: u16, position: usize) -> Option<QueueId> {
+        let queue = self.doors.get(usize::from(door))?.as_ref()?.queues.number(position)?;
+        Some(QueueId { door, queue })
     }
 
     fn serve_queue(&mut self, at: QueueId, lent: &mut Lent<'_>) -> usize {
@@ -317,7 +323,7 @@ impl Served {
 
     fn broken(&mut self, at: QueueId, why: &str) {
         let Some(door) = self.door_mut(at.door) else { return };
-        if let Some(queue) = &mut door.queues[usize::from(at.queue)] {
+        if let Some(queue) = door.queues.get_mut(at.queue) {
             log::warn!("{}: queue {} is stopped: {why}", door.name, at.queue);
             queue.mark_broken();
             door.metrics.malformed();
@@ -327,7 +333,7 @@ impl Served {
     /// Takes one request; false if none can be taken now.
     fn serve_one(&mut self, at: QueueId, lent: &mut Lent<'_>) -> bool {
         let Some(Some(door)) = self.doors.get_mut(usize::from(at.door)) else { return false };
-        let Some(queue) = &mut door.queues[usize::from(at.queue)] else { return false };
+        let Some(queue) = door.queues.get_mut(at.queue) else { return false };
         let Ok(candidate) = queue.peek() else {
             self.broken(at, "an available entry names no descriptor");
             return false;
@@ -371,7 +377,7 @@ impl Served {
         else {
             return;
         };
-        status.copy_from(&[status_byte(outcome)]);
+        status.write([status_byte(outcome)]);
         queue.finish(head, data + 1);
     }
 
@@ -395,8 +401,7 @@ impl Served {
             door.metrics.throttled();
             return false;
         }
-        let (Some(queue), Some(status)) =
-            (&mut door.queues[usize::from(at.queue)], self.parsed.status)
+        let (Some(queue), Some(status)) = (door.queues.get_mut(at.queue), self.parsed.status)
         else {
             return false;
         };
@@ -473,6 +478,23 @@ impl Served {
         }
     }
 
+    /// See [`Door::set_memory`].
+    pub fn set_memory(&mut self, door: u16, memory: &MemoryTable, lent: &mut Lent<'_>) {
+        if let Some(door) = self.door_mut(door) {
+            door.set_memory(memory, lent.ring);
+        }
+    }
+
+    /// See [`Door::learn`].
+    pub fn learn(
+        &mut self,
+        door: u16,
+        region: &Arc<Region>,
+        lent: &mut Lent<'_>,
+    ) -> crate::base::Result<()> {
+        self.door_mut(door).map_or(Ok(()), |door| door.learn(region, lent.ring))
+    }
+
     pub fn set_limits(&mut self, door: u16, limits: Limits, now: Nanos) {
         if let Some(door) = self.door_mut(door) {
             door.limiter.set(limits, now);
@@ -486,19 +508,19 @@ impl Served {
         doors.for_each(|door| door.device.capacity_sectors = sectors);
     }
 
-    /// Forgets the requests of front ends that have gone, as far as they only wait.
+    /// Forgets the requests of queues that leave what only waits.
     pub fn let_go(&mut self, lent: &mut Lent<'_>) {
         for id in 0..REQUESTS_MAX {
             let Some(pending) = &self.pending[id as usize] else { continue };
             let at = pending.queue;
-            let gone = self.queue_mut(at).is_some_and(|queue| queue.is_gone());
-            if self.fenced.is_some() || !gone {
+            let leaving = self.queue_mut(at).is_some_and(|queue| queue.is_leaving());
+            if self.fenced.is_some() || !leaving {
                 continue;
             }
             let mut forgotten = false;
             self.call(lent, |volume, io| forgotten = volume.let_go(RequestId(id), io));
             if let (true, Some(door)) = (forgotten, &mut self.doors[usize::from(at.door)])
-                && let Some(queue) = &mut door.queues[usize::from(at.queue)]
+                && let Some(queue) = door.queues.get_mut(at.queue)
             {
                 queue.abandon();
                 door.in_flight -= 1;
@@ -530,23 +552,21 @@ impl Served {
             return self.fence(&format!("request {} was ended twice", id.0));
         };
         self.free.push(id.0);
-        pending.status.copy_from(&[status_byte(outcome)]);
+        pending.status.write([status_byte(outcome)]);
         let ok = outcome == Outcome::Done;
         let door = self.doors[usize::from(pending.queue.door)].as_mut();
         let door = door.expect("a door outlives its requests");
         door.in_flight -= 1;
         self.shares.end(door.in_flight);
         door.metrics.completed(pending.class, pending.bytes, now - pending.started, ok);
-        let queue = door.queues[usize::from(pending.queue.queue)].as_mut();
+        let queue = door.queues.get_mut(pending.queue.queue);
         queue.expect("a queue outlives its requests").finish(pending.head, pending.written);
     }
 
     /// Shows guests what has ended.
     pub fn publish(&mut self) {
         for door in self.doors.iter_mut().flatten() {
-            for queue in door.queues.iter_mut().flatten() {
-                queue.publish();
-            }
+            door.queues.for_each(Queue::publish);
             door.metrics.set_in_flight(u64::from(door.in_flight));
         }
     }
@@ -555,10 +575,9 @@ impl Served {
     pub fn enable_kicks(&mut self) -> bool {
         let mut any = false;
         for number in 0..self.doors.len() as u16 {
-            let mut waiting = false;
-            let queues = self.door_mut(number).map_or(0, |door| door.queues.len() as u16);
-            for queue in 0..queues {
-                let at = QueueId { door: number, queue };
+            let (mut waiting, mut position) = (false, 0);
+            while let Some(at) = self.running(number, position) {
+                position += 1;
                 match self.queue_mut(at).map(Queue::enable_kicks) {
                     None | Some(Ok(false)) => {}
                     Some(Ok(true)) => waiting = true,
@@ -577,7 +596,7 @@ impl Served {
     pub fn faults(&mut self) -> impl Iterator<Item = u16> + '_ {
         (0u16..).zip(&mut self.doors).filter_map(|(number, door)| {
             let door = door.as_mut().filter(|door| !door.fault_reported)?;
-            door.fault_reported = door.queues.iter().flatten().any(Queue::faulted);
+            door.fault_reported = door.queues.iter().any(Queue::faulted);
             door.fault_reported.then_some(number)
         })
     }
@@ -585,7 +604,7 @@ impl Served {
 
 fn queue_of(doors: &mut [Option<Door>], at: QueueId) -> Option<&mut Queue> {
     let door = doors.get_mut(usize::from(at.door))?.as_mut()?;
-    door.queues.get_mut(usize::from(at.queue))?.as_mut()
+    door.queues.get_mut(at.queue)
 }
 
 /// Bytes that a request takes of its volume's bandwidth, as the kernel's own limits (blk-throttle)

@@ -1,6 +1,7 @@
 //! The handle that control uses. Behind it: the socket thread and the reactors.
 
 use super::mailbox::{Mailbox, mailbox};
+use super::pinner;
 use super::reactor::{self, ExportId, Message};
 use super::sockets::{self, Command};
 use crate::base::{Error, ErrorKind, Result};
@@ -57,6 +58,11 @@ pub enum ExportEvent {
     WriteCache { enabled: bool },
     /// The volume has failed by a defect: its requests fail from now on. Why, and what helps.
     Fenced { reason: String },
+    /// The front end has set a ring up without sharing memory, so that its guest waits for ever;
+    /// told once for each connection. `false`: it has shared some after all.
+    MissesMemory { missing: bool },
+    /// Guest memory should be pinned, and is used as ever: why.
+    NotPinned { reason: String },
     /// The connection was dropped for breaking the protocol, and why.
     Refused { reason: String },
 }
@@ -72,6 +78,8 @@ pub struct Export {
     pub device: Device,
     /// The state of the guest's write cache: true unless a guest turned it off.
     pub write_cache: bool,
+    /// As [`NewDoor::pin_memory`].
+    pub pin_memory: bool,
     pub volume: Box<dyn Volume>,
     /// The volume's disks; `DiskIndex` is the position.
     pub disks: Vec<DiskTarget>,
@@ -89,6 +97,9 @@ pub struct NewDoor {
     pub device: Device,
     /// As [`Export::write_cache`].
     pub write_cache: bool,
+    /// Pin the guest's memory, so that the kernel need not look its pages up for each operation.
+    /// None of it can be given back to the host then, not by the guest either.
+    pub pin_memory: bool,
     pub limits: Limits,
     pub metrics: Arc<VolumeMetrics>,
     pub events: ExportEvents,
@@ -96,14 +107,38 @@ pub struct NewDoor {
 
 impl Export {
     pub fn new(door: NewDoor, volume: Box<dyn Volume>, disks: Vec<DiskTarget>) -> Self {
-        let NewDoor { name, socket, access, device, write_cache, limits, metrics, events } = door;
-        Self { name, socket, access, device, write_cache, volume, disks, limits, metrics, events }
+        let NewDoor { name, socket, access, device, write_cache, pin_memory, .. } = door;
+        let NewDoor { limits, metrics, events, .. } = door;
+        Self {
+            name,
+            socket,
+            access,
+            device,
+            write_cache,
+            pin_memory,
+            volume,
+            disks,
+            limits,
+            metrics,
+            events,
+        }
     }
 
     pub(super) fn split(self) -> (NewDoor, Box<dyn Volume>, Vec<DiskTarget>) {
-        let Self { name, socket, access, device, write_cache, limits, metrics, events, .. } = self;
-        let door = NewDoor { name, socket, access, device, write_cache, limits, metrics, events };
-        (door, self.volume, self.disks)
+        let Self { name, socket, access, device, write_cache, pin_memory, .. } = self;
+        let Self { limits, metrics, events, volume, disks, .. } = self;
+        let door = NewDoor {
+            name,
+            socket,
+            access,
+            device,
+            write_cache,
+            pin_memory,
+            limits,
+            metrics,
+            events,
+        };
+        (door, volume, disks)
     }
 }
 
@@ -112,6 +147,10 @@ pub struct ExportStatus {
     pub connected: bool,
     pub peer_pid: Option<i32>,
     pub queues_running: u16,
+    /// Of the guest.
+    pub memory_bytes: u64,
+    /// Of these, pinned and used so.
+    pub pinned_bytes: u64,
 }
 
 struct Shared {
@@ -138,7 +177,8 @@ impl Server {
             threads.push(thread);
         }
         let (commands, command_inbox) = mailbox()?;
-        threads.push(sockets::start(command_inbox, event_inbox, reactors.clone())?);
+        let pinner = pinner::start(events)?;
+        threads.push(sockets::start(command_inbox, event_inbox, reactors.clone(), pinner)?);
         Ok(Self { shared: Arc::new(Shared { commands, reactors, threads: Mutex::new(threads) }) })
     }
 

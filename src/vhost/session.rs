@@ -9,8 +9,10 @@ use super::door::QueueId;
 use super::inflight::{InflightArea, queue_bytes};
 use super::mailbox::Mailbox;
 use super::memory::{MemoryTable, Region, RegionInfo};
+use super::peek::request;
+use super::pinner::Job;
 use super::queue::QueueSetup;
-use super::reactor::Message;
+use super::reactor::{ExportId, Message};
 use super::ring::RingAddresses;
 use crate::base::limits::{MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX};
 use crate::base::{Error, ErrorKind, Result};
@@ -18,7 +20,8 @@ use crate::virtio::config::{CONFIG_SPACE_BYTES, Device, WRITEBACK_OFFSET};
 use crate::virtio::features;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::sync::mpsc::channel;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
@@ -36,6 +39,7 @@ pub const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatur
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
 /// A ring as the front end describes it.
@@ -52,18 +56,30 @@ pub struct Vring {
     pub running: bool,
 }
 
+/// What a front end has done about its guest's memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    NotYet,
+    /// It set a ring up without any: all memory comes before that.
+    Missing,
+    Done,
+}
+
 /// See the head of the file.
 pub struct Session {
     name: String,
     pub device: Device,
     /// The `writeback` byte of the config space.
     pub write_cache: bool,
-    slot: u16,
-    door: u16,
+    /// Its door, and the reactor that it is on.
+    export: ExportId,
     reactor: Mailbox<Message>,
+    /// Pins guest memory, if it is to be pinned.
+    pinner: Option<Sender<Job>>,
     features: u64,
     protocol_features: u64,
     memory: MemoryTable,
+    sharing: Sharing,
     pub vrings: Vec<Vring>,
     inflight: Option<InflightArea>,
     log: Option<DirtyLog>,
@@ -85,24 +101,27 @@ fn eventfd(file: File) -> Reply<File> {
 }
 
 impl Session {
-    /// `reactor` is where the export lives, with its slot there and the session's door to it.
+    /// Through the door `export`, which is on `reactor`. Guest memory is pinned if there is a
+    /// `pinner`.
     pub fn new(
         name: String,
         device: Device,
         write_cache: bool,
-        (slot, door, reactor): (u16, u16, Mailbox<Message>),
+        (export, reactor): (ExportId, Mailbox<Message>),
+        pinner: Option<Sender<Job>>,
     ) -> Self {
         let vrings = (0..device.queues).map(|_| Vring::default()).collect();
         Self {
             name,
             device,
             write_cache,
-            slot,
-            door,
+            export,
             reactor,
+            pinner,
             features: 0,
             protocol_features: 0,
             memory: MemoryTable::default(),
+            sharing: Sharing::NotYet,
             vrings,
             inflight: None,
             log: None,
@@ -113,20 +132,34 @@ impl Session {
         self.vrings.get_mut(index).ok_or(Refusal::InvalidParam)
     }
 
-    /// Asks the reactor to stop ring `index`.
-    pub fn stop(&self, index: u16) {
-        let queue = self.queue(index);
-        self.reactor.send(Message::StopQueue { slot: self.slot, queue });
+    /// Asks the reactor to stop ring `index` for message `request`.
+    pub fn stop(&self, index: u16, request: u32) {
+        let (queue, leave) = (self.queue(index), self.may_leave(request));
+        self.reactor.send(Message::StopQueue { slot: self.export.slot, queue, leave });
+    }
+
+    /// Whether requests that only wait may be left when a ring is stopped: if the in-flight area
+    /// that knows them comes back with the ring. To another host, where a migration takes the ring,
+    /// it comes with a front end that said so; and not if it is about to be replaced.
+    fn may_leave(&self, request: u32) -> bool {
+        let taken_along = VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT.bits();
+        let stays = !self.is_logging() || self.protocol_features & taken_along != 0;
+        let replaced = matches!(request, request::GET_INFLIGHT_FD | request::SET_INFLIGHT_FD);
+        self.inflight.is_some() && stays && !replaced
+    }
+
+    fn is_logging(&self) -> bool {
+        self.log.is_some() && self.features & features::LOG_ALL != 0
     }
 
     /// Tells the reactor that the front end of ring `index`, which is being stopped, has gone.
     pub fn let_go(&self, index: u16) {
         let queue = self.queue(index);
-        self.reactor.send(Message::LetGo { slot: self.slot, queue });
+        self.reactor.send(Message::LetGo { slot: self.export.slot, queue });
     }
 
     fn queue(&self, index: u16) -> QueueId {
-        QueueId { door: self.door, queue: index }
+        QueueId { door: self.export.door, queue: index }
     }
 
     /// The rings that the reactor has, by number.
@@ -144,20 +177,25 @@ impl Session {
 
     /// Starts every ring that is ready and stands still.
     pub fn start_ready(&mut self) -> Result<()> {
-        if self.memory.is_empty() {
-            return Ok(());
-        }
         for index in 0..self.vrings.len() {
             let vring = &self.vrings[index];
             let ready = vring.kick.is_some() && vring.size > 0 && self.is_enabled(vring);
-            if let Some(addresses) = vring.addresses
-                && ready
-                && !vring.running
-            {
-                self.start(index, addresses)?;
+            let Some(addresses) = vring.addresses.filter(|_| ready && !vring.running) else {
+                continue;
+            };
+            match (self.memory.is_empty(), self.sharing) {
+                (false, _) => self.start(index, addresses)?,
+                (true, Sharing::NotYet) => self.sharing = Sharing::Missing,
+                // Memory that is exchanged may be gone for a moment.
+                (true, _) => {}
             }
         }
         Ok(())
+    }
+
+    /// The front end has set a ring up and shared no memory: its guest waits for ever.
+    pub fn misses_memory(&self) -> bool {
+        self.sharing == Sharing::Missing
     }
 
     /// Without protocol features there is no enable message: rings are born enabled.
@@ -181,9 +219,8 @@ impl Session {
             })?),
             None => None,
         };
-        let logging = self.features & features::LOG_ALL != 0;
         let setup = QueueSetup {
-            door: self.door,
+            door: self.export.door,
             index: number,
             size: vring.size,
             addresses,
@@ -191,14 +228,14 @@ impl Session {
             event_index: self.features & features::EVENT_IDX != 0,
             memory: self.memory.clone(),
             inflight,
-            log: self.log.clone().filter(|_| logging),
+            log: self.log.clone().filter(|_| self.is_logging()),
             kick: clone(&vring.kick)?,
             call: clone(&vring.call)?,
             error: clone(&vring.error)?,
         };
         let (reply, result) = channel();
         let setup = Box::new(setup);
-        self.reactor.send(Message::StartQueue { slot: self.slot, setup, reply });
+        self.reactor.send(Message::StartQueue { slot: self.export.slot, setup, reply });
         result.recv().map_err(|_| Error::new(ErrorKind::Gone, "the reactor has ended"))??;
         self.vrings[index].running = true;
         Ok(())
@@ -206,7 +243,36 @@ impl Session {
 
     fn region(&mut self, info: RegionInfo, file: File) -> Reply<()> {
         let region = Region::map(info, file);
-        region.and_then(|region| self.memory.add(region)).map_err(refuse)
+        region.and_then(|region| self.memory.add(region)).map_err(refuse)?;
+        self.sharing = Sharing::Done;
+        Ok(())
+    }
+
+    /// Where memory is to be pinned: has the new regions pinned, and those forgotten that are not
+    /// in the table any more.
+    fn pin_memory(&self) {
+        let Some(pinner) = &self.pinner else { return };
+        let ExportId { slot, door, .. } = self.export;
+        self.reactor.send(Message::SetMemory { slot, door, memory: self.memory.clone() });
+        for region in self.memory.regions().iter().filter(|region| region.ask_to_pin()) {
+            let (region, reactor) = (Arc::downgrade(region), self.reactor.clone());
+            // A thread that has ended leaves memory as it is, and status says so.
+            let _ = pinner.send(Job { region, export: self.export, reactor });
+        }
+    }
+
+    /// All rings stand still, for ever: nothing of the guest's memory is used any more.
+    pub fn end(&mut self) {
+        self.memory = MemoryTable::default();
+        self.pin_memory();
+    }
+
+    /// Bytes of guest memory, and how many of them are pinned and used so.
+    pub fn memory_bytes(&self) -> (u64, u64) {
+        let bytes = |region: &Arc<Region>| region.info().size;
+        let (all, registered) = (self.memory.regions().iter(), self.memory.regions().iter());
+        let registered = registered.filter(|region| region.is_registered());
+        (all.map(bytes).sum(), registered.map(bytes).sum())
     }
 
     fn forget_rings(&mut self) {
@@ -230,7 +296,7 @@ impl Session {
     fn apply_write_cache(&self) {
         let can_flush = self.features & (features::FLUSH | features::CONFIG_WCE) != 0;
         let enabled = self.write_cache && can_flush;
-        let (slot, door) = (self.slot, self.door);
+        let (slot, door) = (self.export.slot, self.export.door);
         self.reactor.send(Message::SetWriteCache { slot, door, enabled });
     }
 
@@ -250,6 +316,7 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
         self.features = 0;
         self.protocol_features = 0;
         self.memory = MemoryTable::default();
+        self.pin_memory();
         Ok(())
     }
 
@@ -290,6 +357,7 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
             };
             self.region(info, file)?;
         }
+        self.pin_memory();
         Ok(None)
     }
 
@@ -338,7 +406,7 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Reply<()> {
-        let (slot, queue) = (self.slot, self.queue(u16::from(index)));
+        let (slot, queue) = (self.export.slot, self.queue(u16::from(index)));
         let fd = fd.map(eventfd).transpose()?;
         let vring = self.vring(usize::from(index))?;
         let call =
@@ -351,7 +419,7 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Reply<()> {
-        let (slot, queue) = (self.slot, self.queue(u16::from(index)));
+        let (slot, queue) = (self.export.slot, self.queue(u16::from(index)));
         let fd = fd.map(eventfd).transpose()?;
         let vring = self.vring(usize::from(index))?;
         let error =
@@ -462,11 +530,14 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
         _postcopy: Option<bool>,
     ) -> Reply<Option<u64>> {
         self.region(info_of(region), fd)?;
+        self.pin_memory();
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Reply<()> {
-        self.memory.remove(info_of(region)).map_err(refuse)
+        self.memory.remove(info_of(region)).map_err(refuse)?;
+        self.pin_memory();
+        Ok(())
     }
 
     fn set_device_state_fd(

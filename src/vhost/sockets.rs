@@ -14,6 +14,7 @@
 use super::door::AddDoor;
 use super::mailbox::{Inbox, Mailbox};
 use super::peek::{Peeked, Touches, peek, peek_descriptor, peek_unwelcome, request};
+use super::pinner::Job;
 use super::reactor::{AddExport, Event, ExportId, Message, SLOTS_MAX};
 use super::server::{Export, ExportEvent, ExportEvents, ExportStatus, NewDoor, SocketAccess};
 use super::session::Session;
@@ -33,6 +34,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use vhost::vhost_user::BackendReqHandler;
+
+/// To the thread that pins memory.
+type PinJobs = Sender<Job>;
 
 const TOKEN_COMMANDS: u64 = u64::MAX;
 const UNWELCOME: &str = "carries a file of a network or FUSE file system, for which everybody may \
@@ -61,6 +65,10 @@ struct Connection {
     stopping: Vec<u16>,
     closing: bool,
     peer_pid: Option<i32>,
+    /// As its owner was told.
+    misses_memory: bool,
+    /// Its owner was told that its memory is not pinned.
+    not_pinned: bool,
 }
 
 impl Connection {
@@ -85,6 +93,8 @@ struct Socket {
     listener: UnixListener,
     device: Device,
     write_cache: bool,
+    /// Where its front end's memory is to be pinned.
+    pinner: Option<PinJobs>,
     events: ExportEvents,
     connection: Option<Connection>,
     removing: Option<Sender<Result<()>>>,
@@ -100,6 +110,8 @@ struct Sockets {
     stopping: Option<Sender<()>>,
     /// To a thread that closes what may take long to close, and may wait for it for ever.
     closer: Sender<Vec<OwnedFd>>,
+    /// To the thread that pins memory.
+    pinner: PinJobs,
 }
 
 /// Starts the thread.
@@ -107,6 +119,7 @@ pub fn start(
     commands: Inbox<Command>,
     events: Inbox<Event>,
     reactors: Vec<Mailbox<Message>>,
+    pinner: PinJobs,
 ) -> Result<JoinHandle<()>> {
     let os = |error: nix::Error| Error::io("cannot start the socket thread", error.into());
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os)?;
@@ -120,8 +133,17 @@ pub fn start(
         .spawn(move || to_close.into_iter().for_each(drop::<Vec<OwnedFd>>))
         .map_err(|error| Error::io("cannot start a thread that closes files", error))?;
     let (generation, stopping) = (0, None);
-    let mut thread =
-        Sockets { epoll, commands, events, reactors, sockets, generation, stopping, closer };
+    let mut thread = Sockets {
+        epoll,
+        commands,
+        events,
+        reactors,
+        sockets,
+        generation,
+        stopping,
+        closer,
+        pinner,
+    };
     std::thread::Builder::new()
         .name("vhost-user".into())
         .spawn(move || {
@@ -259,7 +281,7 @@ impl Sockets {
         let generation = self.generation;
         let id = ExportId { reactor, slot, generation, door: number };
         let (door, volume, disks) = export.split();
-        let (socket, door) = Socket::bind(id, door)?;
+        let (socket, door) = Socket::bind(id, door, &self.pinner)?;
         let (reply, added) = channel();
         let export = Box::new(AddExport { name: door.name.clone(), volume, disks, door });
         let add = Message::Add { slot, generation, export, reply };
@@ -278,7 +300,7 @@ impl Sockets {
             let text = format!("{}: there is no door {number} to be had", door.name);
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        let (socket, door) = Socket::bind(id, door)?;
+        let (socket, door) = Socket::bind(id, door, &self.pinner)?;
         let add = Message::AddDoor { slot: id.slot, door: Box::new(door) };
         self.reactors[usize::from(id.reactor)].send(add);
         socket.listen(&self.epoll)?;
@@ -330,6 +352,12 @@ impl Sockets {
                         }
                     }
                 }
+                Event::NotPinned { export, reason } => {
+                    let socket = self.sockets.get_mut(&export.into());
+                    if let Some(socket) = socket.filter(|socket| socket.id == export) {
+                        socket.note_not_pinned(reason);
+                    }
+                }
                 Event::Faulted { export } => {
                     let ExportId { reactor, slot, door, .. } = export;
                     let place = Place { reactor, slot, door };
@@ -369,13 +397,14 @@ impl Sockets {
                 Peeked::Message { request, touches } => (request, touches),
             };
             let unwelcome = peek_unwelcome(&connection.stream);
+
             if !unwelcome.is_empty() {
                 // One that has ended closes nothing: they stay open then.
                 let _ = self.closer.send(unwelcome);
                 let reason = format!("message {request} {UNWELCOME}");
                 return self.close(place, &reason);
             }
-            if connection.stop_touched(touches) {
+            if connection.stop_touched(touches, request) {
                 return;
             }
             if request == request::SET_BACKEND_REQ_FD {
@@ -390,6 +419,7 @@ impl Sockets {
                 return self.close(place, &error.to_string());
             }
             socket.note_write_cache();
+            socket.note_memory();
         }
     }
 
@@ -403,7 +433,7 @@ impl Sockets {
                 log::warn!("{}: the front end is disconnected: {reason}", socket.name);
                 (socket.events)(ExportEvent::Refused { reason: reason.into() });
             }
-            connection.stop_touched(Touches::All);
+            connection.stop_touched(Touches::All, 0);
             connection.let_go();
         }
         if socket.connection.as_ref().is_none_or(|connection| connection.stopping.is_empty()) {
@@ -416,6 +446,7 @@ impl Sockets {
         let stopping = self.stopping.is_some();
         let Some(socket) = self.sockets.get_mut(&place) else { return };
         if let Some(connection) = socket.connection.take() {
+            connection.session().end();
             let _ = self.epoll.delete(&connection.stream);
             drop(connection);
             (socket.events)(ExportEvent::Detached);
@@ -452,8 +483,9 @@ impl Sockets {
 
 impl Socket {
     /// Makes the listening socket of a door; the rest is for the reactor.
-    fn bind(id: ExportId, door: NewDoor) -> Result<(Self, AddDoor)> {
+    fn bind(id: ExportId, door: NewDoor, pinner: &PinJobs) -> Result<(Self, AddDoor)> {
         let NewDoor { name, socket: path, access, device, write_cache, events, .. } = door;
+        let pinner = door.pin_memory.then(|| pinner.clone());
         let listener = bind_socket(&path, access).map_err(|error| error.context(&name))?;
         let (limits, metrics) = (door.limits, door.metrics);
         let add = AddDoor {
@@ -464,19 +496,44 @@ impl Socket {
             metrics,
         };
         let (connection, removing) = (None, None);
-        let socket =
-            Self { id, name, path, listener, device, write_cache, events, connection, removing };
+        let socket = Self {
+            id,
+            name,
+            path,
+            listener,
+            device,
+            write_cache,
+            pinner,
+            events,
+            connection,
+            removing,
+        };
         Ok((socket, add))
     }
 
     fn status(&self) -> ExportStatus {
         match &self.connection {
             None => ExportStatus::default(),
-            Some(connection) => ExportStatus {
-                connected: true,
-                peer_pid: connection.peer_pid,
-                queues_running: connection.session().queues_running(),
-            },
+            Some(connection) => {
+                let session = connection.session();
+                let (memory_bytes, pinned_bytes) = session.memory_bytes();
+                ExportStatus {
+                    connected: true,
+                    peer_pid: connection.peer_pid,
+                    queues_running: session.queues_running(),
+                    memory_bytes,
+                    pinned_bytes,
+                }
+            }
+        }
+    }
+
+    /// Tells the owner, once for each connection.
+    fn note_not_pinned(&mut self, reason: String) {
+        let Some(connection) = &mut self.connection else { return };
+        if !std::mem::replace(&mut connection.not_pinned, true) {
+            log::warn!("{}: {reason}", self.name);
+            (self.events)(ExportEvent::NotPinned { reason });
         }
     }
 
@@ -488,13 +545,14 @@ impl Socket {
 
     fn accept(&mut self, epoll: &Epoll, reactors: &[Mailbox<Message>]) -> Result<()> {
         let os = |error| Error::io("accepting", error);
-        let (stream, _) = self.listener.accept().map_err(os)?;
+        let Some(stream) = accept(&self.listener).map_err(os)? else { return Ok(()) };
         let credentials = getsockopt(&stream, sockopt::PeerCredentials).ok();
         let session = Session::new(
             self.name.clone(),
             self.device.clone(),
             self.write_cache,
-            (self.id.slot, self.id.door, reactors[usize::from(self.id.reactor)].clone()),
+            (self.id, reactors[usize::from(self.id.reactor)].clone()),
+            self.pinner.clone(),
         );
         let session = Arc::new(Mutex::new(session));
         let handler =
@@ -514,6 +572,8 @@ impl Socket {
             stopping: Vec::new(),
             closing: false,
             peer_pid,
+            misses_memory: false,
+            not_pinned: false,
         });
         (self.events)(ExportEvent::Attached { peer_pid });
         Ok(())
@@ -527,11 +587,21 @@ impl Socket {
             (self.events)(ExportEvent::WriteCache { enabled });
         }
     }
+
+    /// Tells control when a guest waits for ever, for want of shared memory.
+    fn note_memory(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let missing = connection.session().misses_memory();
+        if std::mem::replace(&mut connection.misses_memory, missing) != missing {
+            (self.events)(ExportEvent::MissesMemory { missing });
+        }
+    }
 }
 
 impl Connection {
-    /// Has the running rings among those touched stopped; true if there are any to wait for.
-    fn stop_touched(&mut self, touches: Touches) -> bool {
+    /// Has the running rings among those that message `request` touches stopped; true if there are
+    /// any to wait for.
+    fn stop_touched(&mut self, touches: Touches, request: u32) -> bool {
         let session = self.session.lock().expect("see Connection::session");
         let running: Vec<u16> = session
             .running()
@@ -543,7 +613,7 @@ impl Connection {
             .filter(|index| !self.stopping.contains(index))
             .collect();
         for queue in running {
-            session.stop(queue);
+            session.stop(queue, request);
             self.stopping.push(queue);
         }
         !self.stopping.is_empty()
@@ -570,6 +640,16 @@ impl Connection {
     }
 }
 
+/// The next one who waits at a socket; `None`: nobody does. An event of a connection that has ended
+/// since may be taken for one of its listener.
+fn accept(listener: &UnixListener) -> std::io::Result<Option<UnixStream>> {
+    match listener.accept() {
+        Ok((stream, _)) => Ok(Some(stream)),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes the listening socket; a stale one of that name is replaced. Its mode is never wider than
 /// asked for, not even for a moment.
 fn bind_socket(path: &Path, access: SocketAccess) -> Result<UnixListener> {
@@ -591,4 +671,20 @@ fn bind_socket(path: &Path, access: SocketAccess) -> Result<UnixListener> {
     std::fs::set_permissions(path, mode).map_err(place)?;
     listen(&fd, Backlog::new(64).expect("64 is a legal backlog")).map_err(os)?;
     Ok(UnixListener::from(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_at_which_nobody_waits_is_no_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm/disk.sock");
+        let listener = bind_socket(&path, SocketAccess::default()).unwrap();
+        assert!(accept(&listener).unwrap().is_none());
+        let _peer = UnixStream::connect(&path).unwrap();
+        assert!(accept(&listener).unwrap().is_some());
+        assert!(accept(&listener).unwrap().is_none());
+    }
 }

@@ -49,19 +49,22 @@ struct Descriptor {
     next: u16,
 }
 
+impl Descriptor {
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(bytes);
+        Some(Self {
+            address: reader.u64()?,
+            length: reader.u32()?,
+            flags: reader.u16()?,
+            next: reader.u16()?,
+        })
+    }
+}
+
 fn descriptor(table: &Segment, index: u16) -> Option<Descriptor> {
     let offset = usize::from(index).checked_mul(DESCRIPTOR_BYTES)?;
-    let mut bytes = [0; DESCRIPTOR_BYTES];
-    if table.part(offset, DESCRIPTOR_BYTES).copy_to(&mut bytes) < DESCRIPTOR_BYTES {
-        return None;
-    }
-    let mut reader = Reader::new(&bytes);
-    Some(Descriptor {
-        address: reader.u64()?,
-        length: reader.u32()?,
-        flags: reader.u16()?,
-        next: reader.u16()?,
-    })
+    let bytes: [u8; DESCRIPTOR_BYTES] = table.part(offset, DESCRIPTOR_BYTES).read()?;
+    Descriptor::decode(&bytes)
 }
 
 /// The segments of a chain, reused from request to request.
@@ -187,13 +190,7 @@ impl Chain {
 
 fn descriptor_of_copy(table: &[u8], index: u16) -> Option<Descriptor> {
     let offset = usize::from(index).checked_mul(DESCRIPTOR_BYTES)?;
-    let mut reader = Reader::new(table.get(offset..)?);
-    Some(Descriptor {
-        address: reader.u64()?,
-        length: reader.u32()?,
-        flags: reader.u16()?,
-        next: reader.u16()?,
-    })
+    Descriptor::decode(table.get(offset..)?)
 }
 
 fn copy_in<M: Memory>(memory: &M, mut address: u64, target: &mut [u8]) -> Result<(), Malformed> {

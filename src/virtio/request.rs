@@ -70,10 +70,7 @@ impl Request {
         self.bytes = 0;
         self.status = None;
 
-        let mut header = [0; HEADER_BYTES];
-        if gather_some(chain.readable(), &mut header) < HEADER_BYTES {
-            return None;
-        }
+        let header = header(chain.readable())?;
         let mut reader = Reader::new(&header);
         let kind = reader.u32()?;
         let _priority = reader.u32()?;
@@ -146,7 +143,7 @@ impl Request {
 
     fn ranges(&mut self, discard: bool, device: &Device) -> Action {
         let mut bytes = [0; RANGE_BYTES * limits::RANGES_MAX];
-        let length = gather_some(&self.data, &mut bytes);
+        let length = gather(&self.data, &mut bytes);
         if length as u64 != self.bytes || length == 0 || !length.is_multiple_of(RANGE_BYTES) {
             return Action::Refuse(Outcome::Failed);
         }
@@ -180,12 +177,12 @@ fn within(range: SectorRange, device: &Device) -> bool {
     range.start.checked_add(range.count).is_some_and(|end| end <= device.capacity_sectors)
 }
 
-/// [`gather`] that stops when `target` is full.
-fn gather_some(segments: &[Segment], target: &mut [u8]) -> usize {
-    match segments {
-        [first, ..] if first.length() >= target.len() => first.copy_to(target),
-        _ => gather(segments, target),
-    }
+/// The header, which may be split anywhere.
+fn header(readable: &[Segment]) -> Option<[u8; HEADER_BYTES]> {
+    readable.first()?.read().or_else(|| {
+        let mut header = [0; HEADER_BYTES];
+        (gather(readable, &mut header) == HEADER_BYTES).then_some(header)
+    })
 }
 
 #[cfg(test)]

@@ -139,6 +139,23 @@ pub(crate) fn same(seen: &[u8], wanted: &[u8]) {
     assert_eq!(differs, None, "the first byte that differs");
 }
 
+/// All that a load asked for has ended well, and reads back as it was written.
+pub(crate) fn verify(runner: &mut Runner) {
+    runner.drain().unwrap();
+    runner.read_back().unwrap();
+    assert_eq!(runner.errors, 0);
+}
+
+/// Ends a load: what its guest sees of `volume` is in the backing `image`, byte for byte, once it
+/// was drained.
+pub(crate) fn finish(mut runner: Runner, daemon: &Vflashd, volume: &str, image: &Path) {
+    verify(&mut runner);
+    let seen = contents(&mut runner.device);
+    runner.device.stop().unwrap();
+    drain(daemon, volume);
+    same(&std::fs::read(image).unwrap(), &seen);
+}
+
 /// How long nothing may happen where nothing must.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
 

@@ -59,7 +59,7 @@ impl Daemon {
 
     /// Makes a volume of `size_bytes` and serves it.
     pub(crate) fn serve(&self, name: &str, size_bytes: u64, thin: bool) -> Served {
-        self.serve_limited(name, size_bytes, thin, Limits::default())
+        self.serve_as(name, size_bytes, thin, |export| export)
     }
 
     pub(crate) fn serve_limited(
@@ -68,6 +68,21 @@ impl Daemon {
         size_bytes: u64,
         thin: bool,
         limits: Limits,
+    ) -> Served {
+        self.serve_as(name, size_bytes, thin, |export| Export { limits, ..export })
+    }
+
+    /// A volume whose front ends' memory is pinned.
+    pub(crate) fn serve_pinning(&self, name: &str, size_bytes: u64) -> Served {
+        self.serve_as(name, size_bytes, false, |export| Export { pin_memory: true, ..export })
+    }
+
+    fn serve_as(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        thin: bool,
+        change: impl FnOnce(Export) -> Export,
     ) -> Served {
         let new = NewAllocation {
             name: format!("vm/{name}"),
@@ -94,13 +109,12 @@ impl Daemon {
         let export = export(&self.socket(name), size_bytes / 512, Box::new(volume));
         let id = self
             .server
-            .add(Export {
+            .add(change(Export {
                 disks: vec![self.target.clone()],
                 metrics: metrics.clone(),
-                limits,
                 events: Arc::new(move |event| _ = sender.send(event)),
                 ..export
-            })
+            }))
             .unwrap();
         let _ = place.set((self.server.clone(), id));
         Served { id, allocation, socket: self.socket(name), events, metrics }

@@ -181,6 +181,36 @@ impl Device {
         Ok(())
     }
 
+    /// Stops all queues, as a VMM does that pauses its machine: requests may be left in flight.
+    pub fn pause(&mut self) -> Result<()> {
+        for index in 0..self.queues.len() {
+            self.connected()?.messages.get_vring_base(index)?;
+        }
+        Ok(())
+    }
+
+    /// Starts them again where they stopped.
+    pub fn resume(&mut self) -> Result<()> {
+        let connection = self.connection.as_mut().ok_or("not connected")?;
+        for (index, queue) in self.queues.iter().enumerate() {
+            connection.start_queue(index, queue, &self.memory)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the guest to other memory with the same content, and has the back end use that.
+    pub fn replace_memory(&mut self) -> Result<()> {
+        self.pause()?;
+        let memory = GuestMemory::new(self.memory.length(), self.options.hugetlb)?;
+        let mut bytes = vec![0; self.memory.length()];
+        self.memory.read(0, &mut bytes);
+        memory.write(0, &bytes);
+        self.memory = memory;
+        let connection = self.connection.as_mut().ok_or("not connected")?;
+        connection.set_memory(&self.memory, self.split)?;
+        self.resume()
+    }
+
     /// Waits until `count` requests of the first queue have ended, at most `patience` for each one
     /// after the other; their status bytes, as they came.
     pub fn await_ended(&mut self, count: usize, patience: Duration) -> Result<Vec<u8>> {

@@ -147,6 +147,7 @@ pub fn export(socket: &Path, target: DiskTarget, volume: Box<dyn Volume>) -> Exp
             queues: 4,
         },
         write_cache: true,
+        pin_memory: false,
         volume,
         disks: vec![target],
         limits: Default::default(),

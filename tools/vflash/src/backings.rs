@@ -230,9 +230,9 @@ pub(crate) fn give_up(format: Format, arguments: &DetachArguments) -> Result<()>
             return Err(Failure::new(ErrorCode::Invalid, text));
         };
         if !confirm.contains(&lost.volume) {
-            let text = format!("{}; nothing was done", lost.text);
             let unconfirmed = vec![lost.volume];
-            return Err(Failure { unconfirmed, ..Failure::new(ErrorCode::Unconfirmed, text) });
+            let failure = Failure::new(ErrorCode::Unconfirmed, lost.text);
+            return Err(Failure { unconfirmed, ..failure });
         }
         let how = how(Damage::Refuse);
         let lost = backing.take_over_lost(&lost.volume, how, &mut |_| {})?;

@@ -37,21 +37,31 @@ pub(crate) fn obtain_named<T>(
     attempt([confirm, &failure.unconfirmed[..]].concat())
 }
 
-/// Has each name typed. `or`: what else could be said.
+/// Has each name typed, if somebody is there to type. `or`: what else could be said.
 fn ask(failure: &Failure, or: &str) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        let mut failure = failure.clone();
-        let named: Vec<_> =
-            failure.unconfirmed.iter().map(|name| format!("--confirm {name}")).collect();
-        failure.message = format!("{}: add {}{or}", failure.message, named.join(" "));
-        return Err(failure);
-    }
-    eprintln!("{}", failure.message);
-    let mut input = std::io::stdin().lock();
+    let input = std::io::stdin();
+    let mut typed = input.is_terminal().then(|| input.lock());
+    let typed = typed.as_mut().map(|input| input as &mut dyn BufRead);
+    ask_on(failure, or, typed, &mut std::io::stderr())
+}
+
+fn ask_on(
+    failure: &Failure,
+    or: &str,
+    input: Option<&mut dyn BufRead>,
+    output: &mut dyn Write,
+) -> Result<(), Failure> {
+    let Some(input) = input else {
+        let named = failure.unconfirmed.iter().map(|name| format!("--confirm {name}"));
+        let named = named.collect::<Vec<_>>().join(" ");
+        let message = format!("{}; nothing was done: add {named}{or}", failure.message);
+        return Err(Failure { message, ..failure.clone() });
+    };
+    // A prompt that cannot be shown is followed by an answer that does not match.
+    let _ = writeln!(output, "{failure}");
     for name in &failure.unconfirmed {
-        eprint!("Type {name} to destroy what it holds: ");
-        // A prompt that cannot be shown is followed by an answer that does not match.
-        let _ = std::io::stderr().flush();
+        let _ = write!(output, "Type {name} to go on: ");
+        let _ = output.flush();
         let mut line = String::new();
         let read = input.read_line(&mut line);
         if read.is_err() || line.trim() != name {
@@ -66,6 +76,7 @@ fn ask(failure: &Failure, or: &str) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use std::cell::RefCell;
+    use vflash::control::api::Mistake;
 
     fn unconfirmed() -> Failure {
         let mut failure = Failure::new(ErrorCode::Unconfirmed, "a/b would be destroyed");
@@ -95,5 +106,32 @@ mod tests {
         });
         assert_eq!(result.unwrap_err().code, ErrorCode::Busy);
         assert_eq!(*attempts.borrow(), 1);
+    }
+
+    /// What a person is shown, and how it ends.
+    fn asked(failure: &Failure, typed: Option<&str>) -> (String, Result<(), Failure>) {
+        let mut input = typed.map(str::as_bytes);
+        let mut output = Vec::new();
+        let input = input.as_mut().map(|input| input as &mut dyn BufRead);
+        let end = ask_on(failure, ", or --yes for all", input, &mut output);
+        (String::from_utf8(output).unwrap(), end)
+    }
+
+    #[test]
+    fn a_person_is_shown_what_would_go_and_that_nothing_was_done_only_at_the_end() {
+        let place = Mistake { file: "vm.yaml".into(), line: 3, column: 5, message: "8MiB".into() };
+        let failure = Failure { mistakes: vec![place], ..unconfirmed() };
+        let shown = "a/b would be destroyed\nvm.yaml:3:5: 8MiB\nType a/b to go on: ";
+        assert_eq!(asked(&failure, Some("a/b\n")), (shown.to_owned(), Ok(())));
+        let (text, end) = asked(&failure, Some("yes\n"));
+        assert_eq!(text, shown);
+        assert_eq!(end.unwrap_err().message, "`yes` is not `a/b`: nothing was done");
+        let (text, end) = asked(&failure, None);
+        assert_eq!(text, "");
+        assert_eq!(
+            end.unwrap_err().to_string(),
+            "a/b would be destroyed; nothing was done: add --confirm a/b, or --yes for all\n\
+             vm.yaml:3:5: 8MiB"
+        );
     }
 }

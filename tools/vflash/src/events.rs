@@ -23,7 +23,7 @@ pub(crate) fn events(
     let mut wait = 0;
     loop {
         let path = format!("/v1/events?after={after}&waitSeconds={wait}");
-        let answer: Events = match client.get(&path) {
+        let answer: Events = match client.get_later(&path, Duration::from_secs(wait)) {
             Err(failure) if instance.is_some() && failure.code == ErrorCode::Io => {
                 // The daemon is being started again.
                 std::thread::sleep(RETRY);

@@ -125,7 +125,7 @@ pub(crate) fn check(client: &Client, format: Format, pool: &str) -> Result<bool>
         Check::from_report(pool, watched(check, || read.bytes(), show))
     } else {
         let path = pool_path(pool)?;
-        let check = || client.post(&format!("{path}/check"), None::<&()>);
+        let check = || client.ask(&format!("{path}/check"), None::<&()>);
         let read = || {
             let pool: Option<Pool> = progress.is_shown().then(|| client.get(&path).ok()).flatten();
             pool?.check.map(|check| (check.done_bytes, check.total_bytes))

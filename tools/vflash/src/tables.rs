@@ -111,6 +111,10 @@ pub(crate) fn volume(volume: &Volume) -> String {
     let by = volume.peer_pid.map_or(String::new(), |pid| format!(", process {pid}"));
     table.pair("Attached", yes_no(volume.attached) + &by);
     table.pair("Queues running", volume.queues_running);
+    if volume.pin_memory {
+        let (pinned, all) = (size(volume.pinned_bytes), size(volume.memory_bytes));
+        table.pair("Pinned memory", format!("{pinned} of {all}"));
+    }
     table.pair("Bounced pieces", volume.bounced_pieces);
     if let Some(waiting) = &volume.waiting {
         table.pair("Waiting", self::waiting(*waiting));

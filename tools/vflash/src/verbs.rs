@@ -24,8 +24,9 @@ pub(crate) fn apply(client: &Client, format: Format, arguments: &ChangeArguments
 }
 
 pub(crate) fn diff(client: &Client, format: Format, arguments: &FileArguments) -> Result<()> {
-    let nothing = Consent { yes: false, confirm: Vec::new() };
-    let plan = change(client, "/v1/diff", arguments, false, &nothing)?;
+    let sources = read_sources(&arguments.files)?;
+    let change = Change { sources, force: false, confirm: Vec::new() };
+    let plan: Plan = client.ask("/v1/diff", Some(&change))?;
     print(format, &plan, tables::plan)
 }
 
@@ -125,7 +126,18 @@ pub(crate) fn describe(client: &Client, format: Format, object: &str) -> Result<
         let volume: Volume = client.get(&volume_path(object)?)?;
         print(format, &volume, tables::volume)
     } else {
-        let pool: Pool = client.get(&pool_path(object)?)?;
+        let pool: Result<Pool> = client.get(&pool_path(object)?);
+        let pool = pool.map_err(|failure| match failure.code {
+            ErrorCode::NotFound => {
+                let text = format!(
+                    "{}; a volume is named VM/VOLUME, and `vflash get volumes {object}` lists \
+                     those of a VM",
+                    failure.message
+                );
+                Failure { message: text, ..failure }
+            }
+            _ => failure,
+        })?;
         print(format, &pool, tables::pool)
     }
 }

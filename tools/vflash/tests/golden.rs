@@ -154,13 +154,14 @@ fn cached_disks_are_told_as_written() {
     golden("mrc-json", &["mrc", "db-1/data", "-o", "json"]);
     golden("advise", &["advise", "--step", "16MiB"]);
     golden("advise-yaml", &["advise", "--step", "16MiB", "-o", "yaml"]);
-    let errors: [(&str, i32, &[&str]); 8] = [
+    let errors: [(&str, i32, &[&str]); 9] = [
         ("detach-lost", 1, &["detach", "db-1/data", "--lost"]),
         ("detach-nothing", 2, &["detach"]),
         ("drain-ahead", 1, &["drain", "db-1/data", "--to", "99"]),
         ("drain-no-point", 1, &["drain", "db-1/data", "--point", "none"]),
         ("drain-flash", 1, &["drain", "db-1/scratch"]),
         ("resize", 1, &["resize", "db-1/data", "1GiB"]),
+        ("reclaim", 1, &["reclaim", "db-1/data"]),
         ("check-held", 8, &["check", "p0"]),
         ("check-unknown", 8, &["check", "p9"]),
     ];
@@ -193,7 +194,7 @@ fn errors_are_as_written() {
     std::fs::write(&smaller, text.replace("64MiB", "32MiB")).unwrap();
     let smaller = smaller.display().to_string();
     let missing = daemon.path("missing.yaml").display().to_string();
-    let cases: [(&str, i32, &[&str]); 13] = [
+    let cases: [(&str, i32, &[&str]); 14] = [
         ("unknown-verb", 2, &["destroy"]),
         ("bad-size", 2, &["resize", "web-1/root", "64GB"]),
         ("no-target", 2, &["attach", "web-1/root"]),
@@ -204,6 +205,7 @@ fn errors_are_as_written() {
         ("missing-file", 1, &["apply", "-f", &missing]),
         ("unconfirmed-apply", 1, &["apply", "-f", &smaller]),
         ("unconfirmed-reclaim", 1, &["reclaim", "web-1/root"]),
+        ("unconfirmed-resize", 1, &["resize", "web-1/scratch", "16MiB"]),
         ("too-large", 1, &["resize", "web-1/scratch", "1GiB"]),
         ("check-impossible", 8, &["pool", "check", "none"]),
         ("too-many-queues", 1, &["attach", "web-1/root", "--print", "qemu", "--queues", "1000"]),

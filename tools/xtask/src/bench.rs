@@ -53,6 +53,9 @@ pub(crate) struct BenchArguments {
     /// In a virtual machine, let idle cores halt at once, as they do without us
     #[arg(long)]
     halt: bool,
+    /// Measure a flash volume with `pinMemory` as well
+    #[arg(long)]
+    pinned: bool,
     /// Only cells whose name contains this, for example `qd32` or `null-randread-4k-qd1-1q-poll`
     #[arg(long, value_name = "PART")]
     only: Option<String>,
@@ -105,7 +108,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     let (rounds, seconds) =
         if arguments.quick { (1, 0.5) } else { (arguments.rounds, arguments.seconds) };
     let before = Usage::now(&peers.servers())?;
-    let samples = measure(&peers, &cells, rounds, seconds)?;
+    let pinned = arguments.pinned;
+    let samples = measure(&peers, &cells, (rounds, pinned), seconds)?;
     let others = Usage::now(&peers.servers())?.others_since(&before);
     let idle = match arguments.only {
         None => Some(peers.idle(seconds.max(2.0))?),
@@ -137,14 +141,19 @@ fn wanted(arguments: &BenchArguments) -> Result<Vec<Cell>> {
     Ok(cells)
 }
 
-fn measure(peers: &Peers, cells: &[Cell], rounds: u32, seconds: f64) -> Result<Samples> {
+fn measure(
+    peers: &Peers,
+    cells: &[Cell],
+    (rounds, pinned): (u32, bool),
+    seconds: f64,
+) -> Result<Samples> {
     let mut samples = Samples::default();
     let begun = Instant::now();
     let total = cells.len() * rounds as usize;
     for round in 0..rounds {
         for (at, cell) in cells.iter().enumerate() {
             let mut found = Vec::new();
-            for peer in cell.peers(round) {
+            for peer in cell.peers(round, pinned) {
                 let sample = peers.measure(cell, peer, seconds)?;
                 found.push(format!("{} {:.1}k", peer.name(), sample.iops / 1e3));
                 samples.add(cell, peer, sample);

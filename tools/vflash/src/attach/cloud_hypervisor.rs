@@ -1,7 +1,7 @@
 //! Hot-plugs into a cloud-hypervisor that runs, over its HTTP API.
 
 use super::{Result, device_id, queues_for};
-use crate::http::{Failed, request};
+use crate::http::{Failed, Patience, request};
 use hyper::Method;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -33,12 +33,13 @@ pub(super) fn detach(socket: &Path, id: &str) -> Result<()> {
 fn call(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
     let place = format!("cloud-hypervisor on {}", socket.display());
     let body = body.map(|body| body.to_string().into_bytes());
-    let answer = request(socket, method, path, body).map_err(|failed| {
+    let answer = request(socket, method, path, body, Patience::Work).map_err(|failed| {
         let text = match failed {
             Failed::Unreachable(cause) => format!(
                 "cannot reach {place}: {}: name the socket that it was given as --api-socket",
                 cause.0
             ),
+            Failed::Silent(_) => format!("{place} does not answer"),
             Failed::Broken(text) => format!("{place}: {text}"),
         };
         Failure::new(ErrorCode::Io, text)

@@ -29,6 +29,7 @@ pub(super) fn attach(
     let version = qmp.execute("query-version", json!({}))?;
     let cpus = qmp.execute("query-cpus-fast", json!({}))?;
     let queues = queues_for(cpus.as_array().map_or(1, Vec::len), queues, attachment);
+    refuse_private_memory(&mut qmp)?;
     let buses = match bus {
         Some(bus) => vec![Some(bus.to_owned())],
         None => free_ports(&mut qmp)?,
@@ -52,6 +53,19 @@ pub(super) fn attach(
         let _ = qmp.attempt("chardev-remove", json!({"id": chardev}));
     }
     added
+}
+
+/// QEMU plugs the device in all the same, and the guest then waits for its first read for ever.
+fn refuse_private_memory(qmp: &mut Qmp) -> Result<()> {
+    let memory = qmp.execute("query-memdev", json!({}))?;
+    let shared = |backend: &Value| backend["share"] == json!(true);
+    if memory.as_array().into_iter().flatten().any(shared) {
+        return Ok(());
+    }
+    let text = "the VM's memory is not shared: start it with -object \
+                memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem, SIZE \
+                as that of -m";
+    Err(Failure::new(ErrorCode::Unsupported, text))
 }
 
 fn chardev_id(device: &str) -> String {
@@ -95,8 +109,6 @@ fn add_device(
     let advice = if refused.contains("hotplug") || refused.contains("free") {
         ": start the VM with `-device pcie-root-port,id=rp1,chassis=1` to spare, or name a bus by \
          --bus"
-    } else if refused.contains("memory") {
-        ": start the VM with shared memory (memory-backend-memfd,share=on)"
     } else {
         ""
     };

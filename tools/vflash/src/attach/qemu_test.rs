@@ -57,10 +57,16 @@ fn refuse(command: &str, arguments: Value, why: &str) -> Exchange {
 }
 
 fn opening(major: u64, minor: u64) -> Vec<Exchange> {
+    let memory = json!([{"id": "spare", "share": false}, {"id": "mem", "share": true}]);
+    opening_with(major, minor, memory)
+}
+
+fn opening_with(major: u64, minor: u64, memory: Value) -> Vec<Exchange> {
     vec![
         ok("qmp_capabilities", json!({}), json!({})),
         ok("query-version", json!({}), json!({"qemu": {"major": major, "minor": minor}})),
         ok("query-cpus-fast", json!({}), json!([{"cpu-index": 0}, {"cpu-index": 1}])),
+        ok("query-memdev", json!({}), memory),
     ]
 }
 
@@ -157,6 +163,17 @@ fn a_refused_device_leaves_no_chardev_and_says_what_to_do() {
     qemu.finish();
     assert!(failure.message.contains(why), "{failure}");
     assert!(failure.message.contains("pcie-root-port"), "{failure}");
+}
+
+#[test]
+fn memory_that_is_not_shared_is_found_before_anything_is_changed() {
+    for memory in [json!([]), json!([{"id": "pc.ram", "share": false}])] {
+        let qemu = FakeQemu::start(opening_with(7, 2, memory));
+        let failure = attach(&qemu.socket, &attachment(), None, None).unwrap_err();
+        qemu.finish();
+        assert_eq!(failure.code, ErrorCode::Unsupported);
+        assert!(failure.message.contains("memory-backend-memfd"), "{failure}");
+    }
 }
 
 fn deletion(events: Vec<Value>) -> Vec<Exchange> {

@@ -17,6 +17,8 @@ pub(crate) enum Peer {
     /// qemu-storage-daemon's vhost-user-blk export.
     Qsd,
     Vflash,
+    /// vflash with the guest's memory pinned.
+    Pinned,
 }
 
 impl Peer {
@@ -25,6 +27,7 @@ impl Peer {
             Self::Raw => "raw file (fio)",
             Self::Qsd => "qemu-storage-daemon",
             Self::Vflash => "vflash",
+            Self::Pinned => "vflash, pinMemory",
         }
     }
 }
@@ -54,12 +57,15 @@ impl Cell {
         self.pattern.contains("write")
     }
 
-    /// Who takes part, in the order of this round.
-    pub(crate) fn peers(&self, round: u32) -> Vec<Peer> {
+    /// Who takes part, in the order of this round. Nothing is pinned for no medium.
+    pub(crate) fn peers(&self, round: u32, pinned: bool) -> Vec<Peer> {
         let mut peers = match self.medium {
             Medium::File => vec![Peer::Raw, Peer::Qsd, Peer::Vflash],
             Medium::Null => vec![Peer::Qsd, Peer::Vflash],
         };
+        if pinned && self.medium == Medium::File {
+            peers.push(Peer::Pinned);
+        }
         let by = round as usize % peers.len();
         peers.rotate_left(by);
         peers
@@ -122,6 +128,11 @@ impl Samples {
         self.by_place.get(&(*cell, peer)).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether there is any.
+    pub(crate) fn has(&self, cell: &Cell, peer: Peer) -> bool {
+        !self.of(cell, peer).is_empty()
+    }
+
     /// Measurements that hung.
     pub(crate) fn hung(&self) -> usize {
         self.by_place.values().flatten().filter(|sample| sample.hung).count()
@@ -142,9 +153,18 @@ impl Samples {
 
     /// The median over the rounds of vflash's value to the other's in the same round.
     pub(crate) fn ratio(&self, cell: &Cell, other: Peer, value: fn(&Sample) -> f64) -> Option<f64> {
-        let ours = self.of(cell, Peer::Vflash).iter();
-        let theirs = self.of(cell, other).iter();
-        median(ours.zip(theirs).map(|(ours, theirs)| value(ours) / value(theirs)).collect())
+        self.ratio_of(cell, (Peer::Vflash, other), value)
+    }
+
+    /// The median over the rounds of the one's value to the other's in the same round.
+    pub(crate) fn ratio_of(
+        &self,
+        cell: &Cell,
+        (one, other): (Peer, Peer),
+        value: fn(&Sample) -> f64,
+    ) -> Option<f64> {
+        let (ones, others) = (self.of(cell, one).iter(), self.of(cell, other).iter());
+        median(ones.zip(others).map(|(one, other)| value(one) / value(other)).collect())
     }
 
     /// The median over the rounds of vflash's value less the other's in the same round.
@@ -196,7 +216,7 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), cells.len());
-        let leaders: Vec<Peer> = (0..3).map(|round| cells[0].peers(round)[0]).collect();
-        assert_eq!(leaders, [Peer::Raw, Peer::Qsd, Peer::Vflash]);
+        let leaders: Vec<Peer> = (0..4).map(|round| cells[0].peers(round, true)[0]).collect();
+        assert_eq!(leaders, [Peer::Raw, Peer::Qsd, Peer::Vflash, Peer::Pinned]);
     }
 }

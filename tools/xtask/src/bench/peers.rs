@@ -12,7 +12,7 @@ use super::goals::Idle;
 use super::pages::Pages;
 use super::place::Place;
 use super::servers::{
-    Server, client, fio, start_storage_daemon, start_vflashd, text, volume_socket,
+    Server, client, fio, start_storage_daemon, start_vflashd, text, vflash, volume_socket,
 };
 use crate::scratch::Scratch;
 
@@ -26,6 +26,8 @@ pub(crate) struct Peers {
     data: PathBuf,
     run: PathBuf,
     pages: Pages,
+    /// The manifest says that guest memory is pinned.
+    pinned: std::cell::Cell<bool>,
     file: Server,
     null: Server,
     vflashd: Server,
@@ -55,20 +57,21 @@ impl Peers {
         let null = format!("driver=null-co,size={FILE_BYTES},read-zeroes=off");
         let file = start_storage_daemon(&run.join("qsd-file.sock"), &file)?;
         let null = start_storage_daemon(&run.join("qsd-null.sock"), &null)?;
-        Ok(Self { place, data, run, pages, file, null, vflashd })
+        let pinned = false.into();
+        Ok(Self { place, data, run, pages, pinned, file, null, vflashd })
     }
 
     fn socket(&self, peer: Peer, medium: Medium) -> PathBuf {
         let name = if medium == Medium::Null { "null" } else { "file" };
         match peer {
-            Peer::Vflash => volume_socket(&self.run, &format!("bench/{name}")),
+            Peer::Vflash | Peer::Pinned => volume_socket(&self.run, &format!("bench/{name}")),
             _ => self.run.join(format!("qsd-{name}.sock")),
         }
     }
 
     fn pid(&self, peer: Peer, medium: Medium) -> u32 {
         match (peer, medium) {
-            (Peer::Vflash, _) => self.vflashd.0.id(),
+            (Peer::Vflash | Peer::Pinned, _) => self.vflashd.0.id(),
             (_, Medium::File) => self.file.0.id(),
             (_, Medium::Null) => self.null.0.id(),
         }
@@ -82,6 +85,9 @@ impl Peers {
     pub(crate) fn measure(&self, cell: &Cell, peer: Peer, seconds: f64) -> Result<Sample> {
         if peer == Peer::Raw {
             return self.measure_raw(cell, seconds);
+        }
+        if peer != Peer::Qsd {
+            self.pin(peer == Peer::Pinned)?;
         }
         let socket = text(&self.socket(peer, cell.medium));
         let pid = self.pid(peer, cell.medium).to_string();
@@ -112,6 +118,15 @@ impl Peers {
             cpu: number("server_cpu_us"),
             hung: number("guards") != 0.0,
         })
+    }
+
+    /// Has guests' memory pinned from now on, or not.
+    fn pin(&self, pinned: bool) -> Result<()> {
+        if self.pinned.replace(pinned) != pinned {
+            let manifest = write_manifest(&self.data, pinned)?;
+            vflash(&self.run, &["apply", "-f", &text(&manifest)])?;
+        }
+        Ok(())
     }
 
     fn measure_raw(&self, cell: &Cell, seconds: f64) -> Result<Sample> {
@@ -202,22 +217,27 @@ impl Peers {
 
 /// With the volumes of [`manifest_for`].
 fn start(data: &Path, run: &Path) -> Result<Server> {
-    let manifest = data.join("bench.yaml");
-    std::fs::write(&manifest, manifest_for(&data.join("pool.img")))?;
+    let manifest = write_manifest(data, false)?;
     let last = format!("idle/v{}", IDLE_DEVICES - 1);
     start_vflashd(run, &manifest, &["bench/file", "bench/null", &last])
 }
 
+fn write_manifest(data: &Path, pinned: bool) -> Result<PathBuf> {
+    let manifest = data.join("bench.yaml");
+    std::fs::write(&manifest, manifest_for(&data.join("pool.img"), pinned))?;
+    Ok(manifest)
+}
+
 /// One volume on a file, one on nothing, and a hundred that stay idle.
-fn manifest_for(pool: &Path) -> String {
+fn manifest_for(pool: &Path, pinned: bool) -> String {
     let mut yaml = format!(
         "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: drive}}\n\
          spec: {{device: {}, size: 4352MiB}}\n---\n\
          apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: none}}\n\
          spec: {{device: \"null:8GiB\"}}\n---\n\
          apiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: bench}}\n\
-         spec:\n  volumes:\n  - name: file\n    flash: {{pool: drive, size: 4GiB}}\n  \
-         - name: \"null\"\n    flash: {{pool: none, size: 4GiB}}\n---\n\
+         spec:\n  volumes:\n  - name: file\n    flash: {{pool: drive, size: 4GiB}}\n    \
+         pinMemory: {pinned}\n  - name: \"null\"\n    flash: {{pool: none, size: 4GiB}}\n---\n\
          apiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: idle}}\n\
          spec:\n  volumes:\n",
         text(pool)

@@ -45,7 +45,7 @@ pub(crate) fn render(
     let mut all = Vec::new();
     for cell in cells {
         let goals = goals::of_cell(cell, samples);
-        let mut peers = cell.peers(0);
+        let mut peers = cell.peers(0, samples.has(cell, Peer::Pinned));
         peers.sort();
         for peer in peers {
             text += &row(cell, peer, samples, &goals);
@@ -76,13 +76,20 @@ fn row(cell: &Cell, peer: Peer, samples: &Samples, goals: &[Goal]) -> String {
     let (least, most) = samples.range(cell, peer, rate_of);
     let rate = value(rate_of);
     let (mut to_raw, mut to_qsd, mut notes) = (String::new(), String::new(), String::new());
-    if peer == Peer::Vflash {
-        let ratio = |other| {
-            let ratio = samples.ratio(cell, other, IOPS);
+    if matches!(peer, Peer::Vflash | Peer::Pinned) {
+        let ratio = |other, value| {
+            let ratio = samples.ratio_of(cell, (peer, other), value);
             ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"))
         };
-        (to_raw, to_qsd) = (ratio(Peer::Raw), ratio(Peer::Qsd));
-        notes = goals.iter().map(Goal::verdict).collect::<Vec<_>>().join("; ");
+        (to_raw, to_qsd) = (ratio(Peer::Raw, IOPS), ratio(Peer::Qsd, IOPS));
+        notes = match peer {
+            Peer::Vflash => goals.iter().map(Goal::verdict).collect::<Vec<_>>().join("; "),
+            _ => format!(
+                "rate {}, CPU {} of vflash's",
+                ratio(Peer::Vflash, IOPS),
+                ratio(Peer::Vflash, CPU)
+            ),
+        };
     }
     let (p50, p99, cpu) = (value(P50), value(P99), value(CPU));
     let (name, peer) = (cell.name(), peer.name());
