@@ -195,7 +195,7 @@ fn a_machine_is_paused_though_its_write_waits_for_space_and_has_it_done_when_it_
     let mut daemon = Vflashd::start();
     let device = waiting_for_space(&daemon);
     let mut device = pause(device).recv_timeout(SOON).expect("its rings stop");
-    assert_eq!(waiting(&daemon), 0, "nobody waits for space");
+    eventually("nobody waits for space", || waiting(&daemon) == 0);
     assert!(!device.queues[0].is_pending(&device.memory), "the write was given no status");
     device.resume().unwrap();
     eventually("it waits again", || waiting(&daemon) == 1);
@@ -369,6 +369,10 @@ fn what_ships_for_systemd_and_libvirt_fits_the_daemon() {
     assert_eq!(value("RuntimeDirectoryPreserve"), "yes");
     let run_dir = format!("/run/{}", value("RuntimeDirectory"));
     assert_eq!(run_dir, vflash::control::api::RUN_DIR);
+    let state_dir = format!("--state-dir /var/lib/{}", value("StateDirectory"));
+    assert!(value("ExecStart").contains(&state_dir));
+    assert!(value("RestrictAddressFamilies").contains("AF_INET AF_INET6"), "for NBD over TCP");
+    assert!(!unit.contains("PrivateNetwork=yes"), "for NBD over TCP");
     let descriptor: Value = serde_json::from_str(&shipped("50-vflash.json")).unwrap();
     assert_eq!(descriptor["type"], "block");
     assert!(value("ExecStart").starts_with(descriptor["binary"].as_str().unwrap()));

@@ -63,6 +63,8 @@ wire! {
         pub state: State,
         pub problems: Vec<String>,
         pub pools: usize,
+        /// Of the open ones.
+        pub space: Vec<PoolSpace>,
         pub volumes: usize,
         pub attached: usize,
         /// Sequence number of the newest event.
@@ -78,6 +80,13 @@ wire! {
         pub requests: u64,
         /// How long the oldest of them has waited.
         pub oldest_ms: u64,
+    }
+
+    /// How full a pool is.
+    pub struct PoolSpace {
+        pub pool: String,
+        pub watermark: Watermark,
+        pub free_bytes: u64,
     }
 
     /// Where the bytes of a pool are.

@@ -15,6 +15,7 @@ use super::inspect;
 use super::pool::NewPool;
 use super::served::socket_access;
 use super::sharing;
+use crate::base::Error;
 use crate::io::file::Preallocation;
 use crate::manifest::{
     self, Action, Actual, ActualPool, ActualVolume, Attributes, Device, DeviceState, Mistake, Plan,
@@ -45,20 +46,20 @@ struct Done<'a> {
 
 impl Engine {
     pub fn apply(&self, change: &Change) -> Result<api::Plan> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin("apply")?;
         let wanted = read(change)?;
         let plan = self.plan(&wanted)?;
         self.carry_out(&plan, &change.confirm)
     }
 
     pub fn diff(&self, change: &Change) -> Result<api::Plan> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin("diff")?;
         let wanted = read(change)?;
         Ok(described(&self.plan(&wanted)?, false))
     }
 
     pub fn delete(&self, change: &Change) -> Result<api::Plan> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin("delete")?;
         let wanted = read(change)?;
         let actual = self.actual(&Wanted::default())?;
         let plan = manifest::plan_deletion(&wanted, &actual, change.force).map_err(mistaken)?;
@@ -67,15 +68,20 @@ impl Engine {
 
     /// What there is, as the manifest that wants it.
     pub fn manifest(&self) -> Result<api::Manifest> {
-        let _changes = self.lock_changes();
-        let text = manifest::export::to_yaml(&self.actual(&Wanted::default())?);
-        Ok(api::Manifest { text })
+        let _changes = self.changes.begin("export")?;
+        let actual = self.actual(&Wanted::default())?;
+        if let Some((name, reason)) = actual.unreadable.first_key_value() {
+            // A manifest without it would not make the same again.
+            let text = format!("the settings of {name} cannot be read: {reason}");
+            return Err(Failure::new(ErrorCode::Unsupported, text));
+        }
+        Ok(api::Manifest { text: manifest::export::to_yaml(&actual) })
     }
 
     /// Applies manifests without anybody to ask: nothing is destroyed.
     pub fn apply_files(&self, files: &[PathBuf]) {
         let applied = manifest::load(files).map_err(mistaken).and_then(|sources| {
-            let _changes = self.lock_changes();
+            let _changes = self.changes.begin_in_time("applying the manifests of -f");
             let wanted = manifest::parse(&sources).map_err(mistaken)?;
             self.carry_out(&self.plan(&wanted)?, &[])
         });
@@ -120,7 +126,8 @@ impl Engine {
             if actual.devices.contains_key(path) {
                 continue;
             }
-            let found = inspect::look(path)?;
+            let looked = inspect::look(path);
+            let found = looked.map_err(|error| not_a_pool(wanted, path, &error))?;
             if let (DeviceState::Pool { name }, Some(facts)) = (&found.state, &found.pool) {
                 self.add_pool(&mut actual, name, Device::Path(path.clone()), facts);
             }
@@ -151,9 +158,14 @@ impl Engine {
             let served = |name: &str| {
                 state.volumes.get(name).is_some_and(|served| served.link.is_attached())
             };
-            // Unreadable ones count as the default: an update replaces them.
-            let Attributes { settings, sharing, .. } =
-                Attributes::decode(&allocation.attributes).unwrap_or_default();
+            let decoded = Attributes::decode(&allocation.attributes);
+            let Attributes { settings, sharing, .. } = match decoded {
+                Ok(attributes) => attributes,
+                Err(error) => {
+                    actual.unreadable.insert(parsed, error.to_string());
+                    continue;
+                }
+            };
             let home = ActualVolume {
                 name: parsed,
                 pool: name.to_owned(),
@@ -368,6 +380,15 @@ fn read(change: &Change) -> Result<Wanted> {
     };
     let sources: Vec<_> = change.sources.iter().map(source).collect();
     manifest::parse(&sources).map_err(mistaken)
+}
+
+/// A device that a manifest names cannot be looked at.
+fn not_a_pool(wanted: &Wanted, path: &Path, error: &Error) -> Failure {
+    let device = Device::Path(path.to_owned());
+    match wanted.pools.iter().find(|pool| pool.device.value == device) {
+        Some(pool) => mistaken(vec![Mistake::new(&pool.device.place, error.to_string())]),
+        None => Failure::new(ErrorCode::Io, error.to_string()),
+    }
 }
 
 fn mistaken(mistakes: Vec<Mistake>) -> Failure {

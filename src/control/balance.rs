@@ -133,7 +133,7 @@ impl Engine {
             hits(part.bytes),
             hits(step.goal_bytes)
         );
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin_in_time(&format!("balancing {}", disk.served.name));
         match self.resize_cache(&disk.served.name, step.to_bytes) {
             Ok(()) => self.events().add(EventKind::Balanced, disk.served.object(), text),
             Err(failure) => log::warn!("{}: {text}: {failure}", disk.served.object()),

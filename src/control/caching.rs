@@ -519,7 +519,7 @@ impl Engine {
 
     /// Begins another mode, and waits a moment for it to be in force.
     pub fn set_mode(&self, name: &str, request: &SetMode) -> Result<api::Volume> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("the change of {name}'s mode"))?;
         let home = self.home_of(name)?.name;
         let (served, _) = self.cached(&home)?;
         let mut settings = served.settings.clone();

@@ -86,8 +86,9 @@ impl Engine {
             check: None,
             volumes: 0,
         };
-        pools.extend(state.failed.iter().map(|(device, (name, reason))| {
-            closed(api::PoolState::Failed, name, device, Some(reason.clone()))
+        pools.extend(state.failed.iter().map(|(device, failed)| {
+            let name = failed.name(device).to_owned();
+            closed(api::PoolState::Failed, &name, device, Some(failed.reason.clone()))
         }));
         pools.extend(
             state
@@ -109,12 +110,12 @@ impl Engine {
     /// Makes a pool. Its file may take minutes to write, so other changes go on meanwhile.
     pub fn create_pool(&self, request: &CreatePool) -> Result<api::Pool> {
         let new = NewPool::from(request);
-        let changes = self.lock_changes();
+        let changes = self.changes.begin(&format!("making pool {}", new.name))?;
         self.refuse_pool(&new)?;
         let _making = Making::begin(self, &new);
         drop(changes);
         let pool = OpenPool::create(&new)?;
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin_in_time(&format!("making pool {}", new.name));
         Ok(self.take_up_new(pool)?.report())
     }
 
@@ -155,7 +156,7 @@ impl Engine {
     }
 
     pub fn grow_pool(&self, name: &str) -> Result<api::Pool> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("growing pool {name}"))?;
         Ok(self.take_up_growth(name)?.report())
     }
 
@@ -179,11 +180,11 @@ impl Engine {
     /// Takes a pool out of service and out of the list of pools to be opened, also one that could
     /// not be opened. What it holds stays.
     pub fn close(&self, name: &str, request: &api::ClosePool) -> Result<Pools> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("closing pool {name}"))?;
         let failed = {
             let mut state = self.state();
             let before = state.failed.len();
-            state.failed.retain(|_, (failed, _)| failed != name);
+            state.failed.retain(|device, failed| failed.name(device) != name);
             before != state.failed.len()
         };
         if failed {
@@ -424,7 +425,7 @@ impl Engine {
     }
 
     pub fn resize(&self, name: &str, request: &api::Resize) -> Result<Volume> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("the resize of {name}"))?;
         let cached = self.served(name)?.is_cached();
         let old = self.served(name)?.facts()?.size_bytes;
         if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SIZE_UNIT_BYTES) {
@@ -459,13 +460,22 @@ impl Engine {
     }
 
     pub fn reclaim(&self, name: &str, request: &api::Reclaim) -> Result<api::Plan> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("the reclaim of {name}"))?;
         let served = self.home_of(name)?;
         let holders = self.holders(&served);
         if holders.len() > 1 && holders.contains(&name.to_owned()) {
             return self.reclaim_door(name, request);
         }
         self.refuse_attached(&holders, request.force)?;
+        if let (false, Err(error)) =
+            (request.force, Attributes::decode(&served.facts()?.attributes))
+        {
+            let text = format!(
+                "the settings of {name} cannot be read ({error}), so nobody can say what it holds: \
+                 start the vflashd that wrote them, or give it up with --force"
+            );
+            return Err(Failure::new(ErrorCode::Unsupported, text));
+        }
         require(name, &request.confirm, &what_reclaiming_does(&served)?)?;
         if request.force {
             self.refuse_dirty(&served)?;

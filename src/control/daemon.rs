@@ -30,6 +30,10 @@ pub struct Arguments {
     #[arg(value_hint = ValueHint::DirPath, value_name = "DIR", hide_env_values = true)]
     pub run_dir: PathBuf,
 
+    /// Keep the list of pools here, too, so that they are opened again after a restart of the host
+    #[arg(long, value_hint = ValueHint::DirPath, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
     /// Apply these manifests at the start and at SIGHUP: a file, or a directory
     #[arg(short, long = "file", value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
     pub files: Vec<PathBuf>,
@@ -46,7 +50,7 @@ pub struct Arguments {
     #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
     pub cpus: Option<CpuList>,
 
-    /// Let members of this group use the API, by name or number
+    /// Let members of this group use the API, by name or number: whoever may is as good as root
     #[arg(long, value_name = "GROUP", value_parser = parse_group)]
     pub api_group: Option<u32>,
 
@@ -113,6 +117,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     start_log(&arguments.log_level);
     raise_descriptor_limit();
     let run_dir = RunDir::open(&arguments.run_dir)?;
+    let run_dir = match &arguments.state_dir {
+        Some(state_dir) => run_dir.with_state(state_dir)?,
+        None => run_dir,
+    };
     let engine = Arc::new(Engine::start(run_dir, &arguments.server_options())?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -217,6 +225,9 @@ fn look_after(engine: &Arc<Engine>) {
         let engine = engine.clone();
         tokio::task::spawn_blocking(move || engine.watch(&pool));
     }
+    let pools = engine.clone();
+    tokio::task::spawn_blocking(move || pools.retry_pools());
+    engine.look_after_drives();
     let caches = engine.clone();
     tokio::task::spawn_blocking(move || caches.look_after_caches());
     let engine = engine.clone();

@@ -26,7 +26,7 @@ const LOST_PATIENCE: Duration = Duration::from_secs(20);
 /// The ways out.
 impl Engine {
     pub fn detach(&self, name: &str, request: &Detach) -> Result<api::Plan> {
-        let _changes = self.lock_changes();
+        let _changes = self.changes.begin(&format!("the detach of {name}"))?;
         let served = self.home_of(name)?;
         let holders = self.holders(&served);
         if holders.len() > 1 && holders.contains(&name.to_owned()) {

@@ -10,29 +10,38 @@ use super::api::{
 };
 use super::cached::Opener;
 use super::events::{EventLog, now_ms};
-use super::pool::{OpenPool, is_null};
+use super::pool::{HELD_WAIT, OpenPool, is_null};
+use super::restoring::FailedPool;
 use super::rundir::{Remembered, RunDir};
 use super::served::{Host, Served};
+use super::turns::Turns;
 use super::watch::Watched;
 use super::watch_cache::WatchedCache;
+use crate::base::clock::Nanos;
 use crate::base::{Error, ErrorKind, Result};
 use crate::cache::memory::DrainMemory;
 use crate::vhost::{Server, ServerOptions};
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How long a change under way is waited for at the end.
 const CHANGE_WAIT: Duration = Duration::from_secs(5);
+
+/// How long pools may take to stop at the end: all they wait for is their drives.
+const POOLS_WAIT: Duration = Duration::from_secs(5);
 
 pub struct Engine {
     pub(super) host: Host,
     started_ms: u64,
     reactors: usize,
     /// What the last daemon served is served again.
-    restored: AtomicBool,
-    changes: Mutex<()>,
+    restored: watch::Sender<bool>,
+    pub(super) changes: Turns,
+    /// Held while pools are tried again.
+    pub(super) retrying: Mutex<()>,
     pub(super) everything: Arc<Mutex<Everything>>,
 }
 
@@ -40,8 +49,8 @@ pub struct Engine {
 #[derive(Default)]
 pub(super) struct Everything {
     pub pools: BTreeMap<String, Arc<OpenPool>>,
-    /// Pools that could not be opened, by device: name and reason.
-    pub failed: BTreeMap<String, (String, String)>,
+    /// Pools that could not be opened, by device.
+    pub failed: BTreeMap<String, FailedPool>,
     /// Pools whose file is being made, by name: the device.
     pub making: BTreeMap<String, String>,
     /// By `VM/VOLUME`.
@@ -50,6 +59,8 @@ pub(super) struct Everything {
     pub manifest_failure: Option<String>,
     /// The last look at each pool.
     pub watched: BTreeMap<String, Watched>,
+    /// When each volume's drive last failed it, as far as that was told.
+    pub drive_errors: BTreeMap<String, Nanos>,
     /// The last look at each cached disk.
     pub caches: BTreeMap<String, WatchedCache>,
 }
@@ -68,8 +79,9 @@ impl Engine {
             host,
             started_ms: now_ms(),
             reactors: options.reactors,
-            restored: AtomicBool::new(false),
-            changes: Mutex::default(),
+            restored: watch::Sender::new(false),
+            changes: Turns::default(),
+            retrying: Mutex::default(),
             everything: Arc::default(),
         })
     }
@@ -78,51 +90,18 @@ impl Engine {
         &self.host.events
     }
 
-    /// Held by whoever changes anything.
-    pub(super) fn lock_changes(&self) -> MutexGuard<'_, ()> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn state(&self) -> MutexGuard<'_, Everything> {
         self.everything.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the pools of the last daemon and those given, and serves what they hold. What cannot
-    /// be opened is noted and does not stop the rest.
-    pub fn restore(&self, devices: &[String]) {
-        let _changes = self.lock_changes();
-        let remembered = self.host.run_dir.remembered().unwrap_or_else(|error| {
-            self.host.events.add(EventKind::Error, "vflashd", error.to_string());
-            Vec::new()
-        });
-        let named = remembered.iter().map(|pool| (pool.device.as_str(), Some(pool.name.as_str())));
-        let devices: Vec<String> = devices.iter().map(|device| absolute(device)).collect();
-        let given = devices.iter().map(|device| (device.as_str(), None));
-        for (device, name) in named.chain(given) {
-            // A null pool that is given is the one that is remembered.
-            let again = |pool: &Arc<OpenPool>| name.is_none() && pool.device == device;
-            if self.is_open(device) || self.state().pools.values().any(again) {
-                continue;
-            }
-            let opened = OpenPool::open(device, name)
-                .and_then(|pool| self.take_up(pool, EventKind::PoolOpened));
-            if let Err(error) = opened {
-                let name = name.unwrap_or(device).to_owned();
-                self.host.events.add(
-                    EventKind::PoolFailed,
-                    format!("pool {name}"),
-                    error.to_string(),
-                );
-                self.state().failed.insert(device.to_owned(), (name, error.to_string()));
-            }
-        }
-        // Not before: a daemon killed meanwhile must leave the whole list behind.
-        self.remember_pools();
-    }
-
     /// Everything that was to be served from the start is, as far as it can be.
     pub fn set_restored(&self) {
-        self.restored.store(true, Ordering::Release);
+        self.restored.send_replace(true);
+    }
+
+    /// Becomes true when that is so.
+    pub fn follow_restored(&self) -> watch::Receiver<bool> {
+        self.restored.subscribe()
     }
 
     pub(super) fn is_open(&self, device: &str) -> bool {
@@ -131,7 +110,7 @@ impl Engine {
 
     /// Opens a pool and serves its volumes.
     pub(super) fn open_pool(&self, device: &str, name: Option<&str>) -> Result<Arc<OpenPool>> {
-        let pool = self.take_up(OpenPool::open(device, name)?, EventKind::PoolOpened)?;
+        let pool = self.take_up(OpenPool::open(device, name, HELD_WAIT)?, EventKind::PoolOpened)?;
         self.remember_pools();
         Ok(pool)
     }
@@ -187,10 +166,9 @@ impl Engine {
             .values()
             .map(|pool| Remembered { name: pool.name.clone(), device: pool.device.clone() });
         // A drive that is away today may be back at the next start.
-        let failed = state
-            .failed
-            .iter()
-            .map(|(device, (name, _))| Remembered { name: name.clone(), device: device.clone() });
+        let failed = state.failed.iter().filter_map(|(device, failed)| {
+            Some(Remembered { name: failed.known_as.clone()?, device: device.clone() })
+        });
         let pools: Vec<Remembered> = open.chain(failed).collect();
         drop(state);
         if let Err(error) = self.host.run_dir.remember(&pools) {
@@ -249,7 +227,7 @@ impl Engine {
     pub fn health(&self) -> Health {
         let problems = self.problems();
         let state = match problems.is_empty() {
-            _ if !self.restored.load(Ordering::Acquire) => State::Starting,
+            _ if !*self.restored.borrow() => State::Starting,
             true => State::Ok,
             false => State::Degraded,
         };
@@ -258,7 +236,8 @@ impl Engine {
 
     fn problems(&self) -> Vec<String> {
         let state = self.state();
-        let failed = state.failed.values().map(|(name, reason)| format!("pool {name}: {reason}"));
+        let failed = state.failed.iter();
+        let failed = failed.map(|(device, f)| format!("pool {}: {}", f.name(device), f.reason));
         let pools: Vec<_> = state.pools.values().map(|pool| pool.report()).collect();
         let pools = pools
             .into_iter()
@@ -266,7 +245,12 @@ impl Engine {
         let volumes = state.volumes.values().filter_map(|volume| {
             volume.problem().map(|reason| format!("{}: {reason}", volume.object()))
         });
-        failed.chain(pools).chain(volumes).chain(state.manifest_failure.clone()).collect()
+        failed
+            .chain(pools)
+            .chain(volumes)
+            .chain(state.manifest_failure.clone())
+            .chain(self.changes.problem())
+            .collect()
     }
 
     pub fn status(&self) -> Status {
@@ -290,6 +274,7 @@ impl Engine {
             state,
             problems,
             pools: everything.pools.len() + everything.failed.len(),
+            space: everything.pools.values().map(|pool| pool.space_left()).collect(),
             volumes: everything.volumes.len(),
             attached: everything
                 .volumes
@@ -332,15 +317,7 @@ impl Engine {
     /// them.
     pub fn stop(&self) -> Result<()> {
         // A change that waits for a drive must not keep the guests' requests from being ended.
-        let deadline = Instant::now() + CHANGE_WAIT;
-        let _changes = loop {
-            match self.changes.try_lock() {
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                lock => break lock.ok(),
-            }
-        };
+        let _changes = self.changes.begin_within("the stop", CHANGE_WAIT).ok();
         let pools = self.open_pools();
         let restless = self.rest_caches();
         if restless > 0 {
@@ -355,13 +332,36 @@ impl Engine {
         // what a backing was asked for until that answers.
         let held_up = || restless > 0 || self.held_up_requests() > 0;
         let stopped = self.host.server.clone().stop_unless(held_up);
-        for pool in &pools {
-            pool.stop();
-        }
+        stop_pools(pools);
         match stopped {
             Err(error) if held_up() && error.kind() == ErrorKind::Busy => Ok(()),
             stopped => stopped,
         }
+    }
+}
+
+/// Stops pools side by side. One whose drive does not answer is left to the end of the process.
+fn stop_pools(pools: Vec<Arc<OpenPool>>) {
+    let (done, stopped) = channel();
+    let mut left: BTreeSet<String> = pools.iter().map(|pool| pool.name.clone()).collect();
+    for pool in pools {
+        let done = done.clone();
+        let stop = move || {
+            pool.stop();
+            // Nobody waits any more if it took too long.
+            let _ = done.send(pool.name.clone());
+        };
+        if let Err(error) = std::thread::Builder::new().name("stop".to_owned()).spawn(stop) {
+            log::error!("starting a thread to stop a pool: {error}");
+        }
+    }
+    drop(done);
+    let deadline = Instant::now() + POOLS_WAIT;
+    while let Ok(name) = stopped.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        left.remove(&name);
+    }
+    for name in left {
+        log::error!("pool {name} does not come to rest: does its drive answer?");
     }
 }
 
@@ -374,18 +374,12 @@ fn waiting_in_all<'a>(volumes: impl Iterator<Item = &'a Served>) -> Option<Waiti
 
 /// The device that is there, is known as a pool of this name, and could not be opened.
 fn failed_elsewhere<'a>(state: &'a Everything, pool: &OpenPool) -> Option<&'a str> {
-    let known = |(device, (name, _)): &(&String, &(String, String))| {
-        *name == pool.name && **device != pool.device && std::path::Path::new(device).exists()
+    let known = |(device, failed): &(&String, &FailedPool)| {
+        failed.known_as.as_ref() == Some(&pool.name)
+            && **device != pool.device
+            && std::path::Path::new(device).exists()
     };
     state.failed.iter().find(known).map(|(device, _)| device.as_str())
-}
-
-/// A device as it is named from anywhere.
-fn absolute(device: &str) -> String {
-    match std::path::absolute(device) {
-        Ok(path) if !is_null(device) => path.display().to_string(),
-        _ => device.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -297,6 +297,7 @@ mod tests {
             // Gauges.
             waiting: _,
             waiting_since: _,
+            last_drive_error: _,
         } = &counters;
         let all = [bounced, merged, zeros_written, extents_mapped, extents_unmapped];
         (1..).zip(all).for_each(|(value, counter)| counter.store(value, Ordering::Relaxed));

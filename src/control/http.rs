@@ -36,6 +36,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a call waits for a daemon that starts to serve everything that it served before.
+const START_PATIENCE: Duration = Duration::from_secs(15);
+
 /// Bytes of a request's head, and of what is buffered of it.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
@@ -185,7 +188,15 @@ async fn respond(
     request: Request,
 ) -> Response {
     let answer = match read_call(path, query, request).await {
-        Ok(call) => answer(route, engine, call).await,
+        Ok(call) => {
+            if !route.answers_at_once() {
+                // Or what is not open yet would seem to be no more.
+                let mut restored = engine.follow_restored();
+                let restored = restored.wait_for(|restored| *restored);
+                let _ = tokio::time::timeout(START_PATIENCE, restored).await;
+            }
+            answer(route, engine, call).await
+        }
         Err(failure) => Err(failure),
     };
     match answer {

@@ -1,13 +1,13 @@
 //! L4: control. Composes pools and the vhost-user server, and lets people speak with both.
 //!
 //! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
-//! [`served`] (a volume behind a socket), [`pool`], then cached disks: [`cached`] (one opened),
-//! [`opening`] (all of them, again and again), [`sharing`] (several machines on one), [`caching`]
-//! (what they are asked), [`resizing`], [`advising`], [`balance`] (which sizes are best),
-//! [`detaching`] (the ways out), [`watch_cache`]; then [`changes`] (single changes), [`apply`]
-//! (many, all or nothing, with [`inspect`]), [`routes`] and [`http`] (how it is said), [`events`],
-//! [`watch`], [`rundir`], [`openapi`], and [`daemon`], which runs it all. Threads and decisions are
-//! in README.md.
+//! [`served`] (a volume behind a socket), [`pool`], [`restoring`], then cached disks: [`cached`]
+//! (one opened), [`opening`] (all of them, again and again), [`sharing`] (several machines on one),
+//! [`caching`] (what they are asked), [`resizing`], [`advising`], [`balance`] (which sizes are
+//! best), [`detaching`] (the ways out), [`watch_cache`]; then [`turns`], [`changes`] (single
+//! changes), [`apply`] (many, all or nothing, with [`inspect`]), [`routes`] and [`http`] (how it is
+//! said), [`events`], [`watch`], [`rundir`], [`openapi`], and [`daemon`], which runs it all.
+//! Threads and decisions are in README.md.
 
 #![forbid(unsafe_code)]
 
@@ -30,10 +30,12 @@ pub mod openapi;
 pub mod opening;
 pub mod pool;
 pub mod resizing;
+pub mod restoring;
 pub mod routes;
 pub mod rundir;
 pub mod served;
 pub mod sharing;
 mod together;
+pub mod turns;
 pub mod watch;
 pub mod watch_cache;

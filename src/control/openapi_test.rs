@@ -137,6 +137,7 @@ fn samples() -> Vec<(&'static str, Value)> {
         state: State::Ok,
         problems: vec![text("p")],
         pools: 1,
+        space: vec![PoolSpace { pool: text("p"), watermark: Watermark::High, free_bytes: 1 }],
         volumes: 1,
         attached: 1,
         last_event: 1,

@@ -12,7 +12,7 @@ use crate::flash::{
 };
 use crate::io::disk::DiskTarget;
 use crate::io::file::{Device, FileDisk, Preallocation};
-use crate::manifest::schema::is_name;
+use crate::manifest::schema::{VolumeName, is_name};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How long a pool that is still held is waited for: by I/O of a killed daemon, most likely.
-const HELD_WAIT: Duration = Duration::from_secs(10);
+pub(super) const HELD_WAIT: Duration = Duration::from_secs(10);
 
 /// An allocation, without its runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,15 @@ pub struct PoolFacts {
 }
 
 impl PoolFacts {
+    /// Thin volumes want what the pool does not have.
+    fn lack(&self) -> Option<String> {
+        let wants = |facts: &AllocationFacts| facts.thin && facts.mapped_bytes < facts.size_bytes;
+        let lacks = self.space.watermark == Watermark::Full && self.allocations.values().any(wants);
+        let text = "it is full, and thin volumes on it promise more than they have: their writes \
+                    wait or fail; reclaim or shrink volumes, or grow the pool";
+        lacks.then(|| text.to_owned())
+    }
+
     pub(super) fn of(pool: &Pool) -> Self {
         let facts = |allocation: &crate::flash::Allocation| AllocationFacts {
             id: allocation.id,
@@ -74,6 +83,25 @@ pub struct OpenPool {
     checking: Arc<CheckProgress>,
 }
 
+/// A pool of another making may have names that no manifest, command or path can say.
+fn check_names(pool: &Pool) -> Result<()> {
+    let refused = |what: String| {
+        let text = format!(
+            "{what}, which vflash never gives: the pool was made or changed by something else, and \
+             is left as it is"
+        );
+        Err(Error::new(ErrorKind::Unsupported, text))
+    };
+    if !is_name(pool.name()) {
+        return refused(format!("the pool's name is {:?}", pool.name()));
+    }
+    let foreign = pool.allocations().find(|found| VolumeName::parse(&found.name).is_none());
+    match foreign {
+        Some(found) => refused(format!("allocation {} has the name {:?}", found.id.0, found.name)),
+        None => Ok(()),
+    }
+}
+
 /// A pool to be made.
 #[derive(Clone, Debug)]
 pub struct NewPool {
@@ -88,13 +116,14 @@ pub struct NewPool {
 }
 
 impl OpenPool {
-    /// Opens the pool on `device`; a null device gets a new one named `name`.
-    pub fn open(device: &str, name: Option<&str>) -> Result<Self> {
+    /// Opens the pool on `device`, at the latest when it has been held by somebody else for
+    /// `held_wait`; a null device gets a new one named `name`.
+    pub fn open(device: &str, name: Option<&str>, held_wait: Duration) -> Result<Self> {
         let context = |error: Error| error.context(format!("pool on {device}"));
-        let opened = Device::open(device, HELD_WAIT).map_err(context)?;
+        let opened = Device::open(device, held_wait).map_err(context)?;
         let pool = match opened.null {
             true => Pool::format(opened.disk, name.unwrap_or("null")),
-            false => Pool::open(opened.disk),
+            false => Pool::open(opened.disk).and_then(|pool| check_names(&pool).map(|()| pool)),
         };
         Self::start(pool.map_err(context)?, device, opened.target)
     }
@@ -219,6 +248,11 @@ impl OpenPool {
         }
     }
 
+    pub fn space_left(&self) -> api::PoolSpace {
+        let api::Space { watermark, free_bytes, .. } = api_space(self.facts().space);
+        api::PoolSpace { pool: self.name.clone(), watermark, free_bytes }
+    }
+
     pub fn report(&self) -> api::Pool {
         let facts = self.facts();
         let scrub = self.scrub();
@@ -226,7 +260,7 @@ impl OpenPool {
         let (state, message) = match (self.keeper_failure(), facts.fenced) {
             (Some(failure), _) => (PoolState::Failed, Some(failure)),
             (None, true) => (PoolState::Fenced, Some(fenced.to_owned())),
-            (None, false) => (PoolState::Ok, scrub.failure),
+            (None, false) => (PoolState::Ok, scrub.failure.or_else(|| facts.lack())),
         };
         api::Pool {
             name: self.name.clone(),
@@ -257,7 +291,17 @@ fn prepare_file(path: &Path, size_bytes: u64, preallocation: Preallocation) -> R
         FileDisk::create(path, size_bytes, preallocation)?;
         return Ok(true);
     }
-    let was_empty = std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0);
+    let found = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file);
+    let length = found.map(|found| found.len());
+    if let Some(length) = length.filter(|length| *length > size_bytes) {
+        let text = format!(
+            "{} has {} already: give that as the size, or another file",
+            path.display(),
+            Bytes(length)
+        );
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    let was_empty = length == Some(0);
     lengthen(path, size_bytes)?;
     Ok(was_empty)
 }

@@ -41,6 +41,13 @@ pub struct Route {
     pub handler: fn(&Engine, &Call) -> Answer,
 }
 
+impl Route {
+    /// What it says is right also before everything that was served before is served again.
+    pub fn answers_at_once(&self) -> bool {
+        matches!(self.operation, "health" | "metrics" | "openapi" | "status" | "events")
+    }
+}
+
 const fn get(
     path: &'static str,
     operation: &'static str,

@@ -1,7 +1,8 @@
 //! The run directory: who serves it, which pools were open, where sockets are.
 //!
 //! It outlives a daemon and is gone after a restart of the host, as are the guests that it speaks
-//! of. What must outlive the host stands in the pools.
+//! of. What must outlive the host stands in the pools; which pools there are, in a *state
+//! directory*, if the daemon is given one.
 
 use crate::base::{Error, ErrorKind, Result};
 use crate::manifest::VolumeName;
@@ -11,6 +12,7 @@ use std::fs::{File, Permissions};
 use std::io::{ErrorKind as IoKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// `sockaddr_un.sun_path` less its terminating zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -18,6 +20,9 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// No name of a virtual machine has a dot, so none of these can be one's directory.
 const LOCK: &str = "vflashd.lock";
 const POOLS: &str = "pools.json";
+
+/// How long a daemon that ends is waited for.
+const HELD_WAIT: Duration = Duration::from_secs(3);
 
 /// A pool to be opened again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +33,8 @@ pub struct Remembered {
 
 pub struct RunDir {
     path: PathBuf,
+    /// Where the list of pools is kept, too.
+    state_dir: Option<PathBuf>,
     /// Held for as long as this daemon serves the directory.
     _lock: Flock<File>,
 }
@@ -59,7 +66,7 @@ impl RunDir {
             .truncate(false)
             .open(path.join(LOCK))
             .map_err(failed)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        let lock = lock(file).map_err(|errno| {
             if errno == nix::errno::Errno::EWOULDBLOCK {
                 let text = format!(
                     "another vflashd serves {}: stop it, or give this one another --run-dir",
@@ -69,7 +76,17 @@ impl RunDir {
             }
             failed(errno.into())
         })?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, state_dir: None, _lock: lock })
+    }
+
+    /// Keeps the list of pools in `state_dir`, too, where it outlives the host's restart. What is
+    /// there already goes before what the run directory has.
+    pub fn with_state(mut self, state_dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(state_dir).map_err(|error| {
+            Error::io(format!("making the state directory {}", state_dir.display()), error)
+        })?;
+        self.state_dir = Some(state_dir.to_owned());
+        Ok(self)
     }
 
     pub fn path(&self) -> &Path {
@@ -123,19 +140,14 @@ impl RunDir {
     }
 
     pub fn remembered(&self) -> Result<Vec<Remembered>> {
-        remembered_in(&self.path)
+        let kept = |directory: &&PathBuf| directory.join(POOLS).exists();
+        remembered_in(self.state_dir.as_ref().filter(kept).unwrap_or(&self.path))
     }
 
-    /// Replaces the list, whole or not at all.
+    /// Replaces the list.
     pub fn remember(&self, pools: &[Remembered]) -> Result<()> {
-        let path = self.path.join(POOLS);
-        let text = serde_json::to_vec_pretty(pools)
-            .map_err(|error| Error::with(ErrorKind::Io, "writing the list of pools", error))?;
-        let new = path.with_extension("new");
-        File::create(&new)
-            .and_then(|mut file| file.write_all(&text))
-            .and_then(|()| std::fs::rename(&new, &path))
-            .map_err(|error| Error::io(format!("writing {}", path.display()), error))
+        let directories = self.state_dir.iter().chain([&self.path]);
+        directories.map(|directory| self::remember(&directory.join(POOLS), pools)).collect()
     }
 
     /// Whether the guest's write cache is on. A guest says so once, and not again to the daemon
@@ -173,6 +185,34 @@ impl RunDir {
             }
         }
     }
+}
+
+/// Takes the lock; one that a killed daemon still holds, because the kernel has not ended it yet,
+/// is waited for.
+fn lock(mut file: File) -> nix::Result<Flock<File>> {
+    let deadline = Instant::now() + HELD_WAIT;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((held, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = held,
+            lock => return lock.map_err(|(_, errno)| errno),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Replaces the list, whole or not at all, also when the power goes.
+fn remember(path: &Path, pools: &[Remembered]) -> Result<()> {
+    let text = serde_json::to_vec_pretty(pools)
+        .map_err(|error| Error::with(ErrorKind::Io, "writing the list of pools", error))?;
+    let new = path.with_extension("new");
+    let written = || {
+        let mut file = File::create(&new)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    };
+    written().map_err(|error| Error::io(format!("writing {}", path.display()), error))
 }
 
 /// The pools that the last daemon of a run directory had open.

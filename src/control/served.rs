@@ -11,7 +11,7 @@ use crate::base::clock::Nanos;
 use crate::base::limits::QUEUES_MAX;
 use crate::base::units::SECTOR_BYTES;
 use crate::base::{Error, ErrorKind, Result};
-use crate::flash::{self, AllocationId, FullPolicy, VolumeCounters, VolumeOptions};
+use crate::flash::{self, AllocationId, DriveErrors, FullPolicy, VolumeCounters, VolumeOptions};
 use crate::io::disk::{DiskGeometry, DiskTarget};
 use crate::io::volume::Volume;
 use crate::manifest::{Attributes, Door, Principal, VolumeSettings, WhenFull};
@@ -24,6 +24,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+/// For so long after the last error of a drive somebody should look after it.
+const DRIVE_ERRORS_SHOWN: Duration = Duration::from_secs(600);
 
 /// What serving needs besides the volume.
 #[derive(Clone)]
@@ -144,6 +147,17 @@ fn deliver(server: &Server, id: ExportId, message: Box<dyn Any + Send>) {
     if let Err(error) = server.message(id, message) {
         log::debug!("a message to a volume: {error}");
     }
+}
+
+/// What the drive has failed, in words.
+pub(super) fn drive_errors(errors: &DriveErrors) -> String {
+    format!(
+        "the drive failed {} operations, the last at byte {} of the volume: {}; the kernel's log \
+         may say why",
+        errors.count,
+        errors.offset,
+        std::io::Error::from(errors.errno)
+    )
 }
 
 impl Served {
@@ -467,7 +481,8 @@ impl Served {
     /// What somebody should look after.
     pub fn problem(&self) -> Option<String> {
         let cache = || self.cache_problem().filter(|_| self.home.is_none());
-        self.message().or_else(cache).or_else(|| self.waiting_problem())
+        let waiting = || self.waiting_problem();
+        self.message().or_else(cache).or_else(waiting).or_else(|| self.drive_problem())
     }
 
     /// What is wrong with it, or with its machine.
@@ -494,6 +509,14 @@ impl Served {
             waiting.requests,
             waiting.oldest_ms / 1000
         ))
+    }
+
+    /// The drive has failed operations lately.
+    fn drive_problem(&self) -> Option<String> {
+        let errors = self.counters.drive_errors()?;
+        let ago = Nanos::now().since(errors.at);
+        (ago < DRIVE_ERRORS_SHOWN)
+            .then(|| format!("{} ({}s ago)", drive_errors(&errors), ago.as_secs()))
     }
 
     pub fn facts(&self) -> Result<AllocationFacts> {

@@ -1,10 +1,14 @@
-//! What changes about a pool by itself: how full it is, how far scrubbing got, what failed.
+//! What changes about pools and volumes by itself: how full they are, how far scrubbing got, what
+//! failed.
 
 use super::api::EventKind;
+use super::engine::{Engine, Everything};
 use super::events::EventLog;
 use super::pool::{OpenPool, api_watermark};
+use super::served;
 use crate::base::units::Bytes;
 use crate::flash::Watermark;
+use std::time::Duration;
 
 /// A look at a pool.
 #[derive(Clone, Debug)]
@@ -59,6 +63,31 @@ impl Watched {
     fn tenths_left(&self) -> u64 {
         let tenths = u128::from(self.scrub_bytes) * 10;
         tenths.div_ceil(u128::from(self.scrub_bytes_peak.max(1))) as u64
+    }
+}
+
+/// Errors of a drive are told again after this long, if there are more.
+const DRIVE_ERRORS_EVERY: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Tells which volumes have requests that their drive failed.
+    pub fn look_after_drives(&self) {
+        let mut told = Vec::new();
+        {
+            let mut state = self.state();
+            let Everything { volumes, drive_errors, .. } = &mut *state;
+            for served in volumes.values() {
+                let Some(errors) = served.counters.drive_errors() else { continue };
+                let last = drive_errors.get(&served.name);
+                if last.is_none_or(|last| errors.at.since(*last) >= DRIVE_ERRORS_EVERY) {
+                    drive_errors.insert(served.name.clone(), errors.at);
+                    told.push((served.object(), served::drive_errors(&errors)));
+                }
+            }
+        }
+        for (object, text) in told {
+            self.events().add(EventKind::Error, object, text);
+        }
     }
 }
 

@@ -30,4 +30,4 @@ pub use pool::{NewAllocation, Pool, PoolView, ScrubProgress, Space, Watermark};
 pub use store::Finding;
 pub use table::{Allocation, Run};
 pub use thin::{ThinKind, ThinReply, ThinRequest};
-pub use volume::{FlashVolume, FullPolicy, VolumeCounters, VolumeMessage};
+pub use volume::{DriveErrors, FlashVolume, FullPolicy, VolumeCounters, VolumeMessage};

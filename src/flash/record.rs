@@ -57,7 +57,8 @@ struct Found {
     previous: u32,
     checksum: u32,
     length: usize,
-    changes: Vec<Change>,
+    /// `None`: they say what this build does not know.
+    changes: Option<Vec<Change>>,
 }
 
 /// The record that begins at the front of `bytes`, if it is whole and of the log with `salt`.
@@ -79,13 +80,15 @@ fn decode(bytes: &[u8], salt: u64) -> Option<Found> {
     if checksum(bytes.get(..length)?, salt)? != stored {
         return None;
     }
-    let payload = bytes.get(RECORD_HEADER_BYTES..length)?.get(..payload_bytes)?;
-    let reader = &mut Reader::new(payload);
-    let mut changes = Vec::new();
-    for _ in 0..count {
-        changes.push(Change::decode(reader)?);
-    }
+    let payload = bytes.get(RECORD_HEADER_BYTES..length)?;
+    let payload = payload.get(..payload_bytes).unwrap_or_default();
+    let changes = changes(payload, count);
     Some(Found { sequence, previous, checksum: stored, length, changes })
+}
+
+fn changes(payload: &[u8], count: u32) -> Option<Vec<Change>> {
+    let reader = &mut Reader::new(payload);
+    (0..count).map(|_| Change::decode(reader)).collect()
 }
 
 /// What a log holds.
@@ -103,7 +106,8 @@ pub(super) struct Log {
 
 /// Reads a log from its two copies (`None`: unreadable). Ends at the first place where neither
 /// holds the next record: a torn append. If a later place holds a whole record, the log was
-/// damaged instead, and that is an error.
+/// damaged instead, and that is an error; so is a whole record that cannot be understood, which a
+/// newer build has written.
 pub(super) fn scan(copies: &[Option<Vec<u8>>; 2], first: Link) -> Result<Log> {
     let mut log = Log::default();
     let mut link = first;
@@ -114,12 +118,20 @@ pub(super) fn scan(copies: &[Option<Vec<u8>>; 2], first: Link) -> Result<Log> {
         let found = [0, 1].map(|copy| found_at(copies, copy, at, first.salt).filter(next));
         let whole = found.each_ref().map(Option::is_some);
         let Some(record) = found.into_iter().flatten().next() else { break };
+        let Some(changes) = record.changes else {
+            let text = format!(
+                "record {} at byte {at} of the log is whole and says what this vflashd does not \
+                 know: start the vflashd that wrote it",
+                record.sequence
+            );
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        };
         let end = at.saturating_add(record.length);
         let damaged = whole.into_iter().enumerate().filter(|(_, whole)| !whole);
         log.damaged.extend(damaged.map(|(copy, _)| (copy, at..end)));
         at = end;
         link = link.next(record.checksum);
-        log.records.push((record.sequence, record.changes));
+        log.records.push((record.sequence, changes));
     }
     let blocks = copies.iter().flatten().map(Vec::len).max().unwrap_or(0);
     for later in (at..blocks).step_by(BLOCK_BYTES as usize) {
@@ -141,4 +153,25 @@ pub(super) fn scan(copies: &[Option<Vec<u8>>; 2], first: Link) -> Result<Log> {
 
 fn found_at(copies: &[Option<Vec<u8>>; 2], copy: usize, at: usize, salt: u64) -> Option<Found> {
     decode(copies.get(copy)?.as_ref()?.get(at..)?, salt)
+}
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::flash::AllocationId;
+
+    #[test]
+    fn a_whole_record_that_is_not_understood_is_no_torn_one() {
+        let link = Link { salt: 9, sequence: 1, previous: 0 };
+        let (mut bytes, _) = encode(&[Change::Remove { id: AllocationId(3) }], link);
+        let scanned = |bytes: &[u8]| scan(&[Some(bytes.to_vec()), Some(bytes.to_vec())], link);
+        assert_eq!(scanned(&bytes).expect("it is read").records.len(), 1);
+        bytes[RECORD_HEADER_BYTES] = 99;
+        assert_eq!(scanned(&bytes).expect("it is torn").records.len(), 0);
+        let checksum = checksum(&bytes, link.salt).expect("it is long enough");
+        bytes[RECORD_CHECKSUM].copy_from_slice(&checksum.to_le_bytes());
+        let error = scanned(&bytes).expect_err("a newer build wrote it");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
 }

@@ -509,7 +509,8 @@ impl FlashVolume {
             self.piece_ended(id);
             return self.step_over(id, task, None, io);
         }
-        if result.is_err() {
+        if let Err(errno) = result {
+            self.drive_failed(id, errno, io);
             self.piece_ended(id);
             self.slots[id as usize].held = false;
             self.release(id);

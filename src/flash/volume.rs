@@ -20,6 +20,7 @@ use super::places::Places;
 use super::table::{Allocation, Run};
 use super::task::Task;
 use super::thin::ThinKind;
+use crate::base::clock::Nanos;
 use crate::base::units::SECTOR_BYTES;
 use crate::base::{ErrorKind, Result};
 use crate::io::buffer::{PinnedBuffer, Segment};
@@ -29,8 +30,8 @@ use crate::io::volume::{
 };
 use std::any::Any;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A volume stands on one disk.
 pub(super) const DISK: DiskIndex = DiskIndex(0);
@@ -62,6 +63,25 @@ pub struct VolumeCounters {
     pub waiting: AtomicU64,
     /// A gauge: since when the oldest of them does, on the monotonic clock.
     pub waiting_since: AtomicU64,
+    /// See [`Self::drive_errors`].
+    pub last_drive_error: Mutex<Option<DriveErrors>>,
+}
+
+impl VolumeCounters {
+    /// What the drive failed since the volume is served; `None`: nothing.
+    pub fn drive_errors(&self) -> Option<DriveErrors> {
+        *self.last_drive_error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Operations of a volume that its drive failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriveErrors {
+    pub count: u64,
+    /// Of the last one: why, when, and the byte of the volume where it began.
+    pub errno: Errno,
+    pub at: Nanos,
+    pub offset: u64,
 }
 
 pub(super) fn count(counter: &AtomicU64, more: u64) {
@@ -270,6 +290,19 @@ impl FlashVolume {
         io.complete(RequestId(id), outcome);
     }
 
+    /// The drive failed an operation of the request.
+    pub(super) fn drive_failed(&self, id: u32, errno: Errno, io: &dyn Io) {
+        if errno.0 == libc::EFAULT {
+            // The guest's memory is not there any more: no fault of the drive.
+            return;
+        }
+        let mut errors =
+            self.counters.last_drive_error.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = errors.map_or(1, |errors| errors.count + 1);
+        let offset = self.slots[id as usize].first * SECTOR_BYTES;
+        *errors = Some(DriveErrors { count, errno, at: io.now(), offset });
+    }
+
     /// Whether every range lies in the volume as it is now: it may have shrunk since the caller
     /// looked.
     pub(super) fn is_inside(&self, ranges: &[SectorRange]) -> bool {
@@ -377,8 +410,11 @@ impl Volume for FlashVolume {
             self.settle(io);
             return;
         }
-        slot.failed |= result.is_err();
-        if slot.pending == 0 {
+        if let Err(errno) = result {
+            slot.failed = true;
+            self.drive_failed(id, errno, io);
+        }
+        if self.slots[id as usize].pending == 0 {
             self.finish(id, io);
             if !self.holds.is_empty() {
                 self.settle(io);

@@ -28,6 +28,8 @@ pub struct Actual {
     pub pools: Vec<ActualPool>,
     /// The volumes of all these pools.
     pub volumes: Vec<ActualVolume>,
+    /// Volumes whose settings cannot be read, with the reason: they are not in `volumes`.
+    pub unreadable: BTreeMap<VolumeName, String>,
     /// What is at the paths of [`Wanted::devices`]; a path left out counts as missing.
     pub devices: BTreeMap<PathBuf, DeviceState>,
     /// What backings are known by, by how manifests write them: two names of one disk have the same
@@ -103,6 +105,7 @@ pub fn plan(wanted: &Wanted, actual: &Actual) -> Result<Plan, Vec<Mistake>> {
     for machine in &wanted.machines {
         machine.volumes.iter().for_each(|volume| planner.volume(machine, volume));
         planner.surplus(machine);
+        planner.unreadable(machine);
     }
     planner.finish()
 }

@@ -238,7 +238,7 @@ impl<'a> Planner<'a> {
 
     pub(super) fn volume(&mut self, machine: &VirtualMachine, volume: &Volume) {
         let name = full_name(machine, volume);
-        if self.shared(&name, volume) {
+        if self.actual.unreadable.contains_key(&name) || self.shared(&name, volume) {
             return;
         }
         if let Storage::Cached(cached) = &volume.storage
@@ -436,8 +436,30 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Nothing can be said of volumes of the machine whose settings cannot be read, and nothing is
+    /// done to them.
+    pub(super) fn unreadable(&mut self, machine: &VirtualMachine) {
+        let actual = self.actual;
+        for (name, reason) in &actual.unreadable {
+            if name.machine == machine.name.value {
+                self.refuse_unreadable(name, reason, &machine.name.place);
+            }
+        }
+    }
+
+    fn refuse_unreadable(&mut self, name: &VolumeName, reason: &str, place: &Place) {
+        let text = format!(
+            "the settings of {name} cannot be read ({reason}): start the vflashd that wrote them, \
+             or give the volume up with `vflash reclaim --force {name}`"
+        );
+        self.mistake(place, text);
+    }
+
     /// The deletion of a volume, if there is one of that name.
     pub(super) fn deletion(&mut self, name: &VolumeName, place: &Place, force: bool) {
+        if let Some(reason) = self.actual.unreadable.get(name) {
+            return self.refuse_unreadable(name, reason, place);
+        }
         if let Some(volume) = self.actual.volumes.iter().find(|actual| actual.name == *name) {
             self.delete(volume, place, force || !volume.attached, ", or force it");
         }

@@ -103,7 +103,13 @@ impl Plan {
         let unconfirmed = |step: &Step| {
             let name = step.action.destroys().filter(|name| !confirmed.contains(name))?;
             let (object, detail) = (step.action.object(), step.action.detail());
-            let text = format!("{object}: {detail}; confirm by naming `{name}`");
+            let or = match step.action {
+                Action::ShrinkVolume { from_bytes, .. } => {
+                    format!("write `{}`, which it has, or ", Bytes(from_bytes))
+                }
+                _ => String::new(),
+            };
+            let text = format!("{object}: {detail}; {or}confirm by naming `{name}`");
             Some(Mistake::new(&step.place, text))
         };
         self.steps.iter().filter_map(unconfirmed).collect()

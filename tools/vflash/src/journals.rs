@@ -77,7 +77,9 @@ impl Offline {
             true => pool.to_owned(),
             false => device_of(run_dir, pool)?,
         };
-        let opened = Device::open(&device, LOCK_WAIT).map_err(|error| held(client, pool, error))?;
+        let opened = Device::open(&device, LOCK_WAIT).map_err(|error| {
+            held(client, name_of(run_dir, &device).as_deref().unwrap_or(pool), error)
+        })?;
         Ok((Self { target: opened.target.clone(), device }, opened))
     }
 
@@ -103,6 +105,13 @@ fn device_of(run_dir: &Path, pool: &str) -> Result<String> {
         );
         Failure::new(ErrorCode::NotFound, text)
     })
+}
+
+/// The pool on a device or file, as the last daemon of this run directory knew it.
+fn name_of(run_dir: &Path, device: &str) -> Option<String> {
+    let device = std::path::absolute(device).ok()?.display().to_string();
+    let pools = remembered_in(run_dir).ok()?;
+    pools.into_iter().find(|known| known.device == device).map(|known| known.name)
 }
 
 fn held(client: &Client, pool: &str, error: Error) -> Failure {

@@ -258,6 +258,10 @@ pub(crate) fn status(status: &Status) -> String {
     table.pair("Started", format!("{} ({} ago)", time(status.started_ms), duration(up)));
     table.pair("Reactors", status.reactors);
     table.pair("Pools", status.pools);
+    for space in &status.space {
+        let left = format!("{}, {} free", space.watermark, size(space.free_bytes));
+        table.pair(&format!("Pool {}", space.pool), left);
+    }
     table.pair("Volumes", format!("{}, {} attached", status.volumes, status.attached));
     if let Some(waiting) = &status.waiting {
         table.pair("Waiting", self::waiting(*waiting));
