@@ -9,11 +9,11 @@ use rig::{DISK_BYTES, Setup, World, alone, identity, run_all, scale};
 use std::any::Any;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use vflash::backing::recover::{RecoverOptions, Standing, Word, inspect, recover};
+use vflash::backing::recover::{RecoverOptions, Standing, Word, inspect, recover, take_up};
 use vflash::backing::redo::Layout;
 use vflash::backing::roster::{Peer, Roster};
 use vflash::backing::sidecar::write_stamp;
-use vflash::backing::stamp::State;
+use vflash::backing::stamp::{Point, State};
 use vflash::backing::together::word_of;
 use vflash::base::units::{MIB, SECTOR_BYTES};
 use vflash::cache::consistency::{Consistency, Joining};
@@ -89,7 +89,8 @@ struct Pair {
 fn setups(seed: u64, more: u64) -> [Setup; 2] {
     let setup = |member| {
         let segments = more + 6 + (seed + u64::from(member)) % 3;
-        Setup { grouped: true, strong: true, segments, member, ..Setup::of(seed) }
+        let wall_ms: Option<fn() -> u64> = Some(|| 1_000_000);
+        Setup { grouped: true, strong: true, segments, member, wall_ms, ..Setup::of(seed) }
     };
     [setup(0), setup(1)]
 }
@@ -104,15 +105,17 @@ fn roster() -> Roster {
     Roster { name: "db".into(), members: vec![peer(1), peer(0)] }
 }
 
+/// What each says as a leader.
+fn words(worlds: &[World; 2]) -> [Option<Word>; 2] {
+    [0, 1].map(|member: usize| word_of(&mut worlds[member].blocking(2)).expect("readable"))
+}
+
 /// Finishes both on the shared storage, as any host can: the points that they are at.
 fn recover_pair(worlds: &[World; 2]) -> [u64; 2] {
-    let words: Vec<Word> = worlds
-        .iter()
-        .map(|world| word_of(&mut world.blocking(2)).expect("readable").expect("stamped"))
-        .collect();
+    let words = words(worlds);
     [0, 1].map(|member| {
         let (world, word) = (&worlds[member], words[1 - member]);
-        let options = RecoverOptions { word: Some(word), ..Default::default() };
+        let options = RecoverOptions { word, ..Default::default() };
         let (mut backing, mut sidecar) = (world.blocking(1), world.blocking(2));
         let done = recover(&mut backing, &mut sidecar, options, &mut |_| {});
         done.expect("recovered").expect("stamped").standing.point.won
@@ -130,28 +133,51 @@ fn open_log(world: &World, shared: bool) -> (Standing, vflash::base::Result<Open
     (standing, open(&mut world.medium(), &how))
 }
 
-/// Opens the disks as a daemon that starts does.
+/// A disk whose last group counts and is not retired: its log finishes that while it serves.
+fn take_up_one(world: &World, word: Option<Word>) -> Option<(Opened, Standing, Point)> {
+    let options = RecoverOptions { word, ..Default::default() };
+    let standing = take_up(&mut world.blocking(2), options).expect("readable").expect("stamped");
+    let live = standing.live?.span;
+    let mut how = OpenOptions::new(identity(), 64 * MIB);
+    (how.shared, how.drained_through, how.drained_others) = (true, live.from, live.from);
+    let opened = open(&mut world.medium(), &how).expect("opened");
+    opened.can_finish(&live).then(|| (opened, standing, live.point()))
+}
+
+/// Opens the disks as a daemon that starts does: what a log can finish is left to it, on worlds of
+/// half of the seeds.
 fn open_pair(setups: &[Setup; 2], worlds: &[World; 2]) -> Vec<(CachedDisk, Joining)> {
-    recover_pair(worlds);
+    if setups[0].seed % 2 == 1 {
+        recover_pair(worlds);
+    }
+    let words = words(worlds);
     let open_one = |member: usize| {
         let (setup, world) = (&setups[member], &worlds[member]);
-        let (standing, opened) = open_log(world, true);
-        let opened = opened.expect("opened");
-        let mut stamp = standing.stamp.next(1);
-        (stamp.state, stamp.roster) = (State::Dirty, roster());
-        stamp.owner.volume = peer(member).volume;
-        write_stamp(&mut world.blocking(2), &stamp).expect("stamped");
+        let (opened, standing, live) = match take_up_one(world, words[1 - member]) {
+            Some((opened, standing, live)) => (opened, standing, Some(live)),
+            None => {
+                let (standing, opened) = open_log(world, true);
+                (opened.expect("opened"), standing, None)
+            }
+        };
+        let mut stamp = standing.stamp;
+        if live.is_none() {
+            stamp = stamp.next(1);
+            (stamp.state, stamp.roster) = (State::Dirty, roster());
+            stamp.owner.volume = peer(member).volume;
+            write_stamp(&mut world.blocking(2), &stamp).expect("stamped");
+        }
         let joining = Joining {
             peer: peer(member),
             disk: stamp.disk,
             committed_step: stamp.committed_step,
-            generation: 1,
+            generation: u64::from(live.is_none()),
             next_won: opened.next_won(),
             waker: Arc::new(|| {}),
         };
         let layout = Layout::new(stamp.group_bytes_max);
         let last_group = standing.next_group - 1;
-        let sidecar = SidecarState { layout, stamp, last_group, live_to: None };
+        let sidecar = SidecarState { layout, stamp, last_group, live };
         let geometry = world.0[1].geometry();
         (CachedDisk::new(opened, setup.options(), geometry, Some(sidecar)), joining)
     };
@@ -503,13 +529,15 @@ fn host_lost(seed: u64) -> u64 {
     let (all, storage) = (Loss::Unflushed, Loss::UnderWay);
     let mut states = 0;
     for losses in [[all; 6], [all, storage, storage, all, storage, storage]] {
-        states += explorer.explore_together(&recordings, &losses, |case, disks| {
+        let mut again = 0;
+        let explored = explorer.explore_together(&recordings, &losses, |case, disks| {
             let (log, data) = disks.split_at(3);
             let world = |disks: &[SimDisk]| {
                 World(disks.to_vec().try_into().unwrap_or_else(|_| panic!("three")))
             };
             let worlds = [world(log), world(data)];
             let mut heir = Pair::on(pair.setups, worlds, pair.clients.clone());
+            heir.record();
             let found = heir.judge_guests();
             let acked = pair.moment(case.point).2.iter().map(|client| client.acked);
             for (found, acked) in found.iter().zip(acked) {
@@ -526,10 +554,22 @@ fn host_lost(seed: u64) -> u64 {
                 let there = heir.check_backings();
                 let acked: Vec<_> = heir.clients.iter().map(|client| client.acked).collect();
                 assert_eq!(there, acked, "all is in the backings");
+                again += lost_again(&heir, case.seed ^ case.point);
             }
         });
+        states += explored + again;
     }
     states
+}
+
+/// The flash of those who went on where others had ended is gone too.
+fn lost_again(heir: &Pair, seed: u64) -> u64 {
+    let recordings: Vec<_> = [1, 2, 4, 5].map(|disk: usize| heir.disks()[disk].recording()).into();
+    let limits = Explorer::new(seed);
+    let explorer = Explorer { only: None, samples: 1, exhaustive_max: 0, points_max: 12, ..limits };
+    explorer.explore_together(&recordings, &[Loss::UnderWay; 4], |case, disks| {
+        heir.judge_without_flash(case.point, &shared_storage(disks));
+    })
 }
 
 #[test]
@@ -651,4 +691,39 @@ fn a_disk_leaves_when_the_others_need_no_word_of_it() {
     assert!(refused.expect_err("refused").to_string().contains("in no consistency group"));
     pair.ask(0, |reply| CacheMessage::Close { reply }).expect("closed");
     assert!(pair.group.roster().1.is_empty());
+}
+
+#[test]
+fn a_leader_that_is_lost_for_good_at_any_step_holds_nobody_up() {
+    for after in 0..24 {
+        let mut pair = Pair::new(7);
+        pair.work(40);
+        pair.finish();
+        let fail = Failure { after, forever: true, errno: Errno::EIO, torn: false };
+        let down = Faults { fail: Some(fail), reorder: true, ..Faults::default() };
+        pair.worlds[1].0[2].set_faults(down);
+        pair.begin(0, |reply| CacheMessage::Drain { to: None, hold: false, reply });
+        for _ in 0..400 {
+            pair.turn();
+            pair.pass_time(Duration::from_millis(5));
+        }
+        drop(pair.reactors.pop());
+        pair.group.expel("vm/data", None);
+        let drain = |reply| CacheMessage::Drain { to: None, hold: false, reply };
+        let answer = pair.begin(0, drain);
+        for _ in 0..5_000 {
+            pair.reactors[0].turn(false);
+            pair.pass_time(Duration::from_millis(5));
+        }
+        let answer = answer.lock().expect("one thread").take();
+        assert!(matches!(answer, Some(Ok(_))), "after {after}: {answer:?}");
+        let mut bytes = vec![0; SECTOR];
+        for (client, number) in pair.clients.iter().zip(0..) {
+            for record in 1..=client.acked[0] {
+                let at = number * AREA + record - 1;
+                bytes.copy_from_slice(&pair.worlds[0].0[1].peek(at * SECTOR_BYTES, SECTOR));
+                assert_eq!(record_of(number, at, &bytes), Some(record), "after {after}");
+            }
+        }
+    }
 }

@@ -5,7 +5,10 @@
 mod rig;
 
 use rig::{LOSSES, Rig, Setup, World, alone, run_all, scale};
-use vflash::cache::CacheState;
+use std::cell::Cell;
+use std::time::Duration;
+use vflash::backing::recover::{RecoverOptions, inspect};
+use vflash::cache::{CacheMessage, CacheState};
 use vflash::io::crash::Explorer;
 use vflash::io::disk::Errno;
 use vflash::io::sim::{Failure, Faults};
@@ -120,7 +123,7 @@ fn outage(seed: u64) -> u64 {
             rig.write_somewhere();
         }
         rig.finish();
-        rig.reactor.advance(std::time::Duration::from_secs(2));
+        rig.reactor.advance(Duration::from_secs(2));
         (0..40).for_each(|_| rig.turn(false));
         let whole = !matches!(outage, Outage::Flapping | Outage::OneFlush) || round < 3;
         if whole {
@@ -131,10 +134,10 @@ fn outage(seed: u64) -> u64 {
     begin(&rig, outage, seed % 5);
     (0..6).for_each(|_| rig.write_somewhere());
     rig.finish();
-    rig.reactor.advance(std::time::Duration::from_secs(2));
+    rig.reactor.advance(Duration::from_secs(2));
     (0..60).for_each(|_| rig.turn(false));
     // What failed is tried again, and may succeed now.
-    rig.reactor.advance(std::time::Duration::from_secs(2));
+    rig.reactor.advance(Duration::from_secs(2));
     (0..60).for_each(|_| rig.turn(false));
     let explorer =
         Explorer { samples: 3, exhaustive_max: 1, points_max: 40, ..Explorer::new(seed) };
@@ -181,7 +184,7 @@ fn fail_the_nth(seed: u64) -> u64 {
                 (0..4).for_each(|_| rig.write_somewhere());
                 rig.flush();
                 (0..30).for_each(|_| rig.turn(false));
-                rig.reactor.advance(std::time::Duration::from_secs(2));
+                rig.reactor.advance(Duration::from_secs(2));
                 (0..30).for_each(|_| rig.turn(false));
             }
             let kept = rig.moment(u64::MAX).kept;
@@ -198,4 +201,50 @@ fn any_operation_may_fail() {
     let seeds: Vec<u64> = (0..6 * scale()).collect();
     let states = run_all("fail the Nth", &seeds, |seed| fail_the_nth(*seed));
     assert!(alone() || states >= 480, "{states} cases are too few");
+}
+
+thread_local! {
+    static WALL_MS: Cell<u64> = const { Cell::new(0) };
+}
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Drain positions over time, of a disk that is to be at most 4 s behind. `jumps`: meanwhile the
+/// clock of the day goes a day forwards and a day back.
+fn drained_over_time(seed: u64, jumps: bool) -> Vec<u64> {
+    let noon = 1000 * DAY_MS;
+    WALL_MS.set(noon);
+    let mut rig =
+        Rig::new(Setup { wall_ms: Some(|| WALL_MS.get()), reorder: false, ..Setup::of(seed) });
+    rig.tell(CacheMessage::SetStaleness { staleness_max: Duration::from_secs(4) });
+    let mut positions = Vec::new();
+    for step in 0..80_u64 {
+        rig.write(step * 7 % 300, 1 + step % 9);
+        if step % 5 == 4 {
+            rig.flush();
+        }
+        rig.finish();
+        let shift = [0, DAY_MS, 0, 2 * DAY_MS, DAY_MS][(step % 5) as usize];
+        WALL_MS.set(if jumps { noon - DAY_MS + shift } else { noon });
+        rig.reactor.advance(Duration::from_millis(300));
+        (0..200).for_each(|_| rig.turn(false));
+        rig.ask(|reply| CacheMessage::Status { reply });
+        let gauges = rig.status.gauges();
+        assert!(gauges.oldest_dirty <= Duration::from_secs(4), "seed {seed}, {step}: {gauges:?}");
+        positions.push(gauges.drained_won);
+    }
+    rig.close();
+    let standing = inspect(&mut rig.world.blocking(2), RecoverOptions::default());
+    let stamp = standing.expect("readable").expect("stamped").stamp;
+    assert!(stamp.is_clean() && stamp.point.time_ms <= stamp.stamped_ms, "{stamp:?}");
+    positions
+}
+
+#[test]
+fn a_jump_of_the_clock_of_the_day_neither_hastens_nor_holds_up_a_drain() {
+    for seed in 0..8 {
+        let steady = drained_over_time(seed, false);
+        assert!(steady.last().is_some_and(|last| *last > 0), "seed {seed}: nothing was drained");
+        assert_eq!(drained_over_time(seed, true), steady, "seed {seed}");
+    }
 }

@@ -5,8 +5,12 @@
 mod rig;
 
 use rig::{Rig, Setup, alone, explore, run_all, scale};
-use vflash::cache::Mode;
+use vflash::backing::recover::{RecoverOptions, inspect};
+use vflash::base::Result;
+use vflash::cache::{CacheMessage, CacheState, Mode};
 use vflash::io::crash::Explorer;
+use vflash::io::disk::Errno;
+use vflash::io::sim::{Failure, Faults};
 use vflash::io::volume::RequestKind;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,4 +123,64 @@ fn every_crash_state_of_long_runs_over_all_modes_keeps_what_was_durable() {
     let seeds: Vec<u64> = (0..12 * scale()).collect();
     let states = run_all("modes, long random runs", &seeds, |seed| long(*seed));
     assert!(alone() || states >= 2_000 * scale(), "{states} states are too few");
+}
+
+/// Where a disk goes from and to; `None`: its detach.
+type Change = (Mode, Option<Mode>);
+
+fn begin(rig: &mut Rig, to: Option<Mode>) -> Result<()> {
+    match to {
+        Some(mode) => rig.ask(|reply| CacheMessage::SetMode { mode, reply }),
+        None => rig.ask(|reply| CacheMessage::Close { reply }),
+    }
+}
+
+/// One operation of one disk fails, the one after so many others, while a change is under way.
+/// True if it came so far.
+fn one_fails((from, to): Change, disk: usize, after: u64) -> bool {
+    let mut rig = Rig::new(setup(1 + after % 4 + 4 * disk as u64));
+    rig.set_mode(from);
+    (0..6).for_each(|index| rig.write(30 * index, 3 + index));
+    rig.zero(RequestKind::Discard, &[(33, 9)]);
+    rig.finish();
+    let head = rig.model.head();
+    let fail = Some(Failure { after, forever: false, errno: Errno::EIO, torn: true });
+    rig.world.0[disk].set_faults(Faults { fail, reorder: true, ..Faults::default() });
+    let first = begin(&mut rig, to);
+    let failed = rig.world.recordings()[disk].log.iter().any(|operation| operation.failed);
+    rig.world.set_faults(&Faults { reorder: true, ..Faults::default() });
+    // It is done, or is as it was and can be asked for again.
+    if let Err(error) = first {
+        assert!(failed, "{from:?} to {to:?}: nothing has failed: {error}");
+        begin(&mut rig, to).expect("done, the second time");
+    }
+    assert!(!matches!(rig.state(), CacheState::Fenced(_)), "{:?}", rig.state());
+    if to.is_none() {
+        let found = rig.model.check_point(head, &mut rig.world.reader());
+        assert!(found.is_ok(), "{from:?}, disk {disk}, {after}: {found:?}");
+        let standing = inspect(&mut rig.world.blocking(2), RecoverOptions::default());
+        let stamp = standing.expect("readable").expect("stamped").stamp;
+        assert!(stamp.is_clean(), "{from:?}, disk {disk}, {after}: {:?}", rig.setup);
+        return failed;
+    }
+    rig.check_guest(head).unwrap_or_else(|text| panic!("{from:?} to {to:?}, {after}: {text}"));
+    rig.write(31, 4);
+    rig.finish();
+    rig.check_guest(rig.model.head()).expect("it goes on");
+    assert_eq!(rig.failed, 0, "a guest sees no error");
+    failed
+}
+
+#[test]
+fn an_error_in_any_step_of_a_change_of_mode_or_a_detach_costs_time_alone() {
+    let mut changes: Vec<Change> = MODES.iter().map(|from| (*from, None)).collect();
+    for from in MODES {
+        changes.extend(MODES.iter().filter(|to| **to != from).map(|to| (from, Some(*to))));
+    }
+    let jobs: Vec<(Change, usize)> =
+        changes.into_iter().flat_map(|change| [0, 1, 2].map(|disk| (change, disk))).collect();
+    let states = run_all("modes, errors in changes", &jobs, |(change, disk)| {
+        (0..200).take_while(|after| one_fails(*change, *disk, *after)).count() as u64
+    });
+    assert!(alone() || states >= 80, "{states} states are too few");
 }

@@ -253,22 +253,17 @@ fn sockets(daemon: &Vflashd, machines: &[&str]) -> Vec<PathBuf> {
     machines.iter().map(|name| daemon.run_dir().join(name).join("disk.sock")).collect()
 }
 
-/// What happens to a disk while its guests are at work. Kills come while it keeps a log: else what
-/// they cut off is done again when its machine is back (src/cache/README.md, "Decisions").
-const DISTURBANCES: [&str; 14] = [
+/// What happens to a disk while its guests are at work.
+const DISTURBANCES: [&str; 10] = [
     "drain",
     "grow",
     "kill",
     "write-through",
     "shrink",
     "kill",
-    "write-around",
     "drain",
-    "read-only",
-    "grow",
-    "bypass",
     "write-back",
-    "shrink",
+    "grow",
     "kill",
 ];
 
@@ -340,6 +335,39 @@ fn all_that_several_machines_see_can_have_happened_in_one_order() {
     assert!(report.restarts >= 3 && report.operations >= options.operations, "{report:?}");
     assert_eq!(report.torn, 0, "a block is never seen half written");
     daemon.stop();
+}
+
+/// A write past the log that a kill cuts off is done again: over what another has written since.
+#[test]
+fn a_disk_that_several_machines_write_keeps_its_log() {
+    let (daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let at_home = |words: &str, mode: &str| {
+        machine("one", &[&home(&backing, words).replace("16MiB", &format!("16MiB, mode: {mode}"))])
+    };
+    let another = |words: &str| machine("two", &[&door(&backing, words)]);
+    for mode in ["write-around", "read-only", "bypass"] {
+        let text = refusal(&daemon, &(pool.clone() + &at_home(", sharedWith: [two]", mode)));
+        assert!(text.contains("two/disk writes the disk of one/disk: "), "{text}");
+        assert!(text.contains(&format!("`mode: {mode}` writes past the log")), "{text}");
+    }
+    // One who reads does no harm; one who writes too is refused, from either side.
+    daemon.apply(&(pool.clone() + &at_home("", "bypass") + &another(", readOnly: true")));
+    let text = refusal(&daemon, &another(""));
+    assert!(text.contains("two/disk writes the disk of one/disk: "), "{text}");
+    daemon.apply(&(at_home("", "write-back") + &another("")));
+    let text = refusal(&daemon, &at_home("", "bypass"));
+    assert!(text.contains("two/disk writes the disk of one/disk: "), "{text}");
+    for name in ["one", "two"] {
+        let path = format!("/v1/volumes/{name}/disk/mode");
+        let failure = daemon.refused(&path, &json!({"mode": "write-around"}), 400);
+        let text = failure["message"].as_str().unwrap();
+        assert!(text.contains("several machines write it"), "{text}");
+        assert!(text.contains("write `mode: write-back` or `mode: write-through`"), "{text}");
+    }
+    daemon.post("/v1/volumes/two/disk/mode", &json!({"mode": "write-through"}));
+    daemon.apply(&(at_home("", "bypass") + &another(", readOnly: true")));
+    eventually("it is in force", || cache(&daemon, "one/disk")["mode"] == "bypass");
 }
 
 #[test]

@@ -10,6 +10,7 @@ fn standing(stamp: Stamp) -> Standing {
         point: stamp.point,
         part: false,
         doubt: None,
+        dropped: false,
         dirty_bytes: stamp.dirty_bytes,
         next_group: 10,
         live: None,

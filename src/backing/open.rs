@@ -334,11 +334,10 @@ impl Backing {
         if self.description.reason.is_some() {
             return Ok(None);
         }
-        let standing = recover::take_up(&mut sidecar.blocking, Damage::Skip)
+        let options = RecoverOptions { damage: Damage::Skip, now_ms: 0, word: self.word };
+        let standing = recover::take_up(&mut sidecar.blocking, options)
             .map_err(|error| error.context(&named))?;
-        // A group of a step is finished before anything else: the other disks go by that.
-        let alone = |standing: &Standing| standing.stamp.roster.is_empty();
-        let Some(standing) = standing.filter(alone) else { return Ok(None) };
+        let Some(standing) = standing else { return Ok(None) };
         let found = &self.description.identity;
         let verdict = fence::judge(claim, found, Some(&standing), &words)
             .map_err(|error| error.context(&named))?;

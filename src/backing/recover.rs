@@ -83,6 +83,8 @@ pub struct Standing {
     /// A group was written for this step of a consistency group; whether it counts is for another
     /// disk to say ([`RecoverOptions::word`]). Until then the point is the one before it.
     pub doubt: Option<StepId>,
+    /// A group was written for a step that its leader has not committed: it does not count.
+    pub dropped: bool,
     /// Damage and leftovers, in words.
     pub findings: Vec<String>,
 }
@@ -115,8 +117,8 @@ pub fn inspect(sidecar: &mut Blocking, options: RecoverOptions) -> Result<Option
 
 /// As [`inspect`], for an owner whose log will finish a live group: makes durable what was read, as
 /// must be before the group is applied.
-pub fn take_up(sidecar: &mut Blocking, damage: Damage) -> Result<Option<Standing>> {
-    let standing = inspect(sidecar, RecoverOptions { damage, ..Default::default() })?;
+pub fn take_up(sidecar: &mut Blocking, options: RecoverOptions) -> Result<Option<Standing>> {
+    let standing = inspect(sidecar, options)?;
     let stamps = read_stamps(sidecar)?;
     settle(sidecar, &stamps)?;
     Ok(standing)
@@ -142,6 +144,13 @@ pub fn recover(
     }
     settle(sidecar, &stamps)?;
     let (Some(header), Some(entries)) = (standing.live, live) else {
+        if standing.dropped {
+            // For good: whoever asks later may find no leader who says so.
+            let mut stamp = standing.stamp.next(options.now_ms);
+            (stamp.retired_group, stamp.point) = (standing.next_group - 1, standing.point);
+            write_stamp(sidecar, &stamp)?;
+            standing.stamp = stamp;
+        }
         return Ok(Some(Recovery { standing, applied: None }));
     };
     let layout = Layout::new(standing.stamp.group_bytes_max);
@@ -193,6 +202,7 @@ fn examine(
         next_group,
         live: None,
         doubt: None,
+        dropped: false,
         findings: Vec::new(),
         stamp,
     };
@@ -200,6 +210,7 @@ fn examine(
     if let Some(header) = candidate {
         let sectors = standing.stamp.identity.size_bytes / SECTOR_BYTES;
         let said = said(&header, &standing.stamp, options.word)?;
+        standing.dropped = said == Said::Dropped;
         if said != Said::Dropped {
             live = read_group(sidecar, &layout, &header, sectors)?;
         }

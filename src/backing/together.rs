@@ -84,6 +84,43 @@ pub fn recover_all(
     backings.iter_mut().map(|backing| backing.recover(options, adopt, progress)).collect()
 }
 
+/// Settles disks in doubt whose leader is given up, with the sidecar in which it has said whether
+/// their last step counts. `backings`: all other disks of the group but those that are served;
+/// `served`: the points which those are at.
+///
+/// The step counts if each of them has its group, or is at the step's point: so it was when it was
+/// committed, and if it was not, all that are left move together all the same.
+///
+/// # Errors
+/// Nothing is settled by halves: what was settled before an error is found so the next time.
+pub fn settle_without_leader(
+    backings: &mut [Backing],
+    served: &[u64],
+    options: RecoverOptions,
+) -> Result<()> {
+    let mut doubtful = None;
+    let mut points = served.to_vec();
+    for backing in backings.iter_mut() {
+        let Some(standing) = backing.standing(options.damage)? else { continue };
+        match standing.doubt {
+            None => points.push(standing.point.won),
+            Some(step) => {
+                backing.believe(Word { leader: step.leader, committed_step: step.number });
+                let to = backing.standing(options.damage)?.map(|whole| whole.point.won);
+                doubtful = to.map(|to| (step, to)).or(doubtful);
+            }
+        }
+    }
+    let Some((step, to)) = doubtful else { return Ok(()) };
+    let committed = points.iter().all(|point| *point >= to);
+    let committed_step = step.number - u64::from(!committed);
+    for backing in backings {
+        backing.believe(Word { leader: step.leader, committed_step });
+        backing.recover(options, false, &mut |_| {})?;
+    }
+    Ok(())
+}
+
 /// Refuses half a group: one whose disks are not all there.
 fn missing<'a>(standings: impl Iterator<Item = &'a Standing> + Clone) -> Result<()> {
     let there: Vec<&str> = standings.clone().map(|one| one.stamp.owner.volume.as_str()).collect();

@@ -47,6 +47,8 @@ struct Shared {
     generation: u64,
     /// The members that are here, by volume.
     seats: BTreeMap<String, Seat>,
+    /// UUIDs of all disks that have been here, by volume.
+    disks: BTreeMap<String, [u8; 16]>,
     /// The last step that each disk has committed as the leader, by the disk's UUID.
     words: BTreeMap<[u8; 16], u64>,
     step: Step,
@@ -161,13 +163,15 @@ impl Consistency {
         wake.iter().for_each(|waker| waker());
     }
 
-    /// A disk that is not here belongs to the group no more. `word`: what its stamp said last.
+    /// A disk that is not here belongs to the group no more. `word`: what its stamp said last;
+    /// `None`: nobody can tell any more.
     pub fn expel(&self, volume: &str, word: Option<Word>) {
         let mut wake = Vec::new();
         {
             let mut shared = self.lock();
-            if let Some(word) = word {
-                shared.hear(word, &mut wake);
+            match word {
+                Some(word) => shared.hear(word, &mut wake),
+                None => shared.lose_leader(volume, &mut wake),
             }
             shared.remove(volume, &mut wake);
         }
@@ -212,6 +216,7 @@ impl Consistency {
                 gathered: None,
             };
             shared.seats.insert(volume.clone(), seat);
+            shared.disks.insert(volume.clone(), disk);
             shared.hear(Word { leader: disk, committed_step }, &mut wake);
         }
         wake.iter().for_each(|waker| waker());
@@ -266,6 +271,16 @@ impl Shared {
     /// A step that is not about to be committed is given up: each member begins anew.
     fn give_up(&mut self, wake: &mut Vec<Waker>) {
         if matches!(self.step, Step::Gather { .. } | Step::Prepare { .. }) {
+            self.serial += 1;
+            self.enter(Step::Rest, wake);
+        }
+    }
+
+    /// Nobody will say whether the step is committed that this disk leads. No other disk has
+    /// applied it, so they drop it.
+    fn lose_leader(&mut self, volume: &str, wake: &mut Vec<Waker>) {
+        let Step::Commit { id } = self.step else { return };
+        if self.disks.get(volume) == Some(&id.leader) {
             self.serial += 1;
             self.enter(Step::Rest, wake);
         }

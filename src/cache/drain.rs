@@ -4,8 +4,8 @@
 //! backing. One group at a time, one state at a time:
 //!
 //! ```text
-//! Idle → Gather → Fill → Redo → RedoFlush → Apply → ApplyFlush → Root → Idle
-//!                        └── grouped only ┘    Stamp → StampFlush: retires groups
+//! Idle → Gather → Fill → Sum → Redo → RedoFlush → Apply → ApplyFlush → Root → Idle
+//!                        └──── grouped only ────┘    Stamp → StampFlush: retires groups
 //! ```
 //!
 //! Whatever fails is done again from the beginning of its state, after a pause that doubles: a
@@ -25,6 +25,7 @@ mod host;
 mod policy;
 mod read;
 mod status;
+mod sum;
 mod together;
 mod write;
 
@@ -32,7 +33,7 @@ use super::memory::DrainMemory;
 use super::merge::{Limits, Merged};
 use super::order::{Points, Refusal};
 use crate::backing::redo::{ENTRY_BYTES, Layout};
-use crate::backing::stamp::{DrainMode, Stamp};
+use crate::backing::stamp::{DrainMode, Point, Stamp};
 use crate::base::clock::Nanos;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
@@ -45,6 +46,7 @@ use read::{LogReader, READS_MAX};
 pub use status::{DrainError, DrainReply, DrainState, DrainStatus};
 use std::sync::Arc;
 use std::time::Duration;
+use sum::Summing;
 use together::Together;
 
 const BACKING: DiskIndex = DiskIndex(1);
@@ -78,9 +80,9 @@ pub struct SidecarState {
     pub stamp: Stamp,
     /// The highest group number that the slots have seen.
     pub last_group: u64,
-    /// That group is whole in the sidecar and not retired, and leads to this point: the backing may
-    /// have a part of it, so it is finished first, from the log.
-    pub live_to: Option<u64>,
+    /// That group counts and is not retired, and leads to this point: the backing may have a part
+    /// of it, so it is finished first, from the log.
+    pub live: Option<Point>,
 }
 
 #[derive(Clone, Debug)]
@@ -106,6 +108,8 @@ enum State {
     Gather,
     /// Reads blocks of the backing that the group writes in part.
     Fill,
+    /// Checksums the group, a part in each turn (`sum.rs`).
+    Sum,
     Redo,
     RedoFlush,
     /// `together.rs` has these four: how far all members come, and whether the step counts.
@@ -183,6 +187,10 @@ pub struct Drainer {
     under_way: u32,
     /// Of this attempt at the state.
     failure: Option<Errno>,
+    /// In [`State::Sum`] and [`State::Redo`]: the redo group as far as it is put together.
+    summing: Option<Summing>,
+    /// This is a turn of its own: a part of what takes long may be done.
+    turn: bool,
     /// The state is to be begun again.
     again: bool,
     /// The backing refused a kind of operation and is given another.
@@ -234,8 +242,11 @@ impl Drainer {
         let sidecar = options.sidecar.as_ref();
         assert!(options.mode == DrainMode::Ordered || sidecar.is_some(), "groups need a sidecar");
         let layout = sidecar.map(|sidecar| sidecar.layout);
-        let live_to = sidecar.and_then(|sidecar| sidecar.live_to);
-        let own = sidecar.map(|sidecar| sidecar.stamp.point).filter(|point| point.won == drained);
+        let live = sidecar.and_then(|sidecar| sidecar.live);
+        let live_to = live.map(|point| point.won);
+        let stamped = sidecar.map(|sidecar| sidecar.stamp.point);
+        // Of a group that is to be finished: what it has of the disk's own counts when it has been.
+        let own = stamped.filter(|point| point.won == drained).or(live).map(|point| point.own());
         let mut points = Points::new(drained, head);
         if let Some(to) = live_to.filter(|to| *to > drained) {
             points.group_committed(to);
@@ -259,12 +270,14 @@ impl Drainer {
             next: 0,
             under_way: 0,
             failure: None,
+            summing: None,
+            turn: false,
             again: false,
             refused: false,
             trouble: None,
             pause: None,
             rest: now,
-            own: own.map_or(drained, |point| point.own()),
+            own: own.map_or(drained, |own| own.min(drained)),
             pause_next: PAUSE_FIRST,
             attempts: 0,
             last_good: None,
@@ -396,7 +409,9 @@ impl Drainer {
 
     /// The time that was asked for by [`DrainHost::wake_at`] may have come.
     pub fn timer(&mut self, host: &mut dyn DrainHost) {
+        self.turn = true;
         self.run(host);
+        self.turn = false;
     }
 
     /// An operation of the drainer has ended.
@@ -464,6 +479,7 @@ impl Drainer {
             let moved = match self.state {
                 State::Idle => self.begin(host),
                 State::Gather => self.gather(host),
+                State::Sum => self.sum(host),
                 State::Agree | State::Prepared => self.wait_together(host),
                 _ => self.work(host),
             };
@@ -478,12 +494,12 @@ impl Drainer {
         if self.reader.is_busy() || self.is_pausing(host) {
             return false;
         }
-        if self.together.is_some() {
-            return self.begin_together(host);
-        }
         if self.is_finishing() && self.last_good.is_none() {
             self.begin_group(self.redone_to, host);
             return true;
+        }
+        if self.together.is_some() {
+            return self.begin_together(host);
         }
         let clean = self.dirty.is_empty() || self.last_good.is_some();
         if !self.retire.is_empty() && (!self.retire_clean || clean) {
@@ -574,6 +590,7 @@ impl Drainer {
         self.plan.clear();
         match state {
             State::Idle | State::Gather | State::Agree | State::Prepared => {}
+            State::Sum => self.begin_sum(),
             State::Commit => self.plan_commit(host),
             State::Fill => self.plan_fill(),
             State::Redo => self.plan_redo(host),
@@ -635,7 +652,7 @@ impl Drainer {
             self.pause(host);
         }
         self.state = match self.state {
-            State::RedoFlush => State::Redo,
+            State::Redo | State::RedoFlush => State::Sum,
             State::CommitFlush => State::Commit,
             State::ApplyFlush if !planted(Bug::FailedFlushRetried) => State::Apply,
             State::StampFlush => State::Stamp,
@@ -647,13 +664,13 @@ impl Drainer {
         let grouped = self.options.mode == DrainMode::Grouped;
         let finishing = self.is_finishing();
         let next = match self.state {
-            State::Idle | State::Gather | State::Agree | State::Prepared => {
+            State::Idle | State::Gather | State::Sum | State::Agree | State::Prepared => {
                 unreachable!("these have no operations of their own")
             }
             State::Fill => {
                 self.take_fill();
                 self.merged.pack();
-                if grouped && !finishing { State::Redo } else { State::Apply }
+                if grouped && !finishing { State::Sum } else { State::Apply }
             }
             State::Redo => State::RedoFlush,
             State::RedoFlush => {
@@ -755,29 +772,6 @@ impl Drainer {
             (waiter.reply)(Err(DrainError::Corrupt { last_good }));
         }
         self.abandon_step();
-    }
-
-    fn finish_stamp(&mut self, now: Nanos) {
-        let stamp = self.stamp.take().expect("it was planned");
-        let sidecar = self.options.sidecar.as_mut().expect("it has a stamp");
-        if stamp.retired_group >= self.last_group {
-            self.live_group = false;
-        }
-        sidecar.stamp = stamp;
-        self.stamped = now;
-        if !self.stamped_together() {
-            return;
-        }
-        if self.retire_clean && !self.dirty.is_empty() && self.last_good.is_none() {
-            return;
-        }
-        self.retire_clean = false;
-        let drained = self.drained();
-        let result = match self.last_good.filter(|_| !self.dirty.is_empty()) {
-            Some(last_good) => Err(DrainError::Corrupt { last_good }),
-            None => Ok(drained),
-        };
-        self.retire.drain(..).for_each(|reply| reply(result.clone()));
     }
 }
 

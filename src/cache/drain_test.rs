@@ -139,7 +139,7 @@ impl Rig {
             mode,
             staleness_max: Duration::from_secs(10),
             backing: shape,
-            sidecar: Some(SidecarState { layout, stamp, last_group: 0, live_to: None }),
+            sidecar: Some(SidecarState { layout, stamp, last_group: 0, live: None }),
             drained: 0,
             drained_epoch: 0,
             head: 0,
@@ -269,6 +269,11 @@ impl Rig {
             let result = if failed { Err(Errno::EIO) } else { Ok(()) };
             self.drainer.completed(token, result, &mut self.host);
         }
+        if self.host.wake.is_some_and(|wake| wake <= self.host.now) {
+            moved = true;
+            self.host.wake = None;
+            self.drainer.timer(&mut self.host);
+        }
         if self.reported.last().expect("one").1 != self.drainer.drained() {
             self.reported.push((self.host.disks[1].position(), self.drainer.drained()));
         }
@@ -324,12 +329,12 @@ impl Rig {
         let mut sidecar = Blocking::new(Box::new(self.host.disks[2].clone()));
         let standing =
             inspect(&mut sidecar, RecoverOptions::default()).expect("read").expect("a stamp");
-        let live = standing.live.map(|live| (live.span.from, live.span.to));
+        let live = standing.live.map(|live| live.span);
         let sidecar = SidecarState {
             layout: Layout::new(GROUP_MAX),
             stamp: standing.stamp,
             last_group: standing.next_group - 1,
-            live_to: live.map(|(_, to)| to),
+            live: live.map(|span| span.point()),
         };
         let options = DrainOptions {
             mode,
@@ -341,7 +346,7 @@ impl Rig {
             ..self.drainer.options.clone()
         };
         self.drainer = Drainer::new(options, self.host.now);
-        live
+        live.map(|span| (span.from, span.to))
     }
 
     fn check_backing(&self, point: u64) {
@@ -596,4 +601,54 @@ fn the_mode_can_change_while_it_runs() {
     explorer.explore_together(&recordings, &[Loss::Unflushed; 2], |case, disks| {
         judge_lost_flash(&rig, DrainMode::Ordered, case, &disks);
     });
+}
+
+/// Checksums of a whole group take long: other guests of the reactor wait for a part at most.
+#[test]
+fn a_redo_group_is_put_together_a_part_in_each_turn() {
+    let mut rig = Rig::new(31, DrainMode::Grouped, |_| {});
+    // Runs of their own, of 4 KiB each, half of them where no block begins.
+    (0..150).for_each(|index| rig.write(index * 20 + index % 2, 8));
+    rig.drainer.drain(None, false, Box::new(|_| {}), &mut rig.host);
+    let (mut turns, mut before) = (0, 0);
+    for _ in 0..10_000 {
+        rig.turn();
+        let Some(summing) = &rig.drainer.summing else { continue };
+        let bytes = (summing.runs - before) as u64 * 4096;
+        assert!(bytes <= sum::TURN_BYTES, "{bytes} bytes in one turn");
+        turns += u64::from(bytes > 0);
+        before = summing.runs;
+        // Whatever else has the drainer look again is no turn of its own.
+        rig.drainer.set_urgent(false, &mut rig.host);
+        let summing = rig.drainer.summing.as_ref();
+        assert_eq!(summing.map(|summing| summing.runs), Some(before));
+    }
+    assert!(turns >= 150 * 4096 / sum::TURN_BYTES, "all in {turns} turns");
+    assert_eq!(rig.drainer.drained(), rig.model.head());
+    rig.check_backing(rig.model.head());
+}
+
+/// A group that is on its way goes there as a whole: a point inside is refused, or the group ends
+/// there.
+#[test]
+fn a_point_inside_a_group_under_way_is_reached_exactly_or_refused() {
+    let (mut reached, mut refused) = (0, 0);
+    for turns in 0..40 {
+        for mode in MODES {
+            let mut rig = Rig::new(turns, mode, |_| {});
+            (0..60).for_each(|index| rig.write(index * 5, 4));
+            rig.drainer.drain(None, false, Box::new(|_| {}), &mut rig.host);
+            (0..turns).for_each(|_| _ = rig.turn());
+            match rig.drain(Some(30), true) {
+                Ok(point) => {
+                    assert_eq!(point, 30);
+                    rig.check_backing(30);
+                    reached += 1;
+                }
+                Err(DrainError::Refused(_)) => refused += 1,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+    assert!(reached > 0 && refused > 0, "{reached} reached, {refused} refused");
 }

@@ -148,7 +148,7 @@ impl Points {
     /// The redo group that ends at `to` is committed: the backing can only go there.
     pub fn group_committed(&mut self, to: u64) {
         assert!(to >= self.drained, "a group leads forwards");
-        self.group_to = Some(to);
+        self.group_to = self.group_to.max(Some(to));
         self.head = self.head.max(to);
     }
 

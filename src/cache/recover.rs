@@ -150,7 +150,8 @@ impl Opened {
 
     /// Whether this log has all that a group does which is live in the sidecar.
     pub fn can_finish(&self, group: &Span) -> bool {
-        let reaches = self.drained >= group.from && self.head.durable_through >= group.to;
+        let own = group.point().own();
+        let reaches = self.drained >= group.from && self.head.durable_through >= own;
         self.fence.is_none() && reaches
     }
 }

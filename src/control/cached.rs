@@ -268,10 +268,6 @@ impl<'a> Opening<'a> {
     /// Goes on where a killed daemon was within a group, without finishing that before it serves.
     /// `None`: the log cannot finish it, or there is nothing to finish.
     fn take_up(&mut self, claim: &Claim) -> Result<Option<(Opened, Claimed)>> {
-        if self.group.is_some() {
-            // It begins a step only when its stamp names the group as it is now.
-            return Ok(None);
-        }
         let Some(claimed) = self.backing.take_up(claim)? else { return Ok(None) };
         let Some(live) = claimed.live else { return Ok(None) };
         if self.log.grouped && self.drain() != DrainMode::Grouped {
@@ -279,9 +275,18 @@ impl<'a> Opening<'a> {
             self.note()?;
         }
         let identity = backing_identity(self.backing.description(), true);
-        let how = cache::OpenOptions::new(identity, self.allocation_bytes);
+        let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
+        if self.group.is_some() {
+            // The point before the group may be another disk's number: the log does not know it.
+            (how.shared, how.drained_through, how.drained_others) = (true, live.from, live.from);
+        }
         let opened = cache::recover::open(&mut self.medium, &how)?;
-        Ok(opened.can_finish(&live).then_some((opened, claimed)))
+        if !opened.can_finish(&live) {
+            return Ok(None);
+        }
+        // The stamp stays as it was: no step begins before the disk has written another.
+        self.generation = 0;
+        Ok(Some((opened, claimed)))
     }
 
     fn claim(&mut self, claim: &Claim) -> Result<Claimed> {
@@ -404,7 +409,7 @@ impl<'a> Opening<'a> {
             layout: Layout::new(stamp.group_bytes_max),
             stamp,
             last_group: claimed.next_group - 1,
-            live_to: claimed.live.map(|live| live.to),
+            live: claimed.live.map(|live| live.point()),
         });
         let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
         let mut findings = opened.findings.clone();

@@ -541,6 +541,10 @@ impl Engine {
             return Err(Failure::new(ErrorCode::Invalid, text));
         };
         self.refuse_writeback(served, cache)?;
+        if let Some(text) = cache.refuse_writers().filter(|_| self.is_written_by_several(served)) {
+            let text = format!("cached disk {}: several machines write it: {text}", served.name);
+            return Err(Failure::new(ErrorCode::Invalid, text));
+        }
         if let Some((_, text)) = cache.refuse_in_group() {
             let text = format!("cached disk {}: {text}", served.name);
             return Err(Failure::new(ErrorCode::Invalid, text));
@@ -594,6 +598,13 @@ impl Engine {
         }
         let (id, attributes) = (served.id, attributes.encode());
         Ok(served.pool.change(move |pool| pool.set_attributes(id, attributes))?)
+    }
+
+    fn is_written_by_several(&self, home: &Served) -> bool {
+        let doors = self.state().doors_of(&home.name);
+        let own = !home.left && !home.settings.read_only;
+        let writing = doors.iter().filter(|door| !door.settings.read_only).count();
+        writing + usize::from(own) > 1
     }
 
     fn refuse_writeback(&self, served: &Served, cache: &CacheSettings) -> Result<()> {

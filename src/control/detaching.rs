@@ -160,7 +160,11 @@ impl Engine {
         self.without(served, || {
             self.stop_disk(served)?;
             let left = self.give_up(served, cache);
+            if left.is_err() {
+                self.settle_others(served, cache)?;
+            }
             self.free(served, &lost)?;
+            self.retry_caches_now(&served.pool);
             match left {
                 Ok(()) => Ok(lost),
                 Err(error) => Ok(format!("{lost}; its owner stamp stays: {error}")),

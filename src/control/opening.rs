@@ -181,6 +181,16 @@ impl Engine {
         }
     }
 
+    /// Tries those of a pool again that could not be opened: what they waited for has changed.
+    pub(super) fn retry_caches_now(&self, pool: &Arc<OpenPool>) {
+        let failed = |served: &&Served| {
+            let of_pool = served.home.is_none() && Arc::ptr_eq(&served.pool, pool);
+            of_pool && served.is_cached() && served.failure.is_some()
+        };
+        let failed: Vec<Served> = self.state().volumes.values().filter(failed).cloned().collect();
+        failed.into_iter().for_each(|served| drop(self.begin_opening(served)));
+    }
+
     /// Takes a cached disk down for a change, and keeps it from being opened meanwhile.
     pub(super) fn without<R>(
         &self,

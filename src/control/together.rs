@@ -8,10 +8,11 @@ use super::engine::Engine;
 use super::pool::OpenPool;
 use super::served::Served;
 use crate::backing::open::Backing;
-use crate::backing::recover::{Damage, Word};
+use crate::backing::recover::{Damage, RecoverOptions, Word};
 use crate::backing::roster::{Peer, Roster};
 use crate::backing::spec::Spec;
-use crate::backing::together::ask_leader;
+use crate::backing::together::{ask_leader, settle_without_leader};
+use crate::base::clock::unix_ms;
 use crate::base::{ErrorKind, Result};
 use crate::cache::CacheMessage;
 use crate::cache::consistency::Consistency;
@@ -27,6 +28,9 @@ const WORD_WAIT: Duration = Duration::from_secs(10);
 
 /// How long its sidecar is waited for before it is looked whether it has been opened here.
 const LOOK_WAIT: Duration = Duration::from_millis(200);
+
+/// How long the storage of a disk may take that waits for the word of one which is given up.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// By pool and name.
 type Known = BTreeMap<([u8; 16], String), Arc<Consistency>>;
@@ -147,6 +151,45 @@ impl Engine {
         }
         self.drain_for_good(&served, &cached)?;
         Ok(served.ask(CLOSE_WAIT, |reply| CacheMessage::Leave { reply })??)
+    }
+}
+
+impl Engine {
+    /// The other disks of a group that wait for the word of one which is given up with its sidecar
+    /// go on without.
+    pub(super) fn settle_others(
+        &self,
+        lost: &Served,
+        cache: &CacheSettings,
+    ) -> std::result::Result<(), Failure> {
+        let Some(group) = &cache.consistency_group else { return Ok(()) };
+        let of_group = |served: &&Served| {
+            let cache = served.settings.cache.as_ref();
+            let same = cache.is_some_and(|cache| cache.consistency_group.as_ref() == Some(group));
+            same && served.home.is_none() && served.name != lost.name
+        };
+        let others: Vec<Served> = self.state().volumes.values().filter(of_group).cloned().collect();
+        let (mut points, mut backings) = (Vec::new(), Vec::new());
+        for other in others.iter().filter(|other| Arc::ptr_eq(&other.pool, &lost.pool)) {
+            match (&other.cached, &other.settings.cache) {
+                (Some(cached), _) => points.push(other.gauges(cached)?.drained_won),
+                (None, Some(cache)) => {
+                    let backing = super::cached::open_backing(cache, Some(SETTLE_PATIENCE));
+                    backings.push(backing.map_err(|error| {
+                        let text = format!(
+                            "{} is in consistency group `{group}` with {}, and is to be looked at \
+                             before that is given up: bring it back, or give it up first; nothing \
+                             was done",
+                            other.name, lost.name
+                        );
+                        error.context(text)
+                    })?);
+                }
+                (None, None) => {}
+            }
+        }
+        let options = RecoverOptions { now_ms: unix_ms(), ..Default::default() };
+        Ok(settle_without_leader(&mut backings, &points, options)?)
     }
 }
 

@@ -150,8 +150,9 @@ impl<V: Volume> SimReactor<V> {
         Some(id)
     }
 
-    /// One turn: what the disks have completed, what others have sent, and the timer if nothing
-    /// else is left. With `wait`, blocks until there is something.
+    /// One turn: what the disks have completed, what others have sent, and the timer if its time
+    /// has come. With `wait`, blocks until there is something, and time jumps if nothing but the
+    /// timer is left.
     pub fn turn(&mut self, wait: bool) {
         if std::mem::take(&mut self.submitted) {
             self.volume.gathered(&mut self.io);
@@ -172,6 +173,7 @@ impl<V: Volume> SimReactor<V> {
             moved = true;
             self.volume.message(message, &mut self.io);
         }
+        moved |= self.timer();
         if !wait || moved || self.operations() > 0 || !self.io.ended.is_empty() {
             return;
         }

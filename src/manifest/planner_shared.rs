@@ -214,6 +214,11 @@ impl Planner<'_> {
             );
             return self.mistake(place, text);
         }
+        if !settings.read_only
+            && let Some(text) = home.cache.refuse_writers()
+        {
+            return self.mistake(place, format!("{name} writes the disk of {}: {text}", home.name));
+        }
         let actual = self.actual.volumes.iter().find(|actual| actual.name == *name);
         let from = match actual.map(|actual| (actual, &actual.role)) {
             None => {
@@ -286,6 +291,22 @@ impl Planner<'_> {
                 let or = ", or put its machine back into `sharedWith`";
                 self.delete(door, &volume.name.place, !door.attached, or);
             }
+        }
+        self.other_writers(&home, volume);
+    }
+
+    /// Machines that this manifest does not tell of write the disk too.
+    fn other_writers(&mut self, home: &Home, volume: &Volume) {
+        let Some(text) = home.cache.refuse_writers().filter(|_| !home.read_only) else { return };
+        let actual = self.actual;
+        let other = actual.volumes.iter().find(|actual| {
+            actual.role == Role::Door { of: home.name.clone(), granted: false }
+                && !actual.settings.read_only
+                && !self.homes.access.contains_key(&actual.name.machine)
+        });
+        if let Some(other) = other {
+            let text = format!("{} writes the disk of {}: {text}", other.name, home.name);
+            self.mistake(&volume.name.place, text);
         }
     }
 

@@ -91,6 +91,19 @@ impl CacheSettings {
         self.staleness_ms.unwrap_or(STALENESS_MS)
     }
 
+    /// What keeps several machines from writing a disk with these settings, and what to write.
+    pub fn refuse_writers(&self) -> Option<String> {
+        if matches!(self.mode, CacheMode::WriteBack | CacheMode::WriteThrough) {
+            return None;
+        }
+        Some(format!(
+            "`mode: {}` writes past the log, so a write that a kill cuts off is done again, over \
+             what another machine has written since: write `mode: write-back` or `mode: \
+             write-through`, or have all others read only (`readOnly: true`)",
+            self.mode.name()
+        ))
+    }
+
     /// What keeps a disk with these settings out of its consistency group: the key, and what to
     /// write.
     pub fn refuse_in_group(&self) -> Option<(&'static str, String)> {

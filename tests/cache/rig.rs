@@ -10,6 +10,7 @@ use vflash::backing::recover::{Damage, RecoverOptions, Standing, recover, take_u
 use vflash::backing::redo::Layout;
 use vflash::backing::sidecar::write_stamp;
 use vflash::backing::stamp::{DrainMode, Owner, Point, Stamp, State};
+use vflash::base::clock::Nanos;
 use vflash::base::units::{KIB, MIB, SECTOR_BYTES};
 use vflash::cache::drain::SidecarState;
 use vflash::cache::message::Reply;
@@ -56,6 +57,8 @@ pub(crate) struct Setup {
     pub(crate) block_bytes: u32,
     /// Tells the disks of a consistency group apart.
     pub(crate) member: u8,
+    /// Its clock of the day; with one it is drained when it is time to, else only when asked to.
+    pub(crate) wall_ms: Option<fn() -> u64>,
 }
 
 impl Setup {
@@ -75,6 +78,9 @@ impl Setup {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
         (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || 1_000_000);
+        if let Some(wall_ms) = self.wall_ms {
+            (options.now, options.wall_ms) = (|| Nanos(0), wall_ms);
+        }
         options
     }
 }
@@ -174,20 +180,21 @@ impl World {
     }
 
     /// A live group is left for the log to finish, in some worlds.
-    fn take_up(&self, setup: &Setup) -> vflash::base::Result<Option<(Opened, Standing, u64)>> {
+    fn take_up(&self, setup: &Setup) -> vflash::base::Result<Option<(Opened, Standing, Point)>> {
         let finished_first = setup.seed % 8 < 2;
-        let standing = take_up(&mut self.blocking(2), Damage::Skip)?.expect("there is a stamp");
+        let options = RecoverOptions { damage: Damage::Skip, ..Default::default() };
+        let standing = take_up(&mut self.blocking(2), options)?.expect("there is a stamp");
         let Some(live) = standing.live.filter(|_| !finished_first) else { return Ok(None) };
         let how = OpenOptions::new(identity(), 64 * MIB);
         let opened = open(&mut self.medium_for(setup), &how)?;
         let can = opened.can_finish(&live.span);
-        Ok(can.then_some((opened, standing, live.span.to)))
+        Ok(can.then_some((opened, standing, live.span.point())))
     }
 
     /// Opens the disk as a daemon that starts does; also the next WON.
     pub(crate) fn open(&self, setup: &Setup) -> vflash::base::Result<(CachedDisk, u64)> {
-        let (opened, standing, live_to) = match self.take_up(setup)? {
-            Some((opened, standing, live_to)) => (opened, standing, Some(live_to)),
+        let (opened, standing, live) = match self.take_up(setup)? {
+            Some((opened, standing, live)) => (opened, standing, Some(live)),
             None => {
                 let standing = self.recover()?;
                 let mut how = OpenOptions::new(identity(), 64 * MIB);
@@ -204,7 +211,7 @@ impl World {
         let layout = Layout::new(stamp.group_bytes_max);
         let last_group = standing.next_group - 1;
         let next_won = opened.root.next_won;
-        let sidecar = SidecarState { layout, stamp, last_group, live_to };
+        let sidecar = SidecarState { layout, stamp, last_group, live };
         let geometry = self.0[1].geometry();
         Ok((CachedDisk::new(opened, setup.options(), geometry, Some(sidecar)), next_won))
     }

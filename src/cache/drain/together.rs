@@ -2,12 +2,12 @@
 //! (`consistency.rs`), and its own states are the same but for these:
 //!
 //! ```text
-//! Gather → Agree → Fill → Redo → RedoFlush → Prepared ──→ Apply → …
+//! Gather → Agree → Fill → Sum → Redo → RedoFlush → Prepared ──→ Apply → …
 //!   ↑        │                                  │  ↑ committed
 //!   └────────┘ less was agreed on               └→ Commit → CommitFlush (the leader)
 //! ```
 
-use super::{DrainHost, Drainer, State};
+use super::{DrainHost, Drainer, Group, State};
 use crate::backing::redo::{GroupId, StepId};
 use crate::backing::roster::Roster;
 use crate::backing::stamp::DrainMode;
@@ -51,6 +51,10 @@ impl Drainer {
     }
 
     pub(super) fn begin_together(&mut self, host: &mut dyn DrainHost) -> bool {
+        if self.is_finishing() {
+            // Damaged: without its part of the last step no other step begins (C2).
+            return false;
+        }
         let drained_all = self.dirty.is_empty() || self.last_good.is_some();
         let leaves = !self.retire.is_empty() && (!self.retire_clean || drained_all);
         let Some(together) = &mut self.together else { return false };
@@ -117,7 +121,7 @@ impl Drainer {
         };
         let point = group.point;
         let next = self.next_group_id();
-        match &self.together {
+        match self.together.as_ref().filter(|_| !self.is_finishing()) {
             Some(Together { member, agreed: None, .. }) => {
                 member.gathered(point, next.expect("a member has a sidecar"));
                 self.enter(State::Agree, host);
@@ -202,35 +206,34 @@ impl Drainer {
         if self.member().is_some_and(|member| to <= member.numbers().last()) {
             self.points.committed(to.max(self.points.head()));
         }
-        let end = if self.group.part { self.group.part_won } else { self.group.limit };
-        let in_step = self.together.as_ref().filter(|_| to < end);
-        match (self.state, in_step) {
-            (State::Gather | State::Fill, None) if self.together.is_none() => {
-                self.shortened = to < end && !self.is_finishing();
+        let Group { part, part_won, point, limit, .. } = self.group;
+        let gathers = matches!(self.state, State::Gather | State::Agree);
+        let end = match (part, gathers) {
+            (true, _) => part_won,
+            (false, true) => limit,
+            (false, false) => point,
+        };
+        if to >= end || self.is_finishing() {
+            return;
+        }
+        match (self.state, &self.together) {
+            (State::Idle | State::Stamp | State::StampFlush, _) => {}
+            (State::Gather | State::Fill | State::Sum, None) => self.shortened = true,
+            (State::Apply | State::ApplyFlush | State::Root, _) | (_, None) => {
+                self.points.group_committed(end);
             }
-            (
-                State::Gather
-                | State::Agree
-                | State::Fill
-                | State::Redo
-                | State::RedoFlush
-                | State::Prepared
-                | State::Commit
-                | State::CommitFlush,
-                Some(together),
-            ) => {
-                let given_up = together.member.withdraw();
-                if !given_up {
-                    self.points.group_committed(self.group.point);
+            (_, Some(together)) => {
+                if !together.member.withdraw() {
+                    self.points.group_committed(point);
                 }
             }
-            _ => {}
         }
     }
 
     /// Of a disk by itself: begins the group anew that is to end earlier. True: not yet.
     pub(super) fn shorten(&mut self) -> bool {
-        if !self.shortened || !matches!(self.state, State::Gather | State::Fill) {
+        let may = matches!(self.state, State::Gather | State::Fill | State::Sum);
+        if !self.shortened || !may {
             self.shortened = false;
             return false;
         }

@@ -1,15 +1,14 @@
 //! What the drainer's states write: the group to the sidecar, the group to the backing, the stamp.
 
-use super::{BACKING, DrainHost, Drainer, Planned, SIDECAR};
-use crate::backing::group::GroupWriter;
-use crate::backing::redo::{BLOCK_BYTES, Span as GroupSpan};
+use super::{BACKING, DrainError, DrainHost, Drainer, Planned, SIDECAR, Summing};
+use crate::backing::redo::Span as GroupSpan;
 use crate::backing::stamp::{Point, Stamp, State as StampState};
 use crate::base::clock::Nanos;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::cache::memory::CHUNK_BYTES;
 use crate::cache::merge::{Content, Span};
-use crate::io::buffer::{PinnedBuffer, Segment, gather};
+use crate::io::buffer::{PinnedBuffer, Segment};
 use crate::io::disk::OperationKind;
 use crate::io::volume::DiskIndex;
 
@@ -44,7 +43,7 @@ impl Drainer {
     }
 
     /// Pinned memory with `bytes` in it, until the next plan that asks for some.
-    fn stage(&mut self, bytes: &[u8]) -> Segment {
+    pub(super) fn stage(&mut self, bytes: &[u8]) -> Segment {
         let buffer = PinnedBuffer::new(bytes.len().next_power_of_two());
         let segment = buffer.segment().part(0, bytes.len());
         segment.copy_from(bytes);
@@ -86,28 +85,13 @@ impl Drainer {
         self.scratch.clear();
     }
 
-    /// The group as a whole to its slot of the sidecar.
+    /// The group as a whole to its slot of the sidecar, as it was put together.
     pub(super) fn plan_redo(&mut self, host: &mut dyn DrainHost) {
-        self.scratch.clear();
-        let sidecar = self.options.sidecar.as_ref().expect("groups need a sidecar");
-        let id = self.next_group_id().expect("groups need a sidecar");
-        let mut writer = GroupWriter::new(sidecar.layout, id);
-        if let Some((_, step)) = self.together.as_ref().and_then(|together| together.agreed) {
-            writer.set_step(step);
+        let Summing { writer, staged, .. } = self.summing.take().expect("it was put together");
+        for (at, segments) in staged {
+            let offset = writer.data_offset() + at;
+            self.push(SIDECAR, OperationKind::Write, offset, segments);
         }
-        let mut bytes = vec![0; CHUNK_BYTES as usize];
-        for run in self.merged.runs() {
-            let Span { start, count, content } = run.span;
-            match content {
-                Content::Data(_) => {
-                    let length = gather(&self.merged.memory(run), &mut bytes);
-                    writer.data(start, &bytes[..length]);
-                }
-                Content::Zero => writer.zero(start, count),
-                Content::Discard => writer.discard(start, count),
-            }
-        }
-        self.plan_redo_data(writer.data_offset());
         let span = GroupSpan {
             from: self.group.from,
             to: self.group.point,
@@ -123,20 +107,6 @@ impl Drainer {
         }
         let header = self.stage(&finished.header_block);
         self.push(SIDECAR, OperationKind::Write, finished.header_offset, vec![header]);
-    }
-
-    fn plan_redo_data(&mut self, data_offset: u64) {
-        for (at, mut segments) in self.merged.stretches() {
-            let block = |segment: &Segment| segment.length().is_multiple_of(BLOCK_BYTES as usize);
-            if !segments.iter().all(block) {
-                // No device takes less than whole blocks of memory for sure.
-                let mut bytes = vec![0; CHUNK_BYTES as usize];
-                let length = gather(&segments, &mut bytes);
-                bytes.truncate(length.next_multiple_of(BLOCK_BYTES as usize));
-                segments = vec![self.stage(&bytes)];
-            }
-            self.push(SIDECAR, OperationKind::Write, data_offset + at, segments);
-        }
     }
 
     /// The wall-clock time of a committed write, in milliseconds; 0 if that is not known.
@@ -212,6 +182,32 @@ impl Drainer {
             stamp.roster = roster;
         }
         self.push_stamp(stamp);
+    }
+
+    /// A stamp is durable: who waits for one like it is answered.
+    pub(super) fn finish_stamp(&mut self, now: Nanos) {
+        let stamp = self.stamp.take().expect("it was planned");
+        let sidecar = self.options.sidecar.as_mut().expect("it has a stamp");
+        if stamp.retired_group >= self.last_group {
+            self.live_group = false;
+        }
+        let clean = stamp.is_clean() && self.dirty.is_empty();
+        sidecar.stamp = stamp;
+        self.stamped = now;
+        if !self.stamped_together() {
+            return;
+        }
+        // It may have been begun before a clean one was asked for.
+        if self.retire_clean && !clean && self.last_good.is_none() {
+            return;
+        }
+        self.retire_clean = false;
+        let drained = self.drained();
+        let result = match self.last_good.filter(|_| !self.dirty.is_empty()) {
+            Some(last_good) => Err(DrainError::Corrupt { last_good }),
+            None => Ok(drained),
+        };
+        self.retire.drain(..).for_each(|reply| reply(result.clone()));
     }
 
     pub(super) fn push_stamp(&mut self, stamp: Stamp) {

@@ -9,12 +9,13 @@ use std::time::Duration;
 use vflash::backing::fence::Claim;
 use vflash::backing::group::GroupWriter;
 use vflash::backing::open::{Backing, OpenOptions};
-use vflash::backing::recover::Damage;
+use vflash::backing::recover::{Damage, RecoverOptions};
 use vflash::backing::redo::{GroupId, Layout, Span, StepId};
 use vflash::backing::roster::{Peer, Roster};
 use vflash::backing::sidecar::write_stamp;
 use vflash::backing::spec::Spec;
 use vflash::backing::stamp::{DrainMode, Owner, Stamp, State};
+use vflash::backing::together::settle_without_leader;
 use vflash::base::units::MIB;
 
 struct Place(tempfile::TempDir);
@@ -242,5 +243,22 @@ fn the_disks_of_a_consistency_group_are_recovered_together() {
         assert_eq!(again.status.code(), Some(0), "{again:?}");
         let json: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
         assert_eq!(json.as_array().unwrap().len(), 2, "{json}");
+    }
+}
+
+#[test]
+fn disks_go_on_without_a_leader_that_was_given_up() {
+    // The points of a third disk, which is served: after the step, or before it.
+    for (served, byte) in [(vec![], 0x77), (vec![42], 0x77), (vec![41], 0)] {
+        let place = Place(tempfile::tempdir().unwrap());
+        let step = StepId::of_leader(GroupId { disk: [1; 16], owner_epoch: 1, number: 1 });
+        let mut backings = [member(&place, "log", [2; 16], step)];
+        settle_without_leader(&mut backings, &served, RecoverOptions::default()).unwrap();
+        // Once is for all: a second time there is nothing to settle.
+        settle_without_leader(&mut backings, &[0], RecoverOptions::default()).unwrap();
+        drop(backings);
+        assert_eq!(std::fs::read(place.path("log")).unwrap()[4096], byte, "{served:?}");
+        let shown = said(&place.run(&["show", "log"]));
+        assert!(!shown.contains("whose leader knows"), "{shown}");
     }
 }
