@@ -6,6 +6,7 @@ mod rig;
 
 use rig::{Rig, SECTORS, SEGMENTS_MAX, Setup, World, alone, explore, run_all, scale};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use vflash::cache::recover::{OpenOptions, open};
 use vflash::cache::status::CacheCounters;
 use vflash::cache::{CacheMessage, Mode};
@@ -282,6 +283,35 @@ fn is_kept(rig: &mut Rig, block: u64) -> bool {
     rig.read(block * 8, 8);
     rig.finish();
     value(rig, |c| &c.misses) == before
+}
+
+/// Fills stop when the write budget is used up, and go on when it has grown again.
+#[test]
+fn a_write_budget_stops_fills_and_nothing_else() {
+    let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
+    // What an hour has, and so what is saved at most.
+    let blocks = 40;
+    let bytes_per_day = Some(24 * blocks * 4096);
+    rig.tell(CacheMessage::SetWriteBudget { bytes_per_day });
+    let read_thrice = |rig: &mut Rig| {
+        let before = value(rig, |c| &c.fills);
+        (0..3).for_each(|_| _ = read_all(rig, 200));
+        rig.ask(|reply| CacheMessage::Status { reply });
+        value(rig, |c| &c.fills) - before
+    };
+    let filled = read_thrice(&mut rig);
+    assert!((1..=blocks).contains(&filled), "{filled} fills");
+    assert!(value(&rig, |c| &c.fills_refused) > 0 && rig.status.gauges().budget_used_up);
+    // The log has its way.
+    (0..100).for_each(|block| rig.write(1024 + block * 8, 8));
+    rig.drain(None);
+    assert_eq!((rig.failed, read_thrice(&mut rig)), (0, 0));
+    rig.reactor.advance(Duration::from_secs(3 * 3600));
+    let filled = read_thrice(&mut rig);
+    assert!((1..=blocks).contains(&filled), "{filled} fills after three hours");
+    rig.tell(CacheMessage::SetWriteBudget { bytes_per_day: None });
+    rig.ask(|reply| CacheMessage::Status { reply });
+    assert!(!rig.status.gauges().budget_used_up, "there is none");
 }
 
 /// Slots behind the new end leave, and those that stay go on.

@@ -51,7 +51,8 @@ const DIFFS: [(&str, &str); 10] = [
         "+ pool nvme0: create on /dev/disk/by-id/nvme-EXAMPLE_SERIAL\n\
          + volume web-1/root: /mnt/nfs/web-1.raw cached in 16GiB on nvme0\n\
          + volume web-1/data: nbd://storage.example/web-1-data cached in 64GiB on nvme0, sidecar \
-         /mnt/nfs/web-1-data.redo, drain grouped, maxStaleness 5s, backingTimeout 300s\n\
+         /mnt/nfs/web-1-data.redo, drain grouped, maxStaleness 5s, backingTimeout 300s, \
+         flashWriteBudget 200GiB\n\
          + volume web-1/logs: /mnt/nfs/web-1-logs.raw cached in 8GiB on nvme0, cache mode \
          write-through, drain ordered, durability flush\n\
          4 to create, 0 to change, 0 to delete.\n",

@@ -254,8 +254,18 @@ fn sockets(daemon: &Vflashd, machines: &[&str]) -> Vec<PathBuf> {
 }
 
 /// What happens to a disk while its guests are at work.
-const DISTURBANCES: [&str; 7] =
-    ["drain", "kill", "write-through", "kill", "drain", "write-back", "kill"];
+const DISTURBANCES: [&str; 10] = [
+    "drain",
+    "grow",
+    "kill",
+    "write-through",
+    "shrink",
+    "kill",
+    "drain",
+    "write-back",
+    "grow",
+    "kill",
+];
 
 fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64) {
     let mut next = every;
@@ -273,6 +283,8 @@ fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64) {
                 daemon.run(&[]);
                 meanwhile.restarted();
             }
+            "grow" => resize(daemon, 32),
+            "shrink" => resize(daemon, 12),
             "drain" => drop(daemon.post("/v1/volumes/two/disk/drain", &json!({}))),
             mode => {
                 daemon.post("/v1/volumes/two/disk/mode", &json!({"mode": mode}));
@@ -282,28 +294,40 @@ fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64) {
     }
 }
 
-/// Requests of all guests; `cargo xtask test` asks for more.
-fn operations() -> u64 {
-    let asked = std::env::var("VFLASH_LINEAR_OPERATIONS").ok();
-    asked.map_or(40_000, |text| text.parse().expect("VFLASH_LINEAR_OPERATIONS is a number"))
+fn resize(daemon: &Vflashd, mebibytes: u64) {
+    let bytes = mebibytes << 20;
+    daemon.post("/v1/volumes/one/disk/resize", &json!({"sizeBytes": bytes}));
+    eventually("it has the size", || {
+        let cache = cache(daemon, "one/disk");
+        cache["sizeBytes"] == bytes && cache["resizingToBytes"] == serde_json::Value::Null
+    });
+}
+
+/// A number that `cargo xtask test`, or a person, sets higher.
+fn asked(name: &str, default: u64) -> u64 {
+    let asked = std::env::var(name).ok();
+    asked.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
 #[test]
 fn all_that_several_machines_see_can_have_happened_in_one_order() {
     let (mut daemon, backing) = with_image();
     std::fs::write(&backing, vec![0; 24 << 20]).unwrap();
-    let home = home(&backing, ", sharedWith: [two, three, four]");
+    let machines = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
+    let machines = &machines[..asked("VFLASH_LINEAR_MACHINES", 4) as usize];
+    let home = home(&backing, &format!(", sharedWith: [{}]", machines[1..].join(", ")));
     daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine("one", &[&home])));
+    let operations = asked("VFLASH_LINEAR_OPERATIONS", 40_000);
     let options = LinearOptions {
-        sockets: sockets(&daemon, &["one", "two", "three", "four"]),
+        sockets: sockets(&daemon, machines),
         queues: 4,
         depth: 2,
         blocks: 16,
-        operations: operations(),
+        operations,
         seed: 5,
     };
     let report = linear::run(&options, |meanwhile| {
-        disturb(&mut daemon, meanwhile, 1500);
+        disturb(&mut daemon, meanwhile, operations / 28);
         Ok(())
     });
     let report = report.unwrap();

@@ -46,6 +46,9 @@ pub struct CacheOptions {
     pub staleness_max: Duration,
     /// How long a request that needs the backing is tried there before it fails.
     pub backing_timeout: Duration,
+    /// Bytes a day that may be written to the flash before what is read is not kept any more.
+    /// `None`: no limit.
+    pub write_budget: Option<u64>,
     pub fence: FencePolicy,
     /// What all cached disks of a daemon share while they drain.
     pub memory: Arc<DrainMemory>,
@@ -64,6 +67,7 @@ impl CacheOptions {
             drain: DrainMode::Ordered,
             staleness_max: Duration::from_secs(10),
             backing_timeout: Duration::from_secs(60),
+            write_budget: None,
             fence: FencePolicy::Fail,
             memory: DrainMemory::of_daemon(),
             wall_ms: unix_ms,
@@ -218,6 +222,7 @@ impl CachedDisk {
             drained: opened.drained,
             sampler: Sampler::default(),
         };
+        core.clean.policy.set_write_budget(options.write_budget);
         core.adopt_slabs(opened.slabs);
         Self {
             core,
@@ -373,6 +378,7 @@ impl CachedDisk {
         let policy = core.clean.policy.counters();
         counters.evicted.store(policy.evicted, Ordering::Relaxed);
         counters.bypassed.store(policy.bypassed, Ordering::Relaxed);
+        counters.fills_refused.store(policy.refused, Ordering::Relaxed);
         core.status.set(CacheGauges {
             state,
             dirty_bytes: drain.dirty_bytes,
@@ -390,6 +396,7 @@ impl CachedDisk {
             probation_bytes: core.clean.held_bytes() as u64,
             backing_faster: core.clean.is_past(),
             policy_bytes: core.clean.memory_bytes() as u64,
+            budget_used_up: core.clean.policy.is_over_budget(),
             parked: core.parked(),
             waiting_for_backing: core.patience.waiting() as u64,
             mode: core.mode,
@@ -467,6 +474,10 @@ impl CachedDisk {
             CacheMessage::Shrink { size_bytes, reply } => self.begin_shrink(size_bytes, reply),
             CacheMessage::Shrunk => self.resizing = None,
             CacheMessage::SetBackingTimeout { limit } => self.core.patience.limit = limit,
+            CacheMessage::SetWriteBudget { bytes_per_day } => {
+                self.options.write_budget = bytes_per_day;
+                self.core.clean.policy.set_write_budget(bytes_per_day);
+            }
             CacheMessage::Close { reply } => self.begin_change(Goal::Close, reply),
             CacheMessage::Leave { reply } => self.begin_change(Goal::Leave, reply),
             CacheMessage::Wake => {

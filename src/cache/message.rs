@@ -69,6 +69,11 @@ pub enum CacheMessage {
     SetBackingTimeout {
         limit: Duration,
     },
+    /// How much may be written to the flash before what is read is not kept any more; `None`:
+    /// without limit.
+    SetWriteBudget {
+        bytes_per_day: Option<u64>,
+    },
     /// Clean detach: drains all, retires the redo group, stamps the backing clean. Nothing is
     /// served any more.
     Close {

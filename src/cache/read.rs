@@ -320,6 +320,7 @@ impl Core {
         op.submitted = io.now();
         let (slot, start, offset, length) = (op.slot, op.start, op.offset, op.length);
         let flash = op.segment.is_some();
+        count(&self.status.counters.backing_read_bytes, if flash { 0 } else { op.length });
         let mut segments = std::mem::take(&mut self.reads.segments);
         segments.clear();
         match &op.bounce {

@@ -43,6 +43,8 @@ pub struct CacheGauges {
     pub backing_faster: bool,
     /// Memory of the clean cache, less the index and the data in it.
     pub policy_bytes: u64,
+    /// The write budget is used up for now: nothing that is read is written to the flash.
+    pub budget_used_up: bool,
     /// Requests that wait for space.
     pub parked: u64,
     /// Operations for guests that failed at the backing and are tried again.
@@ -88,6 +90,12 @@ pub struct CacheCounters {
     /// of time or of luck.
     pub fills: AtomicU64,
     pub fills_dropped: AtomicU64,
+    /// Blocks that were worth a slot and got none for lack of write budget.
+    pub fills_refused: AtomicU64,
+    /// Bytes written to the flash to keep what was read or drained: fills, moves and slot tables.
+    pub kept_bytes: AtomicU64,
+    /// Bytes read from the backing for guests.
+    pub backing_read_bytes: AtomicU64,
     /// Blocks that moved to another slab, and that went since their slab did.
     pub moves: AtomicU64,
     pub squeezed: AtomicU64,

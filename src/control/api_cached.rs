@@ -44,6 +44,8 @@ wire! {
         pub durability: Durability,
         /// How long a request is tried at a backing that fails.
         pub backing_timeout_ms: u64,
+        /// Bytes a day that may be written to the flash before what is read is not kept.
+        pub write_budget_bytes: Option<u64>,
         /// It is drained together with the other disks of this group, in one order.
         pub consistency_group: Option<String>,
         pub state: CacheState,
@@ -76,6 +78,8 @@ wire! {
         pub backing_faster: bool,
         /// Memory that knows what is worth keeping, beside the index.
         pub policy_bytes: u64,
+        /// What is read is not written to the flash: the write budget is used up for now.
+        pub budget_used_up: bool,
         pub counters: Vec<CacheCounter>,
     }
 

@@ -387,6 +387,7 @@ impl<'a> Opening<'a> {
         options.memory = self.opener.memory.clone();
         options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
         options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
+        options.write_budget = self.cache.write_budget_bytes;
         let (target, sidecar_target) = self.backing.targets();
         let disks: Vec<DiskTarget> = [Some(self.pool.target.clone()), Some(target), sidecar_target]
             .into_iter()

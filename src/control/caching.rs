@@ -45,9 +45,9 @@ const MODE_WAIT: Duration = Duration::from_secs(2);
 pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -> &AtomicU64);
 
 /// What a cached disk counts, by its name in Prometheus; the API has what differs in it.
-pub(super) const CACHE_COUNTERS: [CounterField; 24] = [
+pub(super) const CACHE_COUNTERS: [CounterField; 27] = [
     ("vflash_cache_hits_total", "Pieces of reads found in the log.", |c| &c.hits),
-    ("vflash_cache_misses_total", "Parts of reads that came from the backing.", |c| &c.misses),
+    ("vflash_cache_misses_total", "Parts of reads that the flash lacked.", |c| &c.misses),
     ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
     ("vflash_cache_records_total", "Records appended to the log.", |c| &c.records),
     ("vflash_cache_appended_bytes_total", "Bytes appended to the log.", |c| &c.appended_bytes),
@@ -80,6 +80,19 @@ pub(super) const CACHE_COUNTERS: [CounterField; 24] = [
         "Blocks that were to be written to flash and were not, for lack of space or time.",
         |c| &c.fills_dropped,
     ),
+    (
+        "vflash_cache_fills_refused_total",
+        "Blocks that were worth being kept and were not, for lack of write budget.",
+        |c| &c.fills_refused,
+    ),
+    (
+        "vflash_cache_kept_bytes_total",
+        "Bytes written to flash to keep what was read or drained.",
+        |c| &c.kept_bytes,
+    ),
+    ("vflash_cache_backing_read_bytes_total", "Bytes read from the backing for guests.", |c| {
+        &c.backing_read_bytes
+    }),
     ("vflash_cache_moves_total", "Blocks moved so that the log has space.", |c| &c.moves),
     ("vflash_cache_squeezed_total", "Blocks dropped so that the log has space.", |c| &c.squeezed),
     ("vflash_cache_evicted_total", "Blocks that made place for others.", |c| &c.evicted),
@@ -283,6 +296,7 @@ impl Served {
             staleness_ms: settings.staleness_ms(),
             durability: settings.durability,
             backing_timeout_ms: settings.backing_timeout_ms(),
+            write_budget_bytes: settings.write_budget_bytes,
             consistency_group: settings.consistency_group.clone(),
             state,
             message,
@@ -302,6 +316,7 @@ impl Served {
             probation_bytes: gauges.probation_bytes,
             backing_faster: gauges.backing_faster,
             policy_bytes: gauges.policy_bytes,
+            budget_used_up: gauges.budget_used_up,
             counters,
         })
     }
@@ -636,6 +651,10 @@ impl Engine {
         if changed(|a, b| a.backing_timeout_ms() != b.backing_timeout_ms()) {
             let limit = Duration::from_millis(cache.backing_timeout_ms());
             served.link.send(Box::new(CacheMessage::SetBackingTimeout { limit }));
+        }
+        if changed(|a, b| a.write_budget_bytes != b.write_budget_bytes) {
+            let bytes_per_day = cache.write_budget_bytes;
+            served.link.send(Box::new(CacheMessage::SetWriteBudget { bytes_per_day }));
         }
         if changed(|a, b| a.mode != b.mode) {
             self.change_mode(served, cache_mode(cache.mode))?;

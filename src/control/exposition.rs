@@ -190,7 +190,7 @@ fn write_served(page: &mut Exposition, volumes: &[Served]) {
 type CacheGauge = (&'static str, &'static str, fn(&CacheGauges) -> u64);
 
 /// What a cached disk shows of its state.
-const CACHE_GAUGES: [CacheGauge; 19] = [
+const CACHE_GAUGES: [CacheGauge; 20] = [
     ("vflash_cache_dirty_bytes", "Bytes of log that the backing lacks.", |g| g.dirty_bytes),
     ("vflash_cache_oldest_dirty_milliseconds", "Age of the oldest of them.", |g| {
         g.oldest_dirty.as_millis() as u64
@@ -221,6 +221,11 @@ const CACHE_GAUGES: [CacheGauge; 19] = [
         "vflash_cache_backing_faster",
         "1 while nothing that is read is kept, since the backing reads faster than the flash.",
         |g| u64::from(g.backing_faster),
+    ),
+    (
+        "vflash_cache_budget_used_up",
+        "1 while nothing that is read is kept, since the write budget is used up.",
+        |g| u64::from(g.budget_used_up),
     ),
     ("vflash_cache_policy_bytes", "Memory that knows what is worth keeping.", |g| g.policy_bytes),
     ("vflash_cache_waiting_requests", "Requests that wait for space in the log.", |g| g.parked),

@@ -207,6 +207,7 @@ fn sample_cache() -> cached::Cache {
         staleness_ms: 1,
         durability: cached::Durability::Strong,
         backing_timeout_ms: 1,
+        write_budget_bytes: Some(1),
         consistency_group: Some(text("g")),
         state: cached::CacheState::WaitingForBacking,
         message: Some(text("m")),
@@ -226,6 +227,7 @@ fn sample_cache() -> cached::Cache {
         probation_bytes: 1,
         backing_faster: false,
         policy_bytes: 1,
+        budget_used_up: false,
         counters: vec![cached::CacheCounter { name: text("hits"), value: 1 }],
     }
 }

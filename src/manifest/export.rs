@@ -142,6 +142,7 @@ fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
         staleness_ms,
         durability,
         backing_timeout_ms,
+        write_budget_bytes,
         backing: _,
         sidecar,
         consistency_group,
@@ -164,6 +165,9 @@ fn cache(actual: &ActualVolume, cache: &CacheSettings) -> Mapping {
     }
     if let Some(group) = consistency_group {
         mapping.insert("consistencyGroup".into(), group.as_str().into());
+    }
+    if let Some(bytes) = write_budget_bytes {
+        mapping.insert("flashWriteBudget".into(), Bytes(*bytes).to_string().into());
     }
     if let Some(sidecar) = sidecar {
         mapping.insert("sidecar".into(), sidecar.as_str().into());

@@ -245,7 +245,7 @@ fn backing(node: &Node, decoder: &mut Decoder<'_>) -> Option<Located<Backing>> {
     decoder.located_scalar(node, |text, plain| value::backing(text, plain, directory))
 }
 
-const CACHE_KEYS: [&str; 12] = [
+const CACHE_KEYS: [&str; 13] = [
     "pool",
     "size",
     "mode",
@@ -254,6 +254,7 @@ const CACHE_KEYS: [&str; 12] = [
     "consistencyGroup",
     "durability",
     "backingTimeout",
+    "flashWriteBudget",
     "sidecar",
     "minimum",
     "maximum",
@@ -276,17 +277,16 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
     let drain = decoder.optional(&fields, "drain", |decoder, node| {
         decoder.choice(node, &[("grouped", Drain::Grouped), ("ordered", Drain::Ordered)])
     });
-    let staleness_max = decoder.optional(&fields, "maxStaleness", |decoder, node| {
-        decoder.scalar(node, |text, _| value::duration(text, STALENESS_MAX))
-    });
+    let staleness_max = duration(&fields, "maxStaleness", STALENESS_MAX, decoder);
     let consistency_group = decoder.optional(&fields, "consistencyGroup", |decoder, node| {
         decoder.located_scalar(node, value::name)
     });
     let durability = decoder.optional(&fields, "durability", |decoder, node| {
         decoder.choice(node, &[("strong", Durability::Strong), ("flush", Durability::Flush)])
     });
-    let backing_timeout = decoder.optional(&fields, "backingTimeout", |decoder, node| {
-        decoder.scalar(node, |text, _| value::duration(text, BACKING_TIMEOUT_MAX))
+    let backing_timeout = duration(&fields, "backingTimeout", BACKING_TIMEOUT_MAX, decoder);
+    let write_budget = decoder.optional(&fields, "flashWriteBudget", |decoder, node| {
+        decoder.scalar(node, |text, _| value::size(text))
     });
     let sidecar = decoder.optional(&fields, "sidecar", |decoder, node| {
         decoder.located_scalar(node, |text, plain| value::path(text, plain, directory))
@@ -325,6 +325,7 @@ fn cached(volume: &Fields<'_>, read_only: bool, decoder: &mut Decoder<'_>) -> Op
         consistency_group,
         durability: durability?.unwrap_or_default(),
         backing_timeout: backing_timeout?,
+        write_budget: write_budget?,
         sidecar,
         share: share?,
         backing,
@@ -343,6 +344,17 @@ fn may_be_in_group(
     let at = if fields.lacks(key) { at } else { fields.key_at(key) };
     decoder.mistake(at, text);
     None
+}
+
+fn duration(
+    fields: &Fields<'_>,
+    key: &'static str,
+    most: Duration,
+    decoder: &mut Decoder<'_>,
+) -> Option<Option<Duration>> {
+    decoder.optional(fields, key, |decoder, node| {
+        decoder.scalar(node, |text, _| value::duration(text, most))
+    })
 }
 
 /// `minimum`, `maximum` and `weight`: what the first two leave out is the size.

@@ -337,6 +337,7 @@ fn cached() -> Attributes {
         staleness_ms: Some(5000),
         durability: Durability::Flush,
         backing_timeout_ms: None,
+        write_budget_bytes: None,
         backing: "/mnt/a.raw".to_owned(),
         sidecar: Some("/mnt/a.redo".to_owned()),
         consistency_group: None,

@@ -52,13 +52,14 @@ impl Home {
     }
 
     /// By the keys of `cache:`, in the words of the manifest.
-    fn described(&self) -> [(&'static str, String); 12] {
+    fn described(&self) -> [(&'static str, String); 13] {
         let CacheSettings {
             mode,
             drain,
             staleness_ms: _,
             durability,
             backing_timeout_ms: _,
+            write_budget_bytes,
             backing: _,
             sidecar,
             consistency_group,
@@ -67,6 +68,7 @@ impl Home {
         let (size, weight) = (self.size_bytes, share.map_or(1, |share| share.weight));
         let minimum = share.map_or(size, |share| share.minimum_bytes);
         let maximum = share.map_or(size, |share| share.maximum_bytes);
+        let budget = write_budget_bytes.map_or("none".to_owned(), |bytes| Bytes(bytes).to_string());
         let staleness = std::time::Duration::from_millis(self.cache.staleness_ms());
         [
             ("pool", self.pool.clone()),
@@ -76,6 +78,7 @@ impl Home {
             ("maxStaleness", format!("{staleness:?}")),
             ("durability", durability.name().to_owned()),
             ("backingTimeout", format!("{}ms", self.cache.backing_timeout_ms())),
+            ("flashWriteBudget", budget),
             ("sidecar", sidecar.clone().unwrap_or_else(|| "beside it".to_owned())),
             ("consistencyGroup", consistency_group.clone().unwrap_or_else(|| "none".to_owned())),
             ("minimum", Bytes(minimum).to_string()),

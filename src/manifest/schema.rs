@@ -156,6 +156,8 @@ pub struct Cached {
     pub durability: Durability,
     /// How long a request is tried at a backing that fails.
     pub backing_timeout: Option<Duration>,
+    /// Bytes a day.
+    pub write_budget: Option<u64>,
     /// Where stamp and redo records go; `None`: beside the backing.
     pub sidecar: Option<Located<PathBuf>>,
     /// Of `minimum`, `maximum` and `weight`, if there is one of them.
@@ -174,6 +176,7 @@ impl Cached {
             staleness_ms: ms(self.staleness_max),
             durability: self.durability,
             backing_timeout_ms: ms(self.backing_timeout),
+            write_budget_bytes: self.write_budget,
             backing: self.backing.value.to_string(),
             sidecar: self.sidecar.as_ref().map(|path| path.value.display().to_string()),
             consistency_group: self.consistency_group.as_ref().map(|group| group.value.clone()),

@@ -48,6 +48,9 @@ pub struct CacheSettings {
     /// `None`: [`BACKING_TIMEOUT_MS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing_timeout_ms: Option<u64>,
+    /// Bytes a day that log and fills may write to the flash before fills wait; `None`: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_budget_bytes: Option<u64>,
     /// As a manifest writes it; a path is absolute.
     pub backing: String,
     /// `None`: beside the backing.

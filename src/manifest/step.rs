@@ -295,6 +295,7 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
             staleness_ms: _,
             durability,
             backing_timeout_ms: _,
+            write_budget_bytes,
             backing: _,
             sidecar: _,
             consistency_group,
@@ -314,6 +315,10 @@ fn described(settings: &VolumeSettings) -> Vec<(&'static str, String)> {
             ("maximum", bytes(part(|share| share.maximum_bytes))),
             ("weight", or(part(|share| share.weight.into()).map(|w| w.to_string()), "1")),
             ("backingTimeout", format!("{timeout:?}")),
+            (
+                "flashWriteBudget",
+                or(write_budget_bytes.map(|bytes| Bytes(bytes).to_string()), "none"),
+            ),
         ]);
     }
     described
@@ -326,6 +331,7 @@ fn default_cache() -> CacheSettings {
         staleness_ms: None,
         durability: Durability::default(),
         backing_timeout_ms: None,
+        write_budget_bytes: None,
         backing: String::new(),
         sidecar: None,
         consistency_group: None,

@@ -128,6 +128,14 @@ impl Core {
             What::Move { from, read: false } => (OperationKind::Read, from.position),
             _ => (OperationKind::Write, self.clean.slabs.position(fill.at)),
         };
+        if kind == OperationKind::Write {
+            count(&self.status.counters.kept_bytes, BLOCK_BYTES);
+        }
+        if let What::Move { read: true, .. } = fill.what {
+            // For a fill the policy has charged itself.
+            self.clean.policy.charge(BLOCK_BYTES);
+        }
+        let fill = &self.clean.fills[number as usize];
         let segments = [fill.buffer.segment()];
         let (offset, length) = (position * SECTOR_BYTES, BLOCK_BYTES);
         let operation = Operation { kind, offset, length, segments: &segments };

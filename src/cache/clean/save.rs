@@ -26,6 +26,7 @@ use crate::base::clock::Nanos;
 use crate::cache::core::Token;
 use crate::cache::layout::{BLOCK_BYTES, SLOTS_PER_PAGE};
 use crate::cache::roots::RootWish;
+use crate::cache::status::count;
 use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Errno, Operation, OperationKind};
 use crate::io::volume::Io;
@@ -234,6 +235,8 @@ impl Core {
         let offset = self.shape.table_offset(segment, page);
         let (kind, length) = (OperationKind::Write, BLOCK_BYTES);
         let write = Operation { kind, offset, length, segments: &segments };
+        self.clean.policy.charge(length);
+        count(&self.status.counters.kept_bytes, length);
         let under_way = self.submit_flash(write, Token::Table.pack(number as u32), io);
         self.clean.save.pages[number] = Some(Page { buffer, under_way, segment, ends });
     }

@@ -229,12 +229,18 @@ impl Policy {
         self.wear.set(bytes_per_day);
     }
 
+    /// The write budget is used up for now.
+    pub fn is_over_budget(&self) -> bool {
+        !self.wear.allows(BLOCK_BYTES)
+    }
+
     /// Time passes; the write budget grows. Call it once a turn or so.
     pub fn tick(&mut self, now: Nanos) {
         self.wear.tick(now);
     }
 
-    /// The journal wrote so many bytes: they wear the flash as fills do.
+    /// The journal wrote so many bytes, or the disk for its own sake: they wear the flash as fills
+    /// do.
     pub fn charge(&mut self, bytes: u64) {
         self.wear.charge(bytes);
     }

@@ -200,6 +200,10 @@ fn cache(cache: &Cache, table: &mut Table) {
     if cache.backing_faster {
         table.pair("Reads", "past the cache: the backing is faster than the flash");
     }
+    if let Some(bytes) = cache.write_budget_bytes {
+        let used_up = if cache.budget_used_up { ", used up for now" } else { "" };
+        table.pair("Write budget", format!("{} a day{used_up}", size(bytes)));
+    }
     table.pair("Clean blocks", format!("{}, and {held} in memory", size(cache.clean_bytes)));
     let share = (u128::from(hits) * 1000).checked_div(u128::from(hits + misses)).unwrap_or(0);
     table.pair("Read hits", format!("{hits} of {} ({})", hits + misses, percent(share as u64)));
