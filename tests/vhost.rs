@@ -227,6 +227,29 @@ fn an_interrupt_that_nobody_takes_holds_nobody_up() {
 }
 
 #[test]
+fn a_front_end_that_cuts_its_memory_short_is_cut_off_and_nobody_else_notices() {
+    let daemon = Daemon::start(1);
+    let neighbour = daemon.serve("neighbour", 16 * MIB, false);
+    let mut runner = Runner::new(connect(&neighbour.socket, 1, 16), workload(12));
+    operate(&mut runner, 100);
+    let hostile = daemon.serve("hostile", 16 * MIB, false);
+    let device = connect(&hostile.socket, 1, 8);
+    nix::unistd::ftruncate(device.memory.file(), 0).unwrap();
+    device.queues[0].kick();
+    let mut events =
+        std::iter::from_fn(|| hostile.events.recv_timeout(Duration::from_secs(30)).ok());
+    let refused = events.find_map(|event| match event {
+        ExportEvent::Refused { reason } => Some(reason),
+        _ => None,
+    });
+    assert_eq!(refused.as_deref(), Some("the front end cut guest memory short"));
+    operate(&mut runner, 500);
+    runner.read_back().unwrap();
+    drop(device);
+    daemon.server.stop().unwrap();
+}
+
+#[test]
 fn only_eventfds_are_kicked_and_called() {
     let daemon = Daemon::start(1);
     let served = daemon.serve("disk", 16 * MIB, false);

@@ -450,7 +450,8 @@ impl Reactor {
     fn sleep(&mut self) {
         let heavy = self.depth >= DEPTH_HEAVY;
         self.depth -= self.depth / 4;
-        if self.enable_kicks() {
+        // What has gone wrong in this turn is told before a rest.
+        if self.enable_kicks() || self.faults != Some(fault::count()) {
             return;
         }
         self.ring.wait(self.slots_timer().map(|at| at - self.now));
