@@ -146,8 +146,8 @@ impl RunDir {
 
     /// Replaces the list.
     pub fn remember(&self, pools: &[Remembered]) -> Result<()> {
-        let directories = self.state_dir.iter().chain([&self.path]);
-        directories.map(|directory| self::remember(&directory.join(POOLS), pools)).collect()
+        let mut directories = self.state_dir.iter().chain([&self.path]);
+        directories.try_for_each(|directory| self::remember(&directory.join(POOLS), pools))
     }
 
     /// Whether the guest's write cache is on. A guest says so once, and not again to the daemon
