@@ -4,12 +4,12 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    DISK_BYTES, cache, connect, contents, drain, finish, image, load, manifest, operate, read,
+    DISK_BYTES, Nbd, cache, connect, contents, drain, finish, image, load, manifest, operate, read,
     same, started, write,
 };
 use serde_json::{Value, json};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 use vflashd::{Vflashd, change, eventually, left_out};
 
 #[test]
@@ -169,7 +169,7 @@ fn pool_only(manifest: &str) -> String {
 
 #[test]
 fn a_backing_that_is_away_stops_nobody_and_is_served_when_it_is_back() {
-    let (mut daemon, _) = started(", maxStaleness: 1h");
+    let (mut daemon, _) = started(", mode: write-around");
     let mut device = connect(&daemon, "vm/disk", 1, 8);
     write(&mut device, 0, 9);
     daemon.kill();
@@ -238,21 +238,6 @@ fn a_deletion_drains_first() {
     assert_eq!(std::fs::read(daemon.path("disk.raw")).unwrap()[0], 3);
 }
 
-/// A process that ends with the test.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-fn nbdkit(arguments: &[&str]) -> Server {
-    let child = Command::new("nbdkit").arg("--foreground").args(arguments).spawn();
-    Server(child.expect("install nbdkit, as `cargo xtask test` does"))
-}
-
 /// Loads the disk on a backing that is no file, drains it, and compares.
 fn over(words: &str, backing: &str, image: &Path, daemon: &mut Vflashd) {
     daemon.apply(&manifest(daemon, &[("disk", words, backing)]));
@@ -271,11 +256,10 @@ fn an_nbd_export_is_a_backing() {
     let mut daemon = Vflashd::start();
     let (file, socket) = (daemon.path("disk.raw"), daemon.path("nbd"));
     image(&file);
-    let socket = socket.to_str().unwrap().to_owned();
-    let _server = nbdkit(&["--unix", &socket, "file", file.to_str().unwrap()]);
-    eventually("the server listens", || Path::new(&socket).exists());
+    let _server = Nbd::freezable(&socket, &file);
     let words = format!(", sidecar: {}", daemon.path("redo").display());
-    over(&words, &format!("nbd+unix:///?socket={socket}"), &file, &mut daemon);
+    let backing = format!("nbd+unix:///?socket={}", socket.display());
+    over(&words, &backing, &file, &mut daemon);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::stamp::{Owner, Stamp, State};
 use super::together;
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
-use crate::io::disk::{Disk, DiskGeometry, DiskTarget, OpenDisk};
+use crate::io::disk::{Disk, DiskGeometry, DiskTarget, Errno, OpenDisk};
 use crate::io::file::{FileDisk, Preallocation};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -209,6 +209,21 @@ impl Backing {
     /// Backing and sidecar for straight-line code, before a reactor has them.
     pub fn disks(&mut self) -> (&mut Blocking, Option<&mut Blocking>) {
         (&mut self.blocking, self.sidecar.as_mut().map(|sidecar| &mut sidecar.blocking))
+    }
+
+    /// Reads the first block of the backing and of its sidecar: storage that opens may still not
+    /// answer.
+    pub fn probe(&mut self) -> Result<()> {
+        let named = self.named();
+        let (backing, sidecar) = self.disks();
+        // An empty one says nothing, and is refused as such.
+        let disks = [Some(backing), sidecar].into_iter().flatten();
+        for disk in disks.filter(|disk| disk.geometry().size_bytes > 0) {
+            let block = disk.geometry().block_bytes as usize;
+            let failed = |errno: Errno| Error::io(format!("reading {named}"), errno.into());
+            disk.read(0, block).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The leader of its consistency group has said this; from now on all that is done here goes

@@ -169,7 +169,7 @@ impl DrainHost for Host<'_> {
 
 impl CachedDisk {
     /// A disk that goes on where `opened` was. `backing` is the geometry of disk 1; `sidecar`, if
-    /// there is one, is disk 2.
+    /// there is one, is disk 2. If it was opened alone, both are to come.
     pub fn new(
         opened: Opened,
         options: CacheOptions,
@@ -187,6 +187,7 @@ impl CachedDisk {
             drained_epoch: opened.drained_epoch,
             head: head.durable_through,
             dirty_bytes: opened.dirty_bytes,
+            away: root.alone_since.is_some(),
             memory: options.memory.clone(),
         };
         let mut drainer = Drainer::new(drain, now);
@@ -367,6 +368,7 @@ impl CachedDisk {
             (_, _, true) => CacheState::Closed,
             (Some(why), ..) => CacheState::Fenced(why.clone()),
             (_, DrainState::Retrying(_), _) => CacheState::WaitingForBacking,
+            _ if core.is_alone() => CacheState::WaitingForBacking,
             _ if core.patience.is_failing() => CacheState::WaitingForBacking,
             (_, DrainState::Draining, _) => CacheState::Draining,
             _ => CacheState::Serving,
@@ -484,6 +486,8 @@ impl CachedDisk {
                 let (drainer, mut host) = self.split(io);
                 drainer.timer(&mut host);
             }
+            CacheMessage::Claimed { backing } => self.claimed(*backing, io),
+            CacheMessage::Refused { why } => self.core.fence(why, io),
             CacheMessage::Curve { reply } => reply(self.core.sampler.curve()),
             CacheMessage::Status { reply } => {
                 self.gauge(io.now());
@@ -539,6 +543,7 @@ impl CachedDisk {
 impl Volume for CachedDisk {
     fn attach(&mut self, requests_max: u32) {
         self.core.attach(requests_max);
+        self.gauge(self.curve.at);
     }
 
     fn submit(&mut self, request: Request<'_>, io: &mut dyn Io) {

@@ -20,6 +20,7 @@
 //! - D4 ordered: no group holds records of two epochs, but for one that the sidecar has.
 //! - D5 nothing is written that was not verified, and nothing behind a record that failed to be.
 
+mod claim;
 mod gather;
 mod host;
 mod policy;
@@ -30,16 +31,16 @@ mod together;
 mod write;
 
 use super::memory::DrainMemory;
-use super::merge::{Limits, Merged};
+use super::merge::Merged;
 use super::order::{Points, Refusal};
-use crate::backing::redo::{ENTRY_BYTES, Layout};
+use crate::backing::redo::Layout;
 use crate::backing::stamp::{DrainMode, Point, Stamp};
 use crate::base::clock::Nanos;
 use crate::base::planted::{Bug, planted};
-use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{PinnedBuffer, Segment};
 use crate::io::disk::{DiskGeometry, Errno, Operation, OperationKind};
 use crate::io::volume::DiskIndex;
+use claim::{limits, own};
 pub use host::{DrainHost, LogCursor, LogStretch};
 use policy::{Dirty, Pace};
 use read::{LogReader, READS_MAX};
@@ -65,12 +66,6 @@ const PAUSE_LAST: Duration = Duration::from_secs(30);
 
 /// In ordered mode the sidecar's stamp tells the point at most this old.
 const STAMP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Data of a group without a sidecar.
-const GROUP_BYTES: u64 = 32 << 20;
-
-/// Spans of a group without a sidecar.
-const GROUP_SPANS: usize = 1 << 14;
 
 /// The sidecar, as it was opened. From then on only the drainer writes it.
 #[derive(Clone, Debug)]
@@ -98,6 +93,8 @@ pub struct DrainOptions {
     /// The newest committed write, and the bytes of log between.
     pub head: u64,
     pub dirty_bytes: u64,
+    /// The backing is to be claimed: nothing is drained before ([`Drainer::claimed`]).
+    pub away: bool,
     /// Where groups get their memory.
     pub memory: Arc<DrainMemory>,
 }
@@ -120,6 +117,8 @@ enum State {
     Apply,
     ApplyFlush,
     Root,
+    /// The root says that the backing was claimed, and where it is.
+    Claim,
     /// Writes a stamp: it retires the last group, tells the point, or both.
     Stamp,
     StampFlush,
@@ -240,23 +239,13 @@ impl Drainer {
     pub fn new(options: DrainOptions, now: Nanos) -> Self {
         let (drained, head) = (options.drained, options.head);
         let sidecar = options.sidecar.as_ref();
-        assert!(options.mode == DrainMode::Ordered || sidecar.is_some(), "groups need a sidecar");
-        let layout = sidecar.map(|sidecar| sidecar.layout);
-        let live = sidecar.and_then(|sidecar| sidecar.live);
-        let live_to = live.map(|point| point.won);
-        let stamped = sidecar.map(|sidecar| sidecar.stamp.point);
-        // Of a group that is to be finished: what it has of the disk's own counts when it has been.
-        let own = stamped.filter(|point| point.won == drained).or(live).map(|point| point.own());
+        let ordered = options.mode == DrainMode::Ordered;
+        assert!(ordered || options.away || sidecar.is_some(), "groups need a sidecar");
+        let live_to = sidecar.and_then(|sidecar| sidecar.live).map(|point| point.won);
         let mut points = Points::new(drained, head);
         if let Some(to) = live_to.filter(|to| *to > drained) {
             points.group_committed(to);
         }
-        let limits = Limits {
-            data_bytes: layout.map_or(GROUP_BYTES, |layout| layout.data_bytes_max),
-            spans: layout
-                .map_or(GROUP_SPANS, |layout| (layout.table_bytes_max / ENTRY_BYTES) as usize),
-            block_sectors: u64::from(options.backing.block_bytes) / SECTOR_BYTES,
-        };
         Self {
             state: State::Idle,
             points,
@@ -264,7 +253,7 @@ impl Drainer {
             pace: Pace::new(),
             reader: LogReader::default(),
             positioned: false,
-            merged: Merged::new(limits, options.memory.clone()),
+            merged: Merged::new(limits(&options), options.memory.clone()),
             group: Group { to: drained, epoch: options.drained_epoch, ..Group::default() },
             plan: Vec::new(),
             next: 0,
@@ -277,7 +266,7 @@ impl Drainer {
             trouble: None,
             pause: None,
             rest: now,
-            own: own.map_or(drained, |own| own.min(drained)),
+            own: own(&options, drained),
             pause_next: PAUSE_FIRST,
             attempts: 0,
             last_good: None,
@@ -353,7 +342,9 @@ impl Drainer {
 
     /// Holds from the next group on.
     pub fn set_mode(&mut self, mode: DrainMode) {
-        assert!(mode == DrainMode::Ordered || self.options.sidecar.is_some(), "no sidecar");
+        let options = &self.options;
+        let can = mode == DrainMode::Ordered || options.away || options.sidecar.is_some();
+        assert!(can, "no sidecar");
         self.options.mode = mode;
     }
 
@@ -491,7 +482,7 @@ impl Drainer {
 
     /// Looks for something to do.
     fn begin(&mut self, host: &mut dyn DrainHost) -> bool {
-        if self.reader.is_busy() || self.is_pausing(host) {
+        if self.options.away || self.reader.is_busy() || self.is_pausing(host) {
             return false;
         }
         if self.is_finishing() && self.last_good.is_none() {
@@ -600,7 +591,7 @@ impl Drainer {
             State::Apply => self.plan_apply(),
             State::ApplyFlush => self.plan_flush(BACKING),
             State::Stamp => self.plan_stamp(host),
-            State::Root => {
+            State::Root | State::Claim => {
                 self.under_way = 1;
                 host.write_root(self.group.to, self.group.epoch, TOKEN_ROOT);
             }
@@ -705,6 +696,10 @@ impl Drainer {
                 let stamp = !grouped && due && self.options.sidecar.is_some();
                 let stamp = stamp && !self.is_finishing();
                 if stamp { State::Stamp } else { State::Idle }
+            }
+            State::Claim => {
+                self.finish_claim();
+                State::Idle
             }
             State::Stamp => State::StampFlush,
             State::StampFlush => {

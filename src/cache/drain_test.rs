@@ -5,6 +5,7 @@ use crate::backing::identity::{Identity, Kind as BackingKind};
 use crate::backing::recover::{RecoverOptions, inspect, recover};
 use crate::backing::sidecar::write_stamp;
 use crate::backing::stamp::{Owner, Point, State as StampState};
+use crate::base::units::SECTOR_BYTES;
 use crate::cache::model::{self, Model};
 use crate::cache::record::piece_checksum;
 use crate::cache::record::{BatchEncoder, BatchLink, EntryHead, Kind, Plan, RecordOrigin};
@@ -143,6 +144,7 @@ impl Rig {
             drained: 0,
             drained_epoch: 0,
             head: 0,
+            away: false,
             dirty_bytes: 0,
             memory: DrainMemory::of_daemon(),
         };
@@ -342,6 +344,7 @@ impl Rig {
             drained: self.drainer.drained(),
             drained_epoch: self.drainer.drained_epoch(),
             head: self.model.head(),
+            away: false,
             dirty_bytes: 1 << 20,
             ..self.drainer.options.clone()
         };

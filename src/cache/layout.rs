@@ -102,6 +102,8 @@ pub(super) const ROOT_LAYOUT: &[Field] = &[
     (184, 8, "clean from"),
     (192, 8, "slab epoch"),
     (200, 8, "slabs through"),
+    (208, 8, "alone since"),
+    (216, 4, "backing optimal"),
     (4092, 4, "checksum"),
 ];
 

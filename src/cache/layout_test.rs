@@ -60,6 +60,8 @@ fn roots_and_segment_headers_are_written_as_the_layout_says() {
         ("clean from", 18),
         ("slab epoch", 19),
         ("slabs through", 20),
+        ("alone since", 22),
+        ("backing optimal", 23),
     ];
     holds(ROOT_LAYOUT, &root.encode(), &fields);
     let header = SegmentHeader {

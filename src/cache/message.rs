@@ -1,5 +1,6 @@
 //! What a cached disk is told by its own side in other threads, through `Volume::message`.
 
+use super::alone::ClaimedBacking;
 use super::curve::MissCurve;
 use super::drain::DrainReply;
 use super::order::Point;
@@ -73,6 +74,15 @@ pub enum CacheMessage {
     /// without limit.
     SetWriteBudget {
         bytes_per_day: Option<u64>,
+    },
+    /// To a disk that was opened alone, which has been given its backing and sidecar as disks 1 and
+    /// 2: they are its own. The drain begins.
+    Claimed {
+        backing: Box<ClaimedBacking>,
+    },
+    /// To a disk that was opened alone: its backing is not its own any more, and why. It is fenced.
+    Refused {
+        why: String,
     },
     /// Clean detach: drains all, retires the redo group, stamps the backing clean. Nothing is
     /// served any more.

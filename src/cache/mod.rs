@@ -4,9 +4,10 @@
 //! [`segment`], [`index`], then opening: [`medium`], [`scan`], [`recover`],
 //! [`inspect`], then the disk while it runs: `core`, `journal`, `journal_tail`, `rewrite`, `read`,
 //! `around`, `patience`, `clean`, `roots`, [`drain`], [`consistency`], `numbers`, `change`,
-//! `resize`, [`disk`]. Beside them [`policy`], what is worth keeping on flash, and [`curve`], what
-//! more or less of it would bring: pure.
+//! `resize`, [`alone`], [`disk`]. Beside them [`policy`], what is worth keeping on flash, and
+//! [`curve`], what more or less of it would bring: pure.
 
+pub mod alone;
 mod around;
 mod change;
 mod clean;
@@ -45,6 +46,7 @@ pub mod status;
 pub mod summary;
 
 pub use self::core::FencePolicy;
+pub use alone::{ClaimedBacking, Known};
 pub use disk::{CacheOptions, CachedDisk};
 pub use layout::Shape;
 pub use medium::Medium;

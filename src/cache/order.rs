@@ -198,6 +198,11 @@ impl Points {
         Err(Refusal { asked, reason, nearest })
     }
 
+    /// The epoch of a write that is not drained; `None`: the one that has not ended.
+    pub fn epoch_of(&self, won: u64) -> Option<u64> {
+        self.edges.iter().find(|edge| edge.won >= won).map(|edge| edge.epoch)
+    }
+
     /// The newest edge after the drain position, up to `won`.
     pub fn newest_edge(&self, won: u64) -> Option<u64> {
         let edges = self.edges.iter().rev().map(|edge| edge.won);

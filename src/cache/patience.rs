@@ -82,6 +82,14 @@ impl Core {
         }
     }
 
+    /// The backing of a disk that was alone is there: what waits is tried now.
+    pub(super) fn backing_came(&mut self, io: &mut dyn Io) {
+        self.patience.failing = false;
+        self.patience.pause = PAUSE_FIRST;
+        self.patience.at = Some(io.now());
+        self.try_backing(io);
+    }
+
     /// Tries what waits, if it is time.
     pub(super) fn try_backing(&mut self, io: &mut dyn Io) {
         if self.patience.at.is_none_or(|at| at > io.now()) {

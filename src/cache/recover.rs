@@ -1,5 +1,6 @@
 //! Opening and formatting: from bytes on the flash to a disk that can serve, in straight lines.
 
+use super::alone::Known;
 use super::clean::load::{self, LoadedSlab};
 use super::cursor::Cursor;
 use super::index::{BLOCK_SECTORS, Index, Piece};
@@ -12,6 +13,7 @@ use super::root::{BackingIdentity, LogEnd, Mode, Root};
 use super::scan::{Scan, ScannedSegment, Verdict, last_won, read_root, scan};
 use super::segment::{Segment, SegmentState, Segments};
 use crate::backing::redo::Span;
+use crate::backing::stamp::Point;
 use crate::base::planted::{Bug, planted};
 use crate::base::units::{Bytes, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind, Result};
@@ -72,6 +74,8 @@ pub fn format(medium: &mut Medium, options: &FormatOptions) -> Result<()> {
         slabs_through: 0,
         clean: true,
         backing: options.backing,
+        alone_since: None,
+        optimal_bytes: 0,
     };
     medium.write_root(&root).map_err(io)
 }
@@ -91,6 +95,10 @@ pub struct OpenOptions {
     pub clean_segments_max: usize,
     /// The backing may have been written without this log: what is drained is not to be trusted.
     pub cold: bool,
+    /// The backing is away: the log goes on without it (`alone.rs`).
+    pub alone: bool,
+    /// Of the backing's geometry; 0: not known.
+    pub optimal_bytes: u32,
     /// The disk is in a consistency group: other disks have numbers between its own, and the point
     /// that the backing holds may be one of those.
     pub shared: bool,
@@ -106,6 +114,8 @@ impl OpenOptions {
             index_bytes,
             clean_segments_max: 256,
             cold: false,
+            alone: false,
+            optimal_bytes: 0,
             drained_others: 0,
             shared: false,
         }
@@ -127,6 +137,8 @@ pub struct Opened {
     pub index: Index,
     pub slabs: Vec<LoadedSlab>,
     pub(super) head: LogHead,
+    /// What a claim of the backing is compared with.
+    pub known: Known,
     pub drained: u64,
     pub drained_epoch: u64,
     /// Bytes of log that are not drained.
@@ -150,9 +162,7 @@ impl Opened {
 
     /// Whether this log has all that a group does which is live in the sidecar.
     pub fn can_finish(&self, group: &Span) -> bool {
-        let own = group.point().own();
-        let reaches = self.drained >= group.from && self.head.durable_through >= own;
-        self.fence.is_none() && reaches
+        self.fence.is_none() && self.known.can_finish(group)
     }
 }
 
@@ -167,8 +177,8 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         scan.root.clean_from = scan.next_sequence;
     }
     check_backing(&scan.root, &options.backing)?;
-    check_age(&scan, options)?;
     let drained = scan.drained_through.max(options.drained_through);
+    let known = known(&scan, options)?;
     let fence = fence(&scan);
     let shape = match fence {
         None => whole(scan.root.shape, medium.place().size_bytes())?,
@@ -197,11 +207,8 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         Verdict::Ends => scan.last_won.max(drained),
         Verdict::Corrupt { last_good } => last_good.max(drained),
     };
-    let mut root = scan.root.clone();
-    root.drained_through = drained_in_log(&scan, options, drained);
+    let mut root = Root { shape, ..opened_root(&scan, options, &known) };
     root.drained_epoch = loaded.drained_epoch;
-    root.clean = false;
-    root.shape = shape;
     if fence.is_none() {
         renew(medium, &mut root, &scan, &loaded.segments)?;
     }
@@ -220,6 +227,7 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         index: loaded.index,
         slabs,
         head,
+        known,
         drained,
         drained_epoch: loaded.drained_epoch,
         dirty_bytes: loaded.dirty_bytes,
@@ -230,6 +238,35 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
         findings: findings(&scan),
         root,
     })
+}
+
+/// What the log knew when it last had its backing, which must not be ahead of it.
+fn known(scan: &Scan, options: &OpenOptions) -> Result<Known> {
+    let newest = scan.last_won.max(scan.drained_through);
+    let newest = scan.root.alone_since.unwrap_or(newest);
+    let OpenOptions { drained_through, drained_others, .. } = *options;
+    let known = Known { drained: scan.drained_through.max(drained_through), newest };
+    let fresh = scan.root.incarnation == 0;
+    if !fresh && !options.cold && scan.verdict == Verdict::Ends {
+        let point = Point { won: drained_through, others: drained_others, ..Point::default() };
+        known.check_age(&point)?;
+    }
+    Ok(known)
+}
+
+/// What the root says from now on.
+fn opened_root(scan: &Scan, options: &OpenOptions, known: &Known) -> Root {
+    let root = &scan.root;
+    Root {
+        drained_through: drained_in_log(scan, options, known.drained),
+        clean: false,
+        alone_since: options.alone.then_some(known.newest),
+        optimal_bytes: match options.optimal_bytes {
+            0 => root.optimal_bytes,
+            told => told,
+        },
+        ..root.clone()
+    }
 }
 
 fn findings(scan: &Scan) -> Vec<String> {
@@ -279,7 +316,11 @@ fn renew(medium: &mut Medium, root: &mut Root, scan: &Scan, segments: &Segments)
     Ok(())
 }
 
-fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
+/// The backing must be the one that the log was made for.
+///
+/// # Errors
+/// `Fenced`: it is another one.
+pub fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
     let known = &root.backing;
     if known == backing {
         return Ok(());
@@ -292,24 +333,6 @@ fn check_backing(root: &Root, backing: &BackingIdentity) -> Result<()> {
     let text = format!(
         "the backing is not the one that the cache was made for ({what}): bring that one back, or \
          give up what the flash holds"
-    );
-    Err(Error::new(ErrorKind::Fenced, text))
-}
-
-/// Nothing is drained before it is durable in the log, and nothing of the log is written over
-/// before its root says that it is drained. So a backing that is ahead of both has seen a later
-/// flash.
-fn check_age(scan: &Scan, options: &OpenOptions) -> Result<()> {
-    let known = scan.last_won.max(scan.drained_through);
-    let own = options.drained_through.saturating_sub(options.drained_others);
-    let (fresh, behind) = (scan.root.incarnation == 0, known < own);
-    if fresh || options.cold || !behind || scan.verdict != Verdict::Ends {
-        return Ok(());
-    }
-    let text = format!(
-        "the flash is older than its backing, which is at point {}, and the flash knows nothing \
-         after {known}: put back what the pool held last, or give up what this one holds",
-        options.drained_through
     );
     Err(Error::new(ErrorKind::Fenced, text))
 }

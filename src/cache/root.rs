@@ -6,6 +6,7 @@ use super::layout::{BLOCK_BYTES, NUMBER_MAX, ROOT_MAGIC, Shape, VERSION};
 use crate::base::codec::Reader;
 use crate::base::planted::{Bug, planted};
 use crate::base::seal::{Seal, SealedBlock, seal};
+use crate::io::disk::DiskGeometry;
 
 /// How a cached disk treats writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,6 +118,11 @@ pub struct Root {
     /// Detached cleanly: all is drained and nobody has opened the log since.
     pub clean: bool,
     pub backing: BackingIdentity,
+    /// The log was opened without its backing and has not had it since: the newest WON that was in
+    /// it, or drained, the first time.
+    pub alone_since: Option<u64>,
+    /// What the backing writes without reading, as guests are told; 0: not known.
+    pub optimal_bytes: u32,
 }
 
 /// What a root's block turned out to be.
@@ -141,7 +147,23 @@ impl Root {
         writer.u64(backing.size_bytes).u32(backing.block_bytes).u32(backing.kind);
         writer.bytes(&backing.fingerprint).u64(self.clean_from);
         writer.u64(self.slab_epoch).u64(self.slabs_through);
+        let alone = self.alone_since.map_or(0, |won| won.saturating_add(1));
+        writer.u64(alone).u32(self.optimal_bytes);
         seal(writer, BLOCK_BYTES as usize, 0)
+    }
+
+    /// The backing as it was, for guests of a disk whose backing is away: nothing can be asked of
+    /// it, and any memory and block that it may need is kept to.
+    pub fn geometry(&self) -> DiskGeometry {
+        let block_bytes = self.backing.block_bytes;
+        DiskGeometry {
+            size_bytes: self.backing.size_bytes,
+            block_bytes,
+            optimal_bytes: self.optimal_bytes.max(block_bytes),
+            memory_alignment: BLOCK_BYTES as u32,
+            zero: false,
+            discard: false,
+        }
     }
 
     /// Never fails on any bytes.
@@ -176,6 +198,8 @@ impl Root {
         let clean_from = number(reader)?;
         // Zeros in version 1.
         let (slab_epoch, slabs_through) = (number(reader)?, number(reader)?);
+        let alone_since = number(reader)?.checked_sub(1);
+        let optimal_bytes = reader.u32()?;
         (shape.is_valid() && flags & !FLAG_CLEAN == 0).then_some(Self {
             log_uuid,
             disk_uuid,
@@ -195,6 +219,8 @@ impl Root {
             slabs_through,
             clean: flags & FLAG_CLEAN != 0,
             backing,
+            alone_since,
+            optimal_bytes,
         })
     }
 }

@@ -29,6 +29,8 @@ pub(in crate::cache) fn sample() -> Root {
             kind: 16,
             fingerprint: [17; 16],
         },
+        alone_since: Some(21),
+        optimal_bytes: 23,
     }
 }
 
@@ -36,7 +38,7 @@ pub(in crate::cache) fn sample() -> Root {
 fn a_root_is_read_as_it_was_written_and_every_flipped_bit_is_seen() {
     let bytes = sample().encode();
     assert_eq!(Root::decode(&bytes), RootBlock::Valid(Box::new(sample())));
-    for at in (0..208).chain(4080..4096) {
+    for at in (0..228).chain(4080..4096) {
         for bit in 0..8 {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1 << bit;

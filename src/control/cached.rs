@@ -4,6 +4,7 @@
 //! the daemon in between: the backing is claimed; the pool notes the epoch of that claim; only then
 //! the log is opened for writing; only then it is served.
 
+use super::alone::{AWAY_WAIT, Alone, Asked, hangs, is_away};
 use super::pool::OpenPool;
 use super::together::Groups;
 use crate::backing::fence::{Claim, Remembered};
@@ -33,7 +34,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// For locks of backing and sidecar: of another daemon, or of I/O that a killed one left.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Who opens: the same for all disks of a daemon.
 #[derive(Clone)]
@@ -67,6 +68,8 @@ pub struct Cached {
     pub no_writeback: Option<&'static str>,
     /// The mode that the log was in when it was opened.
     pub mode: Mode,
+    /// It was opened alone.
+    pub alone: Option<Alone>,
     /// Point that draining stays at, plus 1; 0: it goes on.
     pub held: AtomicU64,
     /// Bytes that its curve would give it, if its size follows its use; 0: not known yet.
@@ -75,8 +78,8 @@ pub struct Cached {
     pub group: Option<Arc<Consistency>>,
 }
 
-/// What an opening works on.
-struct Opening<'a> {
+/// What an opening works on, beside the log and the backing.
+pub(super) struct Opening<'a> {
     opener: &'a Opener,
     pool: &'a OpenPool,
     name: &'a str,
@@ -85,16 +88,14 @@ struct Opening<'a> {
     settings: Attributes,
     cache: CacheSettings,
     log: LogIdentity,
-    medium: Medium,
-    backing: Backing,
     group: Option<Arc<Consistency>>,
     /// Of the group as its stamp has it.
     generation: u64,
     waker: Waker,
 }
 
-/// Opens the disk of an allocation; made anew if it never was. `waker` has it look at its
-/// consistency group again.
+/// Opens the disk of an allocation; made anew if it never was. One whose backing is away is opened
+/// alone ([`super::alone`]), if it may be. `waker` has it look at its consistency group again.
 ///
 /// # Errors
 /// With what an operator can do. What is there stays as it is, but for a group that was finished.
@@ -109,7 +110,7 @@ pub fn open_backing(cache: &CacheSettings, patience: Option<Duration>) -> Result
     open_backing_for(cache, false, patience)
 }
 
-fn open_backing_for(
+pub(super) fn open_backing_for(
     cache: &CacheSettings,
     reading: bool,
     patience: Option<Duration>,
@@ -144,7 +145,12 @@ pub fn medium(target: &DiskTarget, place: Place) -> Result<Medium> {
 }
 
 impl<'a> Opening<'a> {
-    fn new(opener: &'a Opener, pool: &'a OpenPool, name: &'a str, waker: Waker) -> Result<Self> {
+    pub(super) fn new(
+        opener: &'a Opener,
+        pool: &'a OpenPool,
+        name: &'a str,
+        waker: Waker,
+    ) -> Result<Self> {
         let facts = pool.allocation(name).ok_or_else(|| {
             let text = format!("there is no allocation {name} in pool {}", pool.name);
             Error::new(ErrorKind::Gone, text)
@@ -154,57 +160,110 @@ impl<'a> Opening<'a> {
         else {
             return Err(Error::new(ErrorKind::Invalid, "it is a flash volume"));
         };
-        Shape::of(facts.size_bytes)?;
-        let id = facts.id;
+        let (id, allocation_bytes) = (facts.id, facts.size_bytes);
+        Shape::of(allocation_bytes)?;
         let group = opener.groups.of(pool, name, &cache)?;
-        let medium = medium(&pool.target, place(pool, id)?)?;
-        let mut backing = open_backing_for(&cache, settings.settings.read_only, None)?;
-        opener.groups.tell(&mut backing)?;
         Ok(Self {
             opener,
             pool,
             name,
             id,
-            allocation_bytes: facts.size_bytes,
+            allocation_bytes,
             settings,
             cache,
             log,
-            medium,
-            backing,
             group,
             generation: 0,
             waker,
         })
     }
 
-    fn run(mut self) -> Result<CachedVolume> {
-        let root = self.root()?;
+    fn medium(&self) -> Result<Medium> {
+        medium(&self.pool.target, place(self.pool, self.id)?)
+    }
+
+    fn run(self) -> Result<CachedVolume> {
+        let mut medium = self.medium()?;
+        let root = self.root(&mut medium)?;
+        let asked = Asked::begin(&self.cache, self.is_golden())?;
+        let Some(root) = root.as_ref().filter(|root| self.may_be_alone(root)) else {
+            return self.open_on(root, (medium, asked.wait()?));
+        };
+        let why = match asked.wait_for(AWAY_WAIT) {
+            Some(Ok(backing)) => return self.open_on(Some(root.clone()), (medium, backing)),
+            Some(Err(error)) if is_away(&error) => error,
+            Some(Err(error)) => return Err(error),
+            None => hangs(&self.cache),
+        };
+        self.open_alone(root, medium, why, asked)
+    }
+
+    fn open_on(
+        mut self,
+        root: Option<Root>,
+        (mut medium, mut backing): (Medium, Backing),
+    ) -> Result<CachedVolume> {
+        self.tell(&mut backing)?;
         if self.is_golden() {
             let claimed =
                 Claimed { stamp: None, recovery: None, live: None, cold: false, next_group: 1 };
-            let (opened, stamp) = self.open_log(root, &claimed)?;
-            return self.put_together(opened, stamp, &claimed);
+            let (opened, stamp) = self.open_log(root, (&mut medium, &mut backing), &claimed)?;
+            return self.put_together(opened, stamp, (&backing, &claimed));
         }
-        let claim = self.wanted(root.as_ref());
-        if let Some((opened, claimed)) = self.take_up(&claim)? {
+        let claim = self.wanted(root.as_ref(), &backing);
+        if let Some((opened, claimed)) = self.take_up(&claim, (&mut medium, &mut backing))? {
             let stamp = claimed.stamp.clone();
-            return self.put_together(opened, stamp, &claimed);
+            return self.put_together(opened, stamp, (&backing, &claimed));
         }
-        let claimed = self.claim(&claim)?;
-        let opened = self.open_log(root, &claimed);
+        let claimed = self.claim(&claim, &mut backing)?;
+        let opened = self.open_log(root, (&mut medium, &mut backing), &claimed);
         if opened.is_err() && !self.log.formatted {
-            self.give_back();
+            self.give_back(&mut backing);
         }
         let (opened, stamp) = opened?;
-        self.put_together(opened, stamp, &claimed)
+        self.put_together(opened, stamp, (&backing, &claimed))
+    }
+
+    /// Whether the disk may go on without its backing for a while: it was served here before, in
+    /// write-back, and nobody but a person who gives its flash up can have taken it over since.
+    fn may_be_alone(&self, root: &Root) -> bool {
+        let served = root.incarnation > 0 && !root.clean && self.log.owner_epoch > 0;
+        let writeback = root.mode == Mode::WriteBack && self.cache.mode == CacheMode::WriteBack;
+        // A member of a group goes with the others, which may be further.
+        let lone = self.group.is_none() && !self.is_golden();
+        served && writeback && lone && self.has_sidecar()
+    }
+
+    fn open_alone(
+        self,
+        root: &Root,
+        mut medium: Medium,
+        why: Error,
+        asked: Asked,
+    ) -> Result<CachedVolume> {
+        let mut how = cache::OpenOptions::new(root.backing, self.allocation_bytes);
+        how.alone = true;
+        let opened = cache::recover::open(&mut medium, &how)?;
+        if opened.fence.is_some() {
+            return Err(why);
+        }
+        let geometry = opened.root.geometry();
+        let away = DiskTarget::Away { geometry };
+        let disks = vec![self.pool.target.clone(), away.clone(), away];
+        let why = why.context(format!("cached disk {}", self.name)).to_string();
+        let told = format!("{why}: it is served from its flash alone until that is back");
+        let alone = Alone::new(opened.root.clone(), opened.known, why, asked);
+        let mut side = Side::new(geometry);
+        (side.alone, side.findings) = (Some(alone), vec![told]);
+        Ok(self.compose(opened, None, disks, side))
     }
 
     /// The root of the log; `None` if it was never written.
-    fn root(&mut self) -> Result<Option<Root>> {
+    fn root(&self, medium: &mut Medium) -> Result<Option<Root>> {
         if !self.log.formatted {
             return Ok(None);
         }
-        match read_root(&mut self.medium) {
+        match read_root(medium) {
             Ok((root, _)) if root.log_uuid == *self.log.uuid.as_bytes() => Ok(Some(root)),
             Ok(_) => {
                 let text = "its allocation holds the log of another disk: nothing was changed";
@@ -227,15 +286,24 @@ impl<'a> Opening<'a> {
         self.settings.settings.read_only
     }
 
+    /// What the leader of its consistency group says, if its last group is in doubt.
+    pub(super) fn tell(&self, backing: &mut Backing) -> Result<()> {
+        self.opener.groups.tell(backing)
+    }
+
+    fn has_sidecar(&self) -> bool {
+        super::caching::sidecar(&self.cache).is_some()
+    }
+
     fn drain(&self) -> DrainMode {
-        let grouped = self.backing.sidecar_path().is_some() && !self.is_golden();
+        let grouped = self.has_sidecar() && !self.is_golden();
         drain_mode(self.cache.drain.filter(|_| grouped), grouped)
     }
 
     /// What is claimed.
-    fn wanted(&mut self, root: Option<&Root>) -> Claim {
+    pub(super) fn wanted(&mut self, root: Option<&Root>, backing: &Backing) -> Claim {
         let log = &self.log;
-        let writeback = self.backing.description().writeback;
+        let writeback = backing.description().writeback;
         let dirty = writeback || self.cache.mode == CacheMode::WriteBack;
         let (generation, roster) =
             self.group.as_ref().map(|group| group.roster()).unwrap_or_default();
@@ -267,20 +335,20 @@ impl<'a> Opening<'a> {
 
     /// Goes on where a killed daemon was within a group, without finishing that before it serves.
     /// `None`: the log cannot finish it, or there is nothing to finish.
-    fn take_up(&mut self, claim: &Claim) -> Result<Option<(Opened, Claimed)>> {
-        let Some(claimed) = self.backing.take_up(claim)? else { return Ok(None) };
+    fn take_up(
+        &mut self,
+        claim: &Claim,
+        (medium, backing): (&mut Medium, &mut Backing),
+    ) -> Result<Option<(Opened, Claimed)>> {
+        let Some(claimed) = backing.take_up(claim)? else { return Ok(None) };
         let Some(live) = claimed.live else { return Ok(None) };
-        if self.log.grouped && self.drain() != DrainMode::Grouped {
-            self.log.grouped = false;
-            self.note()?;
-        }
-        let identity = backing_identity(self.backing.description(), true);
-        let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
+        self.taken_up()?;
+        let mut how = self.how(backing, true);
         if self.group.is_some() {
             // The point before the group may be another disk's number: the log does not know it.
             (how.shared, how.drained_through, how.drained_others) = (true, live.from, live.from);
         }
-        let opened = cache::recover::open(&mut self.medium, &how)?;
+        let opened = cache::recover::open(medium, &how)?;
         if !opened.can_finish(&live) {
             return Ok(None);
         }
@@ -289,8 +357,24 @@ impl<'a> Opening<'a> {
         Ok(Some((opened, claimed)))
     }
 
-    fn claim(&mut self, claim: &Claim) -> Result<Claimed> {
-        let claimed = self.backing.claim(claim, &mut |_| {})?;
+    /// The epoch goes on, and with it what the log is never behind of.
+    pub(super) fn taken_up(&mut self) -> Result<()> {
+        if self.log.grouped && self.drain() != DrainMode::Grouped {
+            self.log.grouped = false;
+            self.note()?;
+        }
+        Ok(())
+    }
+
+    fn how(&self, backing: &Backing, stamped: bool) -> cache::OpenOptions {
+        let identity = backing_identity(backing.description(), stamped);
+        let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
+        how.optimal_bytes = backing.description().geometry.optimal_bytes;
+        how
+    }
+
+    pub(super) fn claim(&mut self, claim: &Claim, backing: &mut Backing) -> Result<Claimed> {
+        let claimed = backing.claim(claim, &mut |_| {})?;
         if let Some(stamp) = &claimed.stamp {
             self.log.owner_epoch = stamp.owner_epoch;
             self.log.point = stamp.point.won;
@@ -310,19 +394,19 @@ impl<'a> Opening<'a> {
     fn open_log(
         &mut self,
         root: Option<Root>,
+        (medium, backing): (&mut Medium, &mut Backing),
         claimed: &Claimed,
     ) -> Result<(Opened, Option<Stamp>)> {
-        let mut stamp = claimed.stamp.clone();
-        let stamped = stamp.is_some();
-        let mut identity = backing_identity(self.backing.description(), stamped);
+        let stamp = claimed.stamp.clone();
+        let mut how = self.how(backing, stamp.is_some());
         if self.is_golden() {
             // Without anything to tell by, it is another image each time.
-            let generation = self.backing.generation()?;
+            let generation = backing.generation()?;
             let generation = generation.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().into());
-            identity.fingerprint = fingerprint(generation);
+            how.backing.fingerprint = fingerprint(generation);
         }
         // What is cached of another image is forgotten: it was never dirty.
-        let root = root.filter(|root| !self.is_golden() || root.backing == identity);
+        let root = root.filter(|root| !self.is_golden() || root.backing == how.backing);
         if root.is_none() {
             let disk = stamp.as_ref().map_or_else(|| *Uuid::new_v4().as_bytes(), |s| s.disk);
             let (secret, _) = Uuid::new_v4().as_u64_pair();
@@ -332,44 +416,49 @@ impl<'a> Opening<'a> {
                 disk_uuid: disk,
                 secret,
                 mode: cache_mode(self.cache.mode),
-                backing: identity,
+                backing: how.backing,
                 overwrite: true,
             };
-            cache::recover::format(&mut self.medium, &options)?;
+            cache::recover::format(medium, &options)?;
         }
-        let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
         let point = stamp.as_ref().map(|stamp| stamp.point).unwrap_or_default();
         (how.drained_through, how.drained_others) = (point.won, point.others);
         how.cold = claimed.cold;
         how.shared = self.group.is_some();
-        let opened = cache::recover::open(&mut self.medium, &how).map_err(|error| {
-            if error.kind() != ErrorKind::Fenced {
-                return error;
-            }
-            let text = format!("{error}: `vflash detach {} --lost`", self.name);
-            Error::new(ErrorKind::Fenced, text)
-        })?;
-        if let (Some(before), (_, Some(sidecar))) = (&stamp, self.backing.disks())
-            && before.point.won < opened.drained
+        let opened =
+            cache::recover::open(medium, &how).map_err(|error| way_out(error, self.name))?;
+        let stamp = self.opened_at(opened.drained, stamp, backing)?;
+        Ok((opened, stamp))
+    }
+
+    /// The log is open and drained up to there: stamp and pool say so.
+    pub(super) fn opened_at(
+        &mut self,
+        drained: u64,
+        mut stamp: Option<Stamp>,
+        backing: &mut Backing,
+    ) -> Result<Option<Stamp>> {
+        if let (Some(before), (_, Some(sidecar))) = (&stamp, backing.disks())
+            && before.point.won < drained
         {
             // An ordered drain stamps now and then only; groups are compared with the stamp.
             let mut now = before.next(unix_ms());
-            now.point = Point { won: opened.drained, ..Point::default() };
+            now.point = Point { won: drained, ..Point::default() };
             write_stamp(sidecar, &now)?;
             stamp = Some(now);
         }
         self.log.formatted = true;
         self.log.point = stamp.as_ref().map_or(0, |stamp| stamp.point.won);
-        self.log.grouped = stamped && self.drain() == DrainMode::Grouped;
+        self.log.grouped = stamp.is_some() && self.drain() == DrainMode::Grouped;
         self.note()?;
-        Ok((opened, stamp))
+        Ok(stamp)
     }
 
     /// A disk that could not be made leaves its backing to others.
-    fn give_back(&mut self) {
+    fn give_back(&mut self, backing: &mut Backing) {
         let options =
             crate::backing::recover::RecoverOptions { now_ms: unix_ms(), ..Default::default() };
-        if let Err(error) = self.backing.take_over_lost(self.name, options, &mut |_| {}) {
+        if let Err(error) = backing.take_over_lost(self.name, options, &mut |_| {}) {
             log::warn!("{}: giving its backing back: {error}", self.name);
         }
     }
@@ -378,22 +467,13 @@ impl<'a> Opening<'a> {
         self,
         opened: Opened,
         stamp: Option<Stamp>,
-        claimed: &Claimed,
+        (backing, claimed): (&Backing, &Claimed),
     ) -> Result<CachedVolume> {
-        let description = self.backing.description().clone();
-        let mut options = CacheOptions::new(self.name);
-        options.strong = self.cache.durability == Durability::Strong;
-        options.drain = self.drain();
-        options.memory = self.opener.memory.clone();
-        options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
-        options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
-        options.write_budget = self.cache.write_budget_bytes;
-        let (target, sidecar_target) = self.backing.targets();
-        let disks: Vec<DiskTarget> = [Some(self.pool.target.clone()), Some(target), sidecar_target]
-            .into_iter()
-            .flatten()
-            .collect();
-        let joining = stamp.as_ref().zip(self.group.as_ref()).map(|(stamp, group)| {
+        let description = backing.description();
+        let (target, sidecar_target) = backing.targets();
+        let disks = [Some(self.pool.target.clone()), Some(target), sidecar_target];
+        let disks = disks.into_iter().flatten().collect();
+        let joining = stamp.as_ref().zip(self.group.clone()).map(|(stamp, group)| {
             let joining = Joining {
                 peer: super::together::peer(self.name, &self.cache)?,
                 disk: stamp.disk,
@@ -402,40 +482,92 @@ impl<'a> Opening<'a> {
                 next_won: opened.next_won(),
                 waker: self.waker.clone(),
             };
-            Ok::<_, Error>((group.clone(), joining))
+            Ok::<_, Error>((group, joining))
         });
         let joining = joining.transpose()?;
-        let sidecar = stamp.map(|stamp| SidecarState {
-            layout: Layout::new(stamp.group_bytes_max),
-            stamp,
-            last_group: claimed.next_group - 1,
-            live: claimed.live.map(|live| live.point()),
-        });
-        let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
-        let mut findings = opened.findings.clone();
-        findings.extend(opened.fence.clone());
-        let mut disk = CachedDisk::new(opened, options, description.geometry, sidecar);
+        let sidecar = stamp.map(|stamp| sidecar_state(stamp, claimed));
+        let mut side = Side::new(description.geometry);
+        (side.read_only, side.no_writeback) = (description.read_only, description.reason);
+        side.findings = opened.findings.clone();
+        side.findings.extend(opened.fence.clone());
+        let mut volume = self.compose(opened, sidecar, disks, side);
         if let Some((group, joining)) = joining {
-            disk.join(group.join(joining));
+            volume.disk.join(group.join(joining));
         }
+        Ok(volume)
+    }
+
+    fn compose(
+        self,
+        opened: Opened,
+        sidecar: Option<SidecarState>,
+        disks: Vec<DiskTarget>,
+        side: Side,
+    ) -> CachedVolume {
+        let mut options = CacheOptions::new(self.name);
+        options.strong = self.cache.durability == Durability::Strong;
+        options.drain = self.drain();
+        options.memory = self.opener.memory.clone();
+        options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
+        options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
+        options.write_budget = self.cache.write_budget_bytes;
+        let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
+        let Side { geometry, read_only, no_writeback, alone, findings } = side;
+        let disk = CachedDisk::new(opened, options, geometry, sidecar);
         let side = Cached {
             status: disk.status(),
             disk: disk_uuid,
-            geometry: description.geometry,
-            read_only: description.read_only,
-            no_writeback: description.reason,
+            geometry,
+            read_only,
+            no_writeback,
             mode,
+            alone,
             held: AtomicU64::new(0),
             goal_bytes: AtomicU64::new(0),
             group: self.group,
         };
-        Ok(CachedVolume { disk, disks, side: Arc::new(side), findings })
+        CachedVolume { disk, disks, side: Arc::new(side), findings }
+    }
+}
+
+/// What is known of the backing when the disk is put together.
+struct Side {
+    geometry: DiskGeometry,
+    read_only: bool,
+    no_writeback: Option<&'static str>,
+    alone: Option<Alone>,
+    findings: Vec<String>,
+}
+
+impl Side {
+    fn new(geometry: DiskGeometry) -> Self {
+        let findings = Vec::new();
+        Self { geometry, read_only: false, no_writeback: None, alone: None, findings }
+    }
+}
+
+pub(super) fn sidecar_state(stamp: Stamp, claimed: &Claimed) -> SidecarState {
+    SidecarState {
+        layout: Layout::new(stamp.group_bytes_max),
+        stamp,
+        last_group: claimed.next_group - 1,
+        live: claimed.live.map(|live| live.point()),
+    }
+}
+
+/// The way out of a log that does not fit its backing.
+pub(super) fn way_out(error: Error, name: &str) -> Error {
+    match error.kind() {
+        ErrorKind::Fenced => {
+            Error::new(ErrorKind::Fenced, format!("{error}: `vflash detach {name} --lost`"))
+        }
+        _ => error,
     }
 }
 
 /// What the log's root compares the backing with. Where there is an owner stamp, that one tells
 /// whether it is the same disk, and may be told that it is though it looks like another.
-fn backing_identity(description: &Description, stamped: bool) -> BackingIdentity {
+pub(super) fn backing_identity(description: &Description, stamped: bool) -> BackingIdentity {
     let identity = &description.identity;
     let mut fingerprint = [0; 16];
     if !stamped {

@@ -1,5 +1,6 @@
 //! What can be asked of a cached disk while it is served; [`super::detaching`] has the ways out.
 
+use super::alone::{Alone, Stand};
 use super::api::{self, ErrorCode, EventKind, Failure};
 use super::api_cached::{
     Cache, CacheCounter, CacheMode, CacheState, CachedDisk, Drain, DrainKind, Draining, Durability,
@@ -237,13 +238,21 @@ impl Served {
 
     /// Why it does not serve as it should, though it serves.
     pub(super) fn cache_problem(&self) -> Option<String> {
-        let gauges = self.cached.as_ref()?.status.gauges();
+        let cached = self.cached.as_ref()?;
+        let gauges = cached.status.gauges();
         match gauges.state {
             cache::CacheState::Fenced(why) => Some(why),
-            cache::CacheState::WaitingForBacking => Some(backing_fails(gauges.mode).to_owned()),
+            cache::CacheState::WaitingForBacking => {
+                let fails = backing_fails(gauges.mode);
+                let alone = cached.looks_for_backing().map(Alone::stand);
+                match alone {
+                    Some(Stand::Away(why)) => Some(format!("{fails}: {why}")),
+                    _ => Some(fails.to_owned()),
+                }
+            }
             _ => {
                 self.settings.cache.as_ref()?.consistency_group.as_ref()?;
-                super::together::group_problem(self.cached.as_ref()?)
+                super::together::group_problem(cached)
             }
         }
     }
@@ -349,7 +358,7 @@ fn counters(counters: &CacheCounters) -> Vec<CacheCounter> {
     CACHE_COUNTERS.iter().map(counter).collect()
 }
 
-fn sidecar(settings: &CacheSettings) -> Option<String> {
+pub(super) fn sidecar(settings: &CacheSettings) -> Option<String> {
     settings.sidecar.clone().or_else(|| {
         let spec = Spec::parse(&settings.backing).ok()?;
         Some(spec.default_sidecar()?.display().to_string())

@@ -2,16 +2,17 @@
 //!
 //! Reading order: [`api`] and [`api_cached`] (what is said), [`engine`] (the composition),
 //! [`served`] (a volume behind a socket), [`pool`], [`restoring`], then cached disks: [`cached`]
-//! (one opened), [`opening`] (all of them, again and again), [`sharing`] (several machines on one),
-//! [`caching`] (what they are asked), [`resizing`], [`advising`], [`balance`] (which sizes are
-//! best), [`detaching`] (the ways out), [`watch_cache`]; then [`turns`], [`changes`] (single
-//! changes), [`apply`] (many, all or nothing, with [`inspect`]), [`routes`] and [`http`] (how it is
-//! said), [`events`], [`watch`], [`rundir`], [`openapi`], and [`daemon`], which runs it all.
-//! Threads and decisions are in README.md.
+//! (one opened), [`alone`] (without its backing for a while), [`opening`] (all of them, again and
+//! again), [`sharing`] (several machines on one), [`caching`] (what they are asked), [`resizing`],
+//! [`advising`], [`balance`] (which sizes are best), [`detaching`] (the ways out),
+//! [`watch_cache`]; then [`turns`], [`changes`] (single changes), [`apply`] (many, all or nothing,
+//! with [`inspect`]), [`routes`] and [`http`] (how it is said), [`events`], [`watch`], [`rundir`],
+//! [`openapi`], and [`daemon`], which runs it all. Threads and decisions are in README.md.
 
 #![forbid(unsafe_code)]
 
 pub mod advising;
+pub mod alone;
 pub mod api;
 pub mod api_cached;
 pub mod apply;

@@ -1,8 +1,9 @@
 //! Opening cached disks while everything else goes on: each in a thread of its own, since storage
 //! that hangs hangs whoever asks it; again and again until it comes.
 
+use super::alone::{Stand, is_away};
 use super::api::{ErrorCode, EventKind, Failure};
-use super::cached;
+use super::cached::{self, Cached};
 use super::caching::REST_WAIT;
 use super::engine::{Engine, Everything};
 use super::pool::OpenPool;
@@ -31,13 +32,24 @@ struct Task {
 }
 
 impl Task {
-    /// Opens the disk and serves it, if it is still to be served when that is done.
-    fn run(mut self) -> Result<()> {
-        let opening = self.served.opening.clone();
-        let _opening = match opening.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(under_way(&self.served.name)),
-            lock => lock,
-        };
+    /// Opens the disk and serves it, or looks for the backing of one that is served alone.
+    fn run(self) -> Result<()> {
+        match self.served.cached.clone() {
+            Some(cached) => self.look_for_backing(&cached),
+            None => {
+                let opening = self.served.opening.clone();
+                let _opening = match opening.try_lock() {
+                    Err(TryLockError::WouldBlock) => return Err(under_way(&self.served.name)),
+                    lock => lock,
+                };
+                self.open()
+            }
+        }
+    }
+
+    /// Opens the disk and serves it, if it is still to be served when that is done. The caller
+    /// holds its `opening`.
+    fn open(mut self) -> Result<()> {
         if !self.is_wanted() {
             return Ok(());
         }
@@ -60,6 +72,78 @@ impl Task {
         }
         self.publish(&result, doors);
         result
+    }
+
+    /// Claims the backing of a disk that was opened alone, if it is back.
+    fn look_for_backing(self, cached: &Arc<Cached>) -> Result<()> {
+        let (Some(alone), Some(cache)) = (cached.looks_for_backing(), &self.served.settings.cache)
+        else {
+            return Ok(());
+        };
+        // Storage may hang: nobody is kept from the disk meanwhile.
+        let found = alone.ask(cache);
+        let opening = self.served.opening.clone();
+        let _opening = opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(served) = self.still(cached) else { return Ok(()) };
+        let (host, name) = (&self.host, &served.name);
+        let context = |error: Error| error.context(format!("cached disk {name}"));
+        let found = found.map_err(context);
+        let claim = |backing| alone.claim((&host.opener, &served.pool, name), backing);
+        match (found.and_then(claim), alone.stand()) {
+            (Ok(found), Stand::Away(_)) => {
+                let export = served.export_id()?;
+                host.server.give_disks(export, found.disks)?;
+                let backing = Box::new(found.claimed);
+                served.link.send(Box::new(CacheMessage::Claimed { backing }));
+                alone.stands(Stand::Claimed);
+                Ok(())
+            }
+            (Ok(found), _) => {
+                drop(found);
+                self.open_anew(served)
+            }
+            (Err(error), stand) => {
+                let text = error.to_string();
+                let away = is_away(&error) || error.kind() == ErrorKind::Busy;
+                match stand {
+                    Stand::Away(_) if away => alone.stands(Stand::Away(text)),
+                    Stand::Away(_) => {
+                        alone.stands(Stand::Refused(text.clone()));
+                        served.link.send(Box::new(CacheMessage::Refused { why: text }));
+                    }
+                    Stand::Refused(_) | Stand::Claimed => {}
+                }
+                let mut everything = lock(&self.everything);
+                let watched = everything.caches.entry(name.clone()).or_default();
+                watched.retry = watched.retry.map(Retry::soon);
+                Err(error)
+            }
+        }
+    }
+
+    /// The volume as it is listed now, if it still has this disk.
+    fn still(&self, cached: &Arc<Cached>) -> Option<Served> {
+        let everything = lock(&self.everything);
+        let there = everything.volumes.get(&self.served.name)?;
+        let same = there.cached.as_ref().is_some_and(|there| Arc::ptr_eq(there, cached));
+        same.then(|| there.clone())
+    }
+
+    /// The backing that was refused is the right one again: the disk, which is fenced, is taken
+    /// down and opened as ever.
+    fn open_anew(self, served: Served) -> Result<()> {
+        let name = served.name.clone();
+        let doors = lock(&self.everything).doors_of(&name);
+        stop_disk(&self.host, &served, &doors)?;
+        let failed = |listed: &mut Served| {
+            (listed.cached, listed.failure) = (None, Some("it was fenced".to_owned()));
+        };
+        {
+            let mut everything = lock(&self.everything);
+            everything.volumes.get_mut(&name).into_iter().for_each(failed);
+            everything.for_doors(&name, failed);
+        }
+        Self { served: Served { cached: None, ..served }, ..self }.open()
     }
 
     fn is_wanted(&self) -> bool {
@@ -161,13 +245,15 @@ impl Engine {
         }
     }
 
-    /// Tries those again that could not be opened, when their time has come.
+    /// Tries those again that could not be opened, or were opened alone, when their time has come.
     pub(super) fn retry_caches(&self) {
         let now = Instant::now();
         let due: Vec<Served> = {
             let mut state = self.state();
             let failed = |served: &&Served| {
-                served.home.is_none() && served.is_cached() && served.failure.is_some()
+                let alone = |cached: &Arc<Cached>| cached.looks_for_backing().is_some();
+                let waits = served.failure.is_some() || served.cached.as_ref().is_some_and(alone);
+                served.home.is_none() && served.is_cached() && waits
             };
             let failed: Vec<Served> = state.volumes.values().filter(failed).cloned().collect();
             let due = |served: &Served| {

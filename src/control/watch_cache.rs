@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// The longest pause between two attempts to open a disk.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// As [`PAUSE_MAX`], of attempts to find the backing of a disk that is served without it.
+const PAUSE_ALONE_MAX: Duration = Duration::from_secs(4);
+
 /// When a disk is tried again.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
@@ -28,6 +31,12 @@ impl Retry {
             matches!(kind, ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Invalid);
         let pause = (self.pause * 2).min(PAUSE_MAX);
         (!hopeless).then(|| Self { at: Instant::now() + self.pause, pause })
+    }
+
+    /// For a disk that is served alone: its guests wait for the backing.
+    pub fn soon(self) -> Self {
+        let pause = self.pause.min(PAUSE_ALONE_MAX);
+        Self { at: Instant::now() + pause, pause: pause * 2 }
     }
 
     /// True once; then not before the next failure, or a long time.
@@ -93,7 +102,10 @@ impl Engine {
             }
             let mut watched = self.state().caches.get(&served.name).cloned().unwrap_or_default();
             watched.tell(&gauges, &served.object(), self.events());
-            self.state().caches.insert(served.name.clone(), watched);
+            let mut state = self.state();
+            // Others set the time of the next attempt meanwhile.
+            let there = state.caches.entry(served.name.clone()).or_default();
+            *there = WatchedCache { retry: there.retry, ..watched };
         }
     }
 }

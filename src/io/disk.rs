@@ -76,6 +76,9 @@ pub struct Errno(pub i32);
 impl Errno {
     pub const EIO: Self = Self(libc::EIO);
 
+    /// The disk is away.
+    pub const AWAY: Self = Self(libc::ENOTCONN);
+
     /// The disk refuses this kind of operation and another way must be taken.
     pub fn is_unsupported(self) -> bool {
         matches!(self.0, libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS | libc::ENOTTY)
@@ -132,13 +135,16 @@ pub enum DiskTarget {
     Threaded(Arc<dyn OpenDisk>),
     /// Every operation succeeds at once and moves no bytes. For benchmarks only.
     Null { size_bytes: u64 },
+    /// It is away, and as large and coarse as it was: operations fail with `ENOTCONN` until the
+    /// reactor is given another in its place.
+    Away { geometry: DiskGeometry },
 }
 
 impl DiskTarget {
     /// The geometry that volumes on this disk are told. A null disk takes anything.
     pub fn geometry(&self) -> DiskGeometry {
         match self {
-            Self::File { geometry, .. } => *geometry,
+            Self::File { geometry, .. } | Self::Away { geometry } => *geometry,
             Self::Threaded(disk) => disk.geometry(),
             Self::Null { size_bytes } => DiskGeometry {
                 size_bytes: *size_bytes,

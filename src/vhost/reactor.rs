@@ -14,7 +14,7 @@ use super::fault;
 use super::mailbox::{Inbox, Mailbox, mailbox};
 use super::memory::{MemoryTable, Region};
 use super::queue::{Queue, QueueSetup};
-use super::served::{DiskPort, Disks, Lent, Served};
+use super::served::{Disks, Lent, Served};
 use crate::base::clock::Nanos;
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::{Completion, DiskTarget, Waker};
@@ -23,7 +23,6 @@ use crate::io::volume::TOKEN_BITS;
 use crate::qos::Limits;
 use std::any::Any;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -146,6 +145,13 @@ pub enum Message {
         generation: u32,
         door: u16,
         limits: Limits,
+    },
+    /// As `SetLimits`: takes the places of the disks that are away, in order.
+    GiveDisks {
+        slot: u16,
+        generation: u32,
+        disks: Vec<DiskTarget>,
+        reply: Sender<Result<()>>,
     },
     /// As `SetLimits`.
     Volume {
@@ -571,19 +577,11 @@ impl Reactor {
         }
         let reply = slot.removing.take();
         if let Some(slot) = self.slots[usize::from(index)].take() {
-            self.unregister(slot.served.disks());
+            slot.served.disks().close(&mut self.ring);
         }
         self.hot.retain(|hot| *hot != index);
         if let Some(reply) = reply {
             let _ = reply.send(());
-        }
-    }
-
-    fn unregister(&mut self, disks: &[DiskPort]) {
-        for disk in disks {
-            if let DiskPort::File(file) = disk {
-                self.ring.unregister(*file);
-            }
         }
     }
 
@@ -658,6 +656,11 @@ impl Reactor {
                 self.with(slot, |slot, _| slot.served.set_limits(door, limits, now));
                 self.heat(slot);
             }
+            Message::GiveDisks { slot, generation, disks, reply }
+                if self.serves(slot, generation) =>
+            {
+                let _ = reply.send(self.give_disks(slot, &disks));
+            }
             Message::Volume { slot, generation, message } if self.serves(slot, generation) => {
                 self.with(slot, |slot, lent| slot.served.message(message, lent));
                 self.heat(slot);
@@ -668,7 +671,10 @@ impl Reactor {
             Message::Pinned { slot, generation, door, region } if self.serves(slot, generation) => {
                 self.pinned(slot, door, &region);
             }
-            Message::SetLimits { .. } | Message::Volume { .. } | Message::Pinned { .. } => {
+            Message::SetLimits { .. }
+            | Message::Volume { .. }
+            | Message::Pinned { .. }
+            | Message::GiveDisks { .. } => {
                 log::debug!("a message to an export that is gone");
             }
             _ => unreachable!("handled by `message`"),
@@ -699,13 +705,8 @@ impl Reactor {
     fn add(&mut self, index: u16, generation: u32, export: AddExport) -> Result<()> {
         let poll_sent = Arc::new(AtomicBool::new(false));
         let waker = self.waker(index, poll_sent.clone());
-        let mut disks = Disks::default();
-        for disk in &export.disks {
-            if let Err(error) = port(&mut self.ring, &waker, disk, &mut disks) {
-                self.unregister(&disks.ports);
-                return Err(error.context(&export.name));
-            }
-        }
+        let opened = Disks::open(&export.disks, &mut self.ring, &waker);
+        let disks = opened.map_err(|error| error.context(&export.name))?;
         self.slots[usize::from(index)] = Some(Slot {
             served: Served::new(export.name, export.volume, disks),
             generation,
@@ -718,6 +719,14 @@ impl Reactor {
             poll_sent,
         });
         self.with(index, |slot, lent| slot.served.open_door(export.door, lent));
+        Ok(())
+    }
+
+    fn give_disks(&mut self, index: u16, targets: &[DiskTarget]) -> Result<()> {
+        let Some(slot) = self.slots[usize::from(index)].as_ref() else { return Ok(()) };
+        let waker = self.waker(index, slot.poll_sent.clone());
+        let disks = Disks::open(targets, &mut self.ring, &waker)?;
+        self.with(index, |slot, _| slot.served.give(disks));
         Ok(())
     }
 
@@ -760,20 +769,6 @@ impl Reactor {
         self.heat(index);
         Ok(())
     }
-}
-
-/// Opens a target and puts it behind the others.
-fn port(ring: &mut Ring, waker: &Waker, target: &DiskTarget, disks: &mut Disks) -> Result<()> {
-    let port = match target {
-        DiskTarget::File { file, .. } => DiskPort::File(ring.register(file.as_fd())?),
-        DiskTarget::Threaded(disk) => {
-            disks.threaded.push(disk.open(waker.clone())?);
-            DiskPort::Threaded(disks.threaded.len() as u8 - 1)
-        }
-        DiskTarget::Null { .. } => DiskPort::Null,
-    };
-    disks.ports.push(port);
-    Ok(())
 }
 
 fn pin(cpu: usize) -> Result<()> {

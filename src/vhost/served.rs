@@ -6,11 +6,12 @@
 use super::door::{AddDoor, Door, QueueId, Shares};
 use super::memory::{MemoryTable, Region};
 use super::queue::{Candidate, Queue};
+use crate::base::Error;
 use crate::base::clock::Nanos;
 use crate::base::error::panic_text;
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::{Segment, scatter};
-use crate::io::disk::{Completion, Disk, Errno, Operation};
+use crate::io::disk::{Completion, Disk, DiskTarget, Errno, Operation, Waker};
 use crate::io::uring::{FileIndex, Ring};
 use crate::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
 use crate::metrics::OperationClass;
@@ -18,6 +19,7 @@ use crate::qos::Limits;
 use crate::virtio::chain::Chain;
 use crate::virtio::request::{Action, Request as Parsed, status_byte};
 use std::any::Any;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -39,6 +41,8 @@ pub enum DiskPort {
     Threaded(u8),
     /// Completes at once, moving no data.
     Null,
+    /// Fails at once, until another takes its place.
+    Away,
 }
 
 /// A request between its start and its end.
@@ -89,6 +93,10 @@ impl Io for Context<'_, '_> {
             DiskPort::Null => {
                 self.lent.ready.push((self.lent.slot, Completion { token, result: Ok(()) }));
             }
+            DiskPort::Away => {
+                let result = Err(Errno::AWAY);
+                self.lent.ready.push((self.lent.slot, Completion { token, result }));
+            }
         }
         // Not before: an operation that a failed assertion kept back never completes.
         *self.operations += 1;
@@ -111,6 +119,43 @@ pub const TOKEN_BITS: u32 = crate::io::volume::TOKEN_BITS;
 pub struct Disks {
     pub ports: Vec<DiskPort>,
     pub threaded: Vec<Box<dyn Disk + Send>>,
+}
+
+impl Disks {
+    /// Opens targets for a reactor; `waker` has it poll those with threads of their own.
+    pub fn open(targets: &[DiskTarget], ring: &mut Ring, waker: &Waker) -> Result<Self, Error> {
+        let mut disks = Self::default();
+        for target in targets {
+            if let Err(error) = disks.add(target, ring, waker) {
+                disks.close(ring);
+                return Err(error);
+            }
+        }
+        Ok(disks)
+    }
+
+    fn add(&mut self, target: &DiskTarget, ring: &mut Ring, waker: &Waker) -> Result<(), Error> {
+        let port = match target {
+            DiskTarget::File { file, .. } => DiskPort::File(ring.register(file.as_fd())?),
+            DiskTarget::Threaded(disk) => {
+                self.threaded.push(disk.open(waker.clone())?);
+                DiskPort::Threaded(self.threaded.len() as u8 - 1)
+            }
+            DiskTarget::Null { .. } => DiskPort::Null,
+            DiskTarget::Away { .. } => DiskPort::Away,
+        };
+        self.ports.push(port);
+        Ok(())
+    }
+
+    /// Nothing is under way on them any more.
+    pub fn close(&self, ring: &mut Ring) {
+        for port in &self.ports {
+            if let DiskPort::File(file) = port {
+                ring.unregister(*file);
+            }
+        }
+    }
 }
 
 pub struct Served {
@@ -199,8 +244,21 @@ impl Served {
         queue_of(&mut self.doors, at)
     }
 
-    pub fn disks(&self) -> &[DiskPort] {
-        &self.disks.ports
+    pub fn disks(&self) -> &Disks {
+        &self.disks
+    }
+
+    /// These take the places of the disks that are away, in order.
+    pub fn give(&mut self, given: Disks) {
+        let threaded = self.disks.threaded.len() as u8;
+        let away = self.disks.ports.iter_mut().filter(|port| matches!(port, DiskPort::Away));
+        for (place, port) in away.zip(given.ports) {
+            *place = match port {
+                DiskPort::Threaded(index) => DiskPort::Threaded(threaded + index),
+                port => port,
+            };
+        }
+        self.disks.threaded.extend(given.threaded);
     }
 
     /// Operations under way below, whether or not for a request.

@@ -233,6 +233,15 @@ impl Server {
         self.send(id, Message::SetLimits { slot, generation, door, limits })
     }
 
+    /// Puts these in the places of the volume's disks that are away, in order; what is sent to the
+    /// volume from then on finds them there.
+    pub fn give_disks(&self, id: ExportId, disks: Vec<DiskTarget>) -> Result<()> {
+        let ExportId { slot, generation, .. } = id;
+        let (reply, answer) = channel();
+        self.send(id, Message::GiveDisks { slot, generation, disks, reply })?;
+        await_answer(&answer, QUIESCE_WAIT)?
+    }
+
     /// Delivers `message` to the volume, on its reactor; to nobody if the export is gone.
     pub fn message(&self, id: ExportId, message: Box<dyn Any + Send>) -> Result<()> {
         self.send(id, Message::Volume { slot: id.slot, generation: id.generation, message })

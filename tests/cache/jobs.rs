@@ -1,7 +1,10 @@
-//! Runs the cases of a suite on all cores, and says how fast.
+//! Runs the cases of a suite on all cores, and says how fast; explores what a run may leave.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use vflash::io::crash::{CrashCase, Explorer, Loss};
+
+use super::{Rig, SECTORS, World};
 
 /// How many times as much as in CI: `VFLASH_CRASH_SCALE`.
 pub(crate) fn scale() -> u64 {
@@ -48,4 +51,29 @@ pub(crate) fn run_all<T: Sync>(name: &str, jobs: &[T], job: impl Fn(&T) -> u64 +
 /// One state is being repeated, so counts mean nothing.
 pub(crate) fn alone() -> bool {
     std::env::var_os("VFLASH_CRASH_CASE").is_some()
+}
+
+/// What the three disks lose: all lose power at once, or the shared storage lives on.
+pub(crate) const LOSSES: [[Loss; 3]; 2] =
+    [[Loss::Unflushed; 3], [Loss::Unflushed, Loss::UnderWay, Loss::UnderWay]];
+
+/// Explores both kinds of losses of a recorded run.
+pub(crate) fn explore(
+    rig: &Rig,
+    explorer: &Explorer,
+    mut visit: impl FnMut(CrashCase, World) -> u64,
+) -> u64 {
+    let recordings = rig.world.recordings();
+    let mut states = 0;
+    for losses in LOSSES {
+        explorer.explore_together(&recordings, &losses, |case, disks| {
+            states += visit(case, World(disks.try_into().unwrap_or_else(|_| panic!("three"))));
+        });
+    }
+    states
+}
+
+pub(crate) fn clip((start, count): (u64, u64)) -> (u64, u64) {
+    let start = start.min(SECTORS - 8);
+    (start, count.min(SECTORS - start))
 }

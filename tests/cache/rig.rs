@@ -1,9 +1,10 @@
 //! A cached disk on three simulated disks, a guest that drives it, and the judgement of what any
 //! end of the host may leave. Shared by the suites; each uses a part of it.
-#![allow(dead_code, reason = "each suite uses a part")]
+#![allow(dead_code, unused_imports, reason = "each suite uses a part")]
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use vflash::backing::identity::{Identity, Kind};
 use vflash::backing::recover::{Damage, RecoverOptions, Standing, recover, take_up};
@@ -19,7 +20,8 @@ use vflash::cache::recover::{FormatOptions, OpenOptions, Opened, format, open};
 use vflash::cache::root::BackingIdentity;
 use vflash::cache::scan::scan;
 use vflash::cache::{
-    CacheMessage, CacheOptions, CacheState, CacheStatus, CachedDisk, Medium, Mode, Place, Shape,
+    CacheMessage, CacheOptions, CacheState, CacheStatus, CachedDisk, Known, Medium, Mode, Place,
+    Shape,
 };
 use vflash::io::blocking::Blocking;
 use vflash::io::buffer::PinnedBuffer;
@@ -29,12 +31,15 @@ use vflash::io::sim::{Content, Faults, Recording, SimDisk, sim_geometry};
 use vflash::io::sim_reactor::{SimReactor, inbox};
 use vflash::io::volume::{Outcome, RequestKind, SectorRange};
 
+#[path = "away.rs"]
+mod away;
 #[path = "jobs.rs"]
 mod jobs;
 #[path = "sizes.rs"]
 mod sizes;
 
-pub(crate) use jobs::{alone, run_all, scale};
+use away::Port;
+pub(crate) use jobs::{LOSSES, alone, clip, explore, run_all, scale};
 pub(crate) use sizes::{SEGMENTS_MAX, allocation_bytes};
 
 pub(crate) const SECTORS: u64 = 2048;
@@ -164,13 +169,6 @@ impl World {
         }))
     }
 
-    /// Reads the backing itself.
-    pub(crate) fn reader(&self) -> impl FnMut(u64, &mut [u8]) + '_ {
-        |start, bytes: &mut [u8]| {
-            bytes.copy_from_slice(&self.0[1].peek(start * SECTOR_BYTES, bytes.len()));
-        }
-    }
-
     /// Finishes a group on the shared storage.
     pub(crate) fn recover(&self) -> vflash::base::Result<Standing> {
         let (mut backing, mut sidecar) = (self.blocking(1), self.blocking(2));
@@ -282,6 +280,9 @@ pub(crate) struct Rig {
     acked: u64,
     /// Requests that ended otherwise than well.
     pub(crate) failed: u64,
+    /// The shared storage is away; and what the disk has to show when it is back.
+    away: Arc<AtomicBool>,
+    pub(crate) alone: Option<Known>,
     pub(crate) requests: u64,
 }
 
@@ -299,8 +300,11 @@ impl Rig {
         world.set_faults(&Faults { reorder: setup.reorder, ..Default::default() });
         let status = disk.status();
         let (send, receiver) = inbox();
-        let disks = world.0.iter().map(|disk| Box::new(disk.clone()) as Box<dyn Disk + Send>);
-        let reactor = SimReactor::new(disk, disks.collect(), receiver, REQUESTS_MAX);
+        let away = Arc::new(AtomicBool::new(false));
+        let [flash, backing, sidecar] = world.0.clone();
+        let mut disks: Vec<Box<dyn Disk + Send>> = vec![Box::new(flash)];
+        disks.extend([backing, sidecar].map(|disk| Box::new(Port::new(disk, away.clone())) as _));
+        let reactor = SimReactor::new(disk, disks, receiver, REQUESTS_MAX);
         let random = fastrand::Rng::with_seed(setup.seed);
         let kept = model.head();
         let allocation_bytes = setup.allocation_bytes;
@@ -318,6 +322,8 @@ impl Rig {
             now,
             acked: kept,
             failed: 0,
+            away,
+            alone: None,
             requests: 0,
         }
     }
@@ -602,7 +608,12 @@ impl Rig {
 
     /// Ends the host at a random instant and goes on from one of the states that it may leave: a
     /// new daemon, the next generation.
-    pub(crate) fn next_generation(mut self) -> Self {
+    pub(crate) fn next_generation(self) -> Self {
+        self.next(false)
+    }
+
+    /// As [`Self::next_generation`]; `alone`: while the shared storage is away.
+    pub(crate) fn next(mut self, alone: bool) -> Self {
         let point = self.random.u64(0..=self.world.position());
         let index = self.random.u64(0..64);
         let recordings = self.world.recordings();
@@ -615,13 +626,21 @@ impl Rig {
         let announce = format!("seed {seed}, point {point}, index {index}");
         let seen = scan(&mut world.medium(), 256).expect("a log").next_won;
         let setup = self.setup.at(moment);
-        let (disk, next_won) = world.open(&setup).expect("it opens");
+        let (disk, next_won, known) = match alone {
+            true => world.open_alone(&setup).map(|(disk, next, known)| (disk, next, Some(known))),
+            false => world.open(&setup).map(|(disk, next)| (disk, next, None)),
+        }
+        .expect("it opens");
         assert!(next_won >= seen, "{announce}: number {next_won} is given again, below {seen}");
         let mut rig = Self::on(setup, world, disk, self.model.clone());
+        rig.alone = known;
+        if alone {
+            rig.put_away();
+        }
         let head = rig.head();
         let Moment { kept, submitted, .. } = moment;
         assert!((kept..=submitted).contains(&head), "{announce}: {head} not in {moment:?}");
-        if let Err(text) = rig.check_guest(head) {
+        if !alone && let Err(text) = rig.check_guest(head) {
             rig.head();
             panic!("{announce}: {text}; {:?}", rig.state());
         }
@@ -772,29 +791,4 @@ impl Rig {
         let legal = |drained| self.model.check_epoch(drained, &mut world.reader()).is_ok();
         assert!((least..=self.model.head()).any(legal), "no epochs from {least} on");
     }
-}
-
-fn clip((start, count): (u64, u64)) -> (u64, u64) {
-    let start = start.min(SECTORS - 8);
-    (start, count.min(SECTORS - start))
-}
-
-/// What the three disks lose: all lose power at once, or the shared storage lives on.
-pub(crate) const LOSSES: [[Loss; 3]; 2] =
-    [[Loss::Unflushed; 3], [Loss::Unflushed, Loss::UnderWay, Loss::UnderWay]];
-
-/// Explores both kinds of losses of a recorded run.
-pub(crate) fn explore(
-    rig: &Rig,
-    explorer: &Explorer,
-    mut visit: impl FnMut(CrashCase, World) -> u64,
-) -> u64 {
-    let recordings = rig.world.recordings();
-    let mut states = 0;
-    for losses in LOSSES {
-        explorer.explore_together(&recordings, &losses, |case, disks| {
-            states += visit(case, World(disks.try_into().unwrap_or_else(|_| panic!("three"))));
-        });
-    }
-    states
 }

@@ -177,8 +177,8 @@ impl Nbd {
         server
     }
 
-    /// As [`Self::unix`], by qemu-nbd: nbdkit fails an assertion when clients leave while it is
-    /// frozen.
+    /// As [`Self::unix`], by qemu-nbd: nbdkit fails an assertion now and then when a client is
+    /// killed, or leaves while it is frozen.
     pub(crate) fn freezable(socket: &Path, file: &Path) -> Self {
         let mut command = Command::new("qemu-nbd");
         command.args(["--format", "raw", "--persistent", "--shared", "0", "--socket"]);
