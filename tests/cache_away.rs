@@ -85,7 +85,7 @@ fn crash_after_crash_with_the_storage_and_without_it_nothing_is_lost() {
 /// Every end of a run that goes on alone, is claimed, and drains.
 fn claimed(seed: u64) -> u64 {
     let mut rig = gone_on_alone(seed);
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         rig.world.recover().expect("recovered");
     }
     rig.come_back();

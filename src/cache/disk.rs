@@ -207,7 +207,7 @@ impl CachedDisk {
             journal: Journal::new(head, options.strong, alignment(flash)),
             reads: Reads::default(),
             mode: root.mode,
-            clean: Clean::new(root.shape, root.incarnation),
+            clean: Clean::new(root.shape, root.incarnation, options.write_budget),
             roots: Roots::new(root),
             status: Arc::new(CacheStatus::default()),
             switching: false,
@@ -223,7 +223,6 @@ impl CachedDisk {
             drained: opened.drained,
             sampler: Sampler::default(),
         };
-        core.clean.policy.set_write_budget(options.write_budget);
         core.adopt_slabs(opened.slabs);
         Self {
             core,

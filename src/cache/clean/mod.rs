@@ -91,12 +91,14 @@ fn capacity(shape: Shape, slabs: &Slabs) -> u64 {
 }
 
 impl Clean {
-    /// `incarnation`: the log's; nobody else has it.
-    pub(in crate::cache) fn new(shape: Shape, incarnation: u64) -> Self {
+    /// `incarnation`: the log's; nobody else has it. `write_budget`: bytes a day.
+    pub(in crate::cache) fn new(shape: Shape, incarnation: u64, write_budget: Option<u64>) -> Self {
         let slabs = Slabs::new(shape, (incarnation << 32) + 1);
         let (held, settings) = Held::new(Settings::new(capacity(shape, &slabs)));
+        let mut policy = Policy::new(settings);
+        policy.set_write_budget(write_budget);
         Self {
-            policy: Policy::new(settings),
+            policy,
             slabs,
             held,
             speed: Speed::default(),
