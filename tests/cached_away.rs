@@ -5,8 +5,8 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    Nbd, ask, cache, connect, contents, drain, image, load, manifest, operate, read, same, started,
-    write,
+    Nbd, ask, cache, connect, contents, drain, image, load, manifest, operate, outrun, read, same,
+    started, write,
 };
 use std::path::{Path, PathBuf};
 use vflash_bench::device::Device;
@@ -192,16 +192,7 @@ fn a_flash_that_is_older_than_its_backing_is_found_out_though_it_went_on_alone()
     let (mut daemon, _) = started(", maxStaleness: 1h");
     let (file, away) = (daemon.path("disk.raw"), daemon.path("away"));
     let mut device = connect(&daemon, DISK, 1, 8);
-    write(&mut device, 0, 1);
-    daemon.kill();
-    let (pool, old) = (daemon.path("pool"), daemon.path("old"));
-    std::fs::copy(&pool, &old).unwrap();
-    daemon.run(&[]);
-    device.reconnect().unwrap();
-    for byte in 2..6 {
-        write(&mut device, 0, byte);
-    }
-    drain(&daemon, DISK);
+    let (pool, old) = outrun(&mut daemon, &mut device);
     daemon.kill();
     std::fs::copy(&old, &pool).unwrap();
     std::fs::rename(&file, &away).unwrap();

@@ -344,8 +344,9 @@ fn a_panic_fences_its_volume_and_no_other() {
     let bad = daemon.socket("bad");
     let (sender, events) = std::sync::mpsc::channel();
     let told = Arc::new(move |event| _ = sender.send(event));
-    let volume = export(&bad, 1 << 16, Box::new(Panics));
-    daemon.server.add(Export { events: told, ..volume }).unwrap();
+    let mut volume = export(&bad, 1 << 16, Box::new(Panics));
+    volume.door.events = told;
+    daemon.server.add(volume).unwrap();
     let mut device = connect(&bad, 1, 8);
     assert_eq!(ask(&mut device, Kind::Write, 0, 512), 0);
     operate(&mut runner, 500);
