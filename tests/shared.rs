@@ -451,9 +451,9 @@ fn eight_machines_read_a_golden_image_from_one_copy() {
     let (golden, socket, log) =
         (daemon.path("golden.raw"), daemon.path("nbd"), daemon.path("asked"));
     image(&golden);
-    // A backing that is faster than the flash would be passed to.
+    // A backing that is faster than the flash would be passed to, and other tests slow the flash.
     let logs = format!("logfile={}", log.display());
-    let filters = ["--filter=log", "--filter=delay", "delay-read=2ms", &logs];
+    let filters = ["--filter=log", "--filter=delay", "delay-read=12ms", &logs];
     let _server = Nbd::unix(&socket, &golden, &filters);
     let names: Vec<String> = (1..=8).map(|number| format!("vm-{number}")).collect();
     let words = format!(", readOnly: true, sharedWith: [{}]", names[1..].join(", "));
