@@ -38,6 +38,10 @@ fn step(rig: &mut Rig) {
     if rig.random.u8(0..3) == 0 {
         rig.turn(false);
     }
+    if rig.random.u8(0..16) == 0 {
+        let by = Duration::from_millis(rig.random.u64(1..800));
+        rig.pass_time(by);
+    }
 }
 
 fn reads_among_writes(seed: u64) -> u64 {
