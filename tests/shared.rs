@@ -370,6 +370,37 @@ fn a_disk_that_several_machines_write_keeps_its_log() {
     eventually("it is in force", || cache(&daemon, "one/disk")["mode"] == "bypass");
 }
 
+/// A mode that is wanted is not yet one that is in force.
+#[test]
+fn another_writer_is_let_in_when_the_log_is_kept_and_not_before() {
+    let (daemon, backing) = with_image();
+    let socket = daemon.path("nbd");
+    let server = Nbd::freezable(&socket, &backing);
+    let export = PathBuf::from(format!("nbd+unix:///?socket={}", socket.display()));
+    let pool = pool_manifest(daemon.folder.path());
+    let wanted = |mode: &str, words: &str| {
+        let cache = format!("16MiB, mode: {mode}, sidecar: {}", daemon.path("redo").display());
+        pool.clone() + &machine("one", &[&home(&export, words).replace("16MiB", &cache)])
+    };
+    daemon.apply(&wanted("bypass", ""));
+    let mut one = connect(&daemon, "one/disk", 1, 8);
+    write(&mut one, 0, 1);
+    server.freeze();
+    let text = refusal(&daemon, &wanted("write-back", ", sharedWith: [two]"));
+    assert!(text.contains("one/disk still writes past its log"), "{text}");
+    assert_eq!(daemon.volumes(), ["one/disk"]);
+    server.thaw();
+    eventually("that is over", || cache(&daemon, "one/disk")["mode"] == "write-back");
+    let plan = daemon.apply(&wanted("write-through", ", sharedWith: [two]"));
+    let last = lines(&plan).pop().unwrap();
+    assert_eq!(last, "volume two/disk: the disk of one/disk");
+    let mut two = connect(&daemon, "two/disk", 1, 8);
+    assert_eq!(read(&mut two, 0), 1);
+    write(&mut two, 0, 2);
+    assert_eq!(read(&mut one, 0), 2);
+    drop(server);
+}
+
 #[test]
 fn one_image_is_read_by_many_machines_and_daemons_and_belongs_to_none() {
     let (mut daemon, backing) = with_image();
