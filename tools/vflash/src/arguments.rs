@@ -459,4 +459,8 @@ pub(crate) struct RecoverArguments {
     /// Go on although a group is damaged; the disk may then be at no point
     #[arg(long)]
     pub skip_damaged: bool,
+    /// Give up a disk of the consistency group that is gone for good with its sidecar: the others
+    /// go to the last point that they have together
+    #[arg(long, value_name = "VM/VOLUME")]
+    pub without: Vec<String>,
 }

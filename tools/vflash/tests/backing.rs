@@ -262,3 +262,47 @@ fn disks_go_on_without_a_leader_that_was_given_up() {
         assert!(!shown.contains("whose leader knows"), "{shown}");
     }
 }
+
+/// A disk in doubt whose leader is gone for good: who says so by its name has the others recovered
+/// without it, and can then give up their flash too.
+#[test]
+fn a_disk_whose_leader_is_gone_with_its_sidecar_is_recovered_without_it() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let step = StepId::of_leader(GroupId { disk: [1; 16], owner_epoch: 1, number: 1 });
+    drop(member(&place, "data", [1; 16], step));
+    drop(member(&place, "log", [2; 16], step));
+    let there = place.run(&["recover", "log", "--without", "db/data"]);
+    assert_eq!(there.status.code(), Some(8), "{there:?}");
+    let text = complained(&there);
+    assert!(text.contains("db/data is not missing"), "{text}");
+    for name in ["data", "data.vflash"] {
+        std::fs::remove_file(place.path(name)).unwrap();
+    }
+    let before = std::fs::read(place.path("log.vflash")).unwrap();
+    let detach = |confirm: &[&str]| {
+        let mut command = vflash();
+        command.current_dir(place.0.path()).args(["detach", "--lost", "--backing", "log"]);
+        command.args(confirm).output().unwrap()
+    };
+    let doubt = detach(&["--confirm", "db/log"]);
+    let text = complained(&doubt);
+    assert!(text.contains("give that disk up by its name, db/data: "), "{text}");
+    assert!(text.contains("log --without NAME`; nothing was changed"), "{text}");
+    let half = complained(&place.run(&["recover", "log"]));
+    assert!(
+        half.contains("is given up by `--without db/data`: all that it held is lost"),
+        "{half}"
+    );
+    let wrong = place.run(&["recover", "log", "--without", "db/other"]);
+    assert!(complained(&wrong).contains("db/other is not missing"), "{wrong:?}");
+    assert_eq!(std::fs::read(place.path("log.vflash")).unwrap(), before, "untouched");
+    let done = place.run(&["recover", "log", "--without", "db/data"]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let text = said(&done);
+    assert!(text.contains("Point:              42\n"), "it has all of the step: {text}");
+    assert!(text.contains("db/data of its consistency group was given up"), "{text}");
+    assert_eq!(std::fs::read(place.path("log")).unwrap()[4096], 0x77);
+    let given_up = detach(&["--confirm", "db/log"]);
+    assert_eq!(given_up.status.code(), Some(0), "{given_up:?}");
+    assert!(said(&given_up).contains("State:              clean"), "{given_up:?}");
+}
