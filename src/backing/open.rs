@@ -193,7 +193,8 @@ impl Backing {
             None => Ok(()),
             Some(path) => {
                 let text = format!(
-                    "backing {}: its sidecar {} is not there: mount the storage that it lies on,                      or restore it",
+                    "backing {}: its sidecar {} is not there: mount the storage that it lies on, \
+                     or restore it",
                     self.spec,
                     path.display()
                 );

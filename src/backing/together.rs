@@ -70,8 +70,8 @@ fn ask(peer: &Peer, wait: Duration) -> Result<Option<Word>> {
 /// [`settle_without_leader`] does.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`]: a disk of the group is not among them, or one that is given up is no disk
-/// of it that is missing; the text names it.
+/// [`ErrorKind::Invalid`]: a disk of the group is not among them, or one that is given up is not
+/// missing from it; the text names it.
 pub fn recover_all(
     backings: &mut [Backing],
     without: &[String],

@@ -14,10 +14,9 @@ use vflash::backing::sidecar::write_stamp;
 use vflash::backing::stamp::{DrainMode, Owner, Point, Stamp, State};
 use vflash::base::clock::Nanos;
 use vflash::base::units::{KIB, MIB, SECTOR_BYTES};
-use vflash::cache::drain::{DrainError, SidecarState};
+use vflash::cache::drain::SidecarState;
 use vflash::cache::message::Reply;
 use vflash::cache::model::{self, Model};
-use vflash::cache::order::{Reason, Refusal};
 use vflash::cache::recover::{FormatOptions, OpenOptions, Opened, format, open};
 use vflash::cache::root::BackingIdentity;
 use vflash::cache::scan::scan;
@@ -35,6 +34,8 @@ use vflash::io::volume::{Outcome, RequestKind, SectorRange};
 
 #[path = "away.rs"]
 mod away;
+#[path = "drains.rs"]
+mod drains;
 #[path = "jobs.rs"]
 mod jobs;
 #[path = "sizes.rs"]
@@ -495,23 +496,6 @@ impl Rig {
         panic!("seed {}: no answer: {state:?}", self.setup.seed);
     }
 
-    /// Drains up to a point or all, once that is durable. A point may be one that the drain has
-    /// come past by itself.
-    pub(crate) fn drain(&mut self, to: Option<u64>) {
-        self.finish();
-        self.flush();
-        self.finish();
-        let reached = self.ask(|reply| CacheMessage::Drain { to, hold: false, reply });
-        match reached {
-            Ok(point) => self.now.drained = self.now.drained.max(point),
-            Err(DrainError::Refused(Refusal { reason, .. })) if to.is_some() => {
-                assert_ne!(reason, Reason::Ahead, "seed {}: {to:?}", self.setup.seed);
-            }
-            Err(error) => panic!("seed {}: {error:?}", self.setup.seed),
-        }
-        self.note();
-    }
-
     /// Another mode. Leaving one that journals drains, and the way back flushes the backing: all
     /// that was acknowledged before is kept.
     pub(crate) fn set_mode(&mut self, mode: Mode) {
@@ -570,22 +554,6 @@ impl Rig {
     pub(crate) fn moment(&self, point: u64) -> Moment {
         let later = self.moments.partition_point(|moment| moment.at <= point);
         self.moments[later.saturating_sub(1)]
-    }
-
-    /// Time passes; what is due by then is begun, and goes on with the turns that follow.
-    pub(crate) fn pass_time(&mut self, by: Duration) {
-        self.reactor.advance(by);
-        self.turn(false);
-    }
-
-    /// As much time passes as a drain waits for: all is drained though nobody has asked.
-    pub(crate) fn wait_for_the_drain(&mut self) {
-        self.finish();
-        self.pass_time(Duration::from_secs(1));
-        let head = self.head();
-        let drained = |rig: &mut Self| rig.head() == head && rig.now.drained >= head;
-        let turns = (0..2000).find(|_| drained(self));
-        assert!(turns.is_some(), "seed {}: {:?}", self.setup.seed, self.status.gauges());
     }
 
     /// A random request, mostly small ones in a small area; now and then time passes.

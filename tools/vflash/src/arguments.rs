@@ -461,6 +461,6 @@ pub(crate) struct RecoverArguments {
     pub skip_damaged: bool,
     /// Give up a disk of the consistency group that is gone for good with its sidecar: the others
     /// go to the last point that they have together
-    #[arg(long, value_name = "VM/VOLUME")]
+    #[arg(long, value_name = "NAME")]
     pub without: Vec<String>,
 }

@@ -304,5 +304,5 @@ fn a_disk_whose_leader_is_gone_with_its_sidecar_is_recovered_without_it() {
     assert_eq!(std::fs::read(place.path("log")).unwrap()[4096], 0x77);
     let given_up = detach(&["--confirm", "db/log"]);
     assert_eq!(given_up.status.code(), Some(0), "{given_up:?}");
-    assert!(said(&given_up).contains("State:              clean"), "{given_up:?}");
+    assert!(said(&given_up).contains("State:    clean"), "{given_up:?}");
 }
