@@ -49,10 +49,16 @@ pub enum Bug {
     AppliedUncommitted,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
+    /// Nobody is told that a front end cut its guest's memory short.
+    FaultUntold,
+    /// A front end may have two regions of memory at one guest address.
+    RegionsOverlap,
+    /// RESET_DEVICE leaves the rings as they are.
+    ResetForgotten,
 }
 
 impl Bug {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -75,6 +81,9 @@ impl Bug {
         Self::CommittedUnprepared,
         Self::AppliedUncommitted,
         Self::StaleRead,
+        Self::FaultUntold,
+        Self::RegionsOverlap,
+        Self::ResetForgotten,
     ];
 }
 
