@@ -148,10 +148,12 @@ mod tests {
             assert_eq!(patiently(pending::<()>(), limit, MOMENT, tell).await, None);
             assert_eq!(told.take(), 1);
             // Work that takes longer than anybody may wait for an answer to a question.
-            let (end, ended) = tokio::sync::oneshot::channel();
-            let notice = || end.send(7).unwrap();
-            let work = patiently(ended, Patience::Work, MOMENT, notice);
-            assert_eq!(work.await, Some(Ok(7)));
+            let work = async {
+                tokio::time::sleep(100 * MOMENT).await;
+                7
+            };
+            assert_eq!(patiently(work, Patience::Work, MOMENT, tell).await, Some(7));
+            assert_eq!(told.take(), 1);
             let limit = Patience::Within(LONG);
             assert_eq!(patiently(async { 7 }, limit, LONG, tell).await, Some(7));
             assert_eq!(told.take(), 0);
