@@ -164,7 +164,6 @@ impl Core {
                     1
                 }
                 Found::Absent { start, count: sectors } => {
-                    count(&self.status.counters.misses, 1);
                     self.read_absent(id, (start, sectors), io);
                     1
                 }

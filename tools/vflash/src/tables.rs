@@ -195,7 +195,9 @@ fn cache(cache: &Cache, table: &mut Table) {
     let counter = |name: &str| {
         cache.counters.iter().find(|counter| counter.name == name).map_or(0, |c| c.value)
     };
-    let (hits, misses) = (counter("hits"), counter("misses"));
+    let (hits, probed) = (counter("hits"), counter("probation_hits"));
+    let found = hits + probed;
+    let reads = found + counter("joined") + counter("misses");
     let held = size(cache.probation_bytes);
     if cache.backing_faster {
         table.pair("Reads", "past the cache: the backing is faster than the flash");
@@ -205,8 +207,9 @@ fn cache(cache: &Cache, table: &mut Table) {
         table.pair("Write budget", format!("{} a day{used_up}", size(bytes)));
     }
     table.pair("Clean blocks", format!("{}, and {held} in memory", size(cache.clean_bytes)));
-    let share = (u128::from(hits) * 1000).checked_div(u128::from(hits + misses)).unwrap_or(0);
-    table.pair("Read hits", format!("{hits} of {} ({})", hits + misses, percent(share as u64)));
+    let share = (u128::from(found) * 1000).checked_div(u128::from(reads)).unwrap_or(0);
+    let share = percent(share as u64);
+    table.pair("Read hits", format!("{found} of {reads} ({share}), {probed} of them in memory"));
 }
 
 fn percent(permille: u64) -> String {
