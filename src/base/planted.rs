@@ -49,10 +49,14 @@ pub enum Bug {
     AppliedUncommitted,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
+    /// A cache that shrinks to where no header is left forgets how far the numbers have come.
+    ShrinkForgetsNumbers,
+    /// What is read is kept though the write budget is used up.
+    BudgetIgnored,
 }
 
 impl Bug {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -75,6 +79,8 @@ impl Bug {
         Self::CommittedUnprepared,
         Self::AppliedUncommitted,
         Self::StaleRead,
+        Self::ShrinkForgetsNumbers,
+        Self::BudgetIgnored,
     ];
 }
 
