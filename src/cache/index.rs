@@ -543,10 +543,22 @@ fn mark_of(leaf: &[Packed], block: u64) -> Mark {
 
 /// The pieces of a leaf that overlap `start..end`.
 fn overlap(leaf: &[Packed], start: u64, end: u64) -> Range<usize> {
-    let first = leaf.partition_point(|piece| piece.end() <= start);
+    let first = first_at(leaf, start);
     // Whoever asks for many pieces looks at each of them anyway.
     let overlapping = leaf[first..].iter().take_while(|piece| piece.start() < end);
     first..first + overlapping.count()
+}
+
+/// The first piece that ends behind `start`. Where blocks lie one behind the other, as disks are
+/// filled, it is as far from the first piece as its block: one look, where a search of a large
+/// index waits for memory at most of its steps.
+fn first_at(leaf: &[Packed], start: u64) -> usize {
+    let first = leaf.first().map_or(0, |piece| piece.block());
+    let guess = (start / BLOCK_SECTORS).wrapping_sub(first) as usize;
+    match leaf.get(guess) {
+        Some(piece) if piece.start() <= start && start < piece.end() => guess,
+        _ => leaf.partition_point(|piece| piece.end() <= start),
+    }
 }
 
 fn shrink(leaf: &mut Leaf) {
