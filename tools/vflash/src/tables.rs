@@ -193,10 +193,6 @@ fn cache(cache: &Cache, table: &mut Table) {
     }
     let pieces = cache.index_pieces;
     table.pair("Index", format!("{pieces} pieces in {}", size(cache.index_bytes)));
-    let counter = |name: &str| {
-        cache.counters.iter().find(|counter| counter.name == name).map_or(0, |c| c.value)
-    };
-    let (hits, misses) = (counter("hits"), counter("misses"));
     let held = size(cache.probation_bytes);
     if cache.backing_faster {
         table.pair("Reads", "past the cache: the backing is faster than the flash");
@@ -206,8 +202,19 @@ fn cache(cache: &Cache, table: &mut Table) {
         table.pair("Write budget", format!("{} a day{used_up}", asked(bytes)));
     }
     table.pair("Clean blocks", format!("{}, and {held} in memory", size(cache.clean_bytes)));
-    let share = (u128::from(hits) * 1000).checked_div(u128::from(hits + misses)).unwrap_or(0);
-    table.pair("Read hits", format!("{hits} of {} ({})", hits + misses, percent(share as u64)));
+    table.pair("Read hits", read_hits(cache));
+}
+
+/// Blocks that reads found on the flash or in memory, of all that they wanted.
+fn read_hits(cache: &Cache) -> String {
+    let counter = |name: &str| {
+        cache.counters.iter().find(|counter| counter.name == name).map_or(0, |c| c.value)
+    };
+    let probed = counter("probation_hits");
+    let found = counter("hits") + probed;
+    let reads = found + counter("joined") + counter("misses");
+    let share = (u128::from(found) * 1000).checked_div(u128::from(reads)).unwrap_or(0);
+    format!("{found} of {reads} ({}), {probed} of them in memory", percent(share as u64))
 }
 
 fn percent(permille: u64) -> String {

@@ -167,12 +167,10 @@ impl Rig {
             let found = counters.iter().find(|counter| counter["name"] == name);
             found.and_then(|counter| counter["value"].as_f64()).unwrap_or(0.0)
         };
-        let (hits, misses) = (counter("hits"), counter("misses"));
-        Ok(format!(
-            "\n{:.2} % of {:.0} reads of the cached disk hit.\n",
-            100.0 * hits / (hits + misses),
-            hits + misses
-        ))
+        let hits = counter("hits");
+        let reads = hits + counter("probation_hits") + counter("joined") + counter("misses");
+        let share = 100.0 * hits / reads;
+        Ok(format!("\n{share:.2} % of {reads:.0} reads of the cached disk hit.\n"))
     }
 }
 
