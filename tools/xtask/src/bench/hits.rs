@@ -201,7 +201,7 @@ fn table(samples: &[Vec<Sample>]) -> String {
                     | depth | peer | reads | p50 µs | p99 µs | CPU µs/IO |\n\
                     |--:|---|--:|--:|--:|--:|\n"
         .to_owned();
-    let mut goals = String::new();
+    let mut goals = "\n".to_owned();
     for (at, depth) in DEPTHS.iter().enumerate() {
         let of = |peer: Peer| {
             let index = Peer::ALL.iter().position(|other| *other == peer).unwrap_or(0);
@@ -226,7 +226,7 @@ fn table(samples: &[Vec<Sample>]) -> String {
         };
         if *depth == 32 {
             let rate = pairs(Peer::Raw, |hit, raw| hit.rate / raw.rate);
-            let what = format!("\nHits ÷ raw flash at depth {depth} (goal: {RATE_GOAL})");
+            let what = format!("Hits ÷ raw flash at depth {depth} (goal: {RATE_GOAL})");
             goals += &verdict(&what, rate, rate >= RATE_GOAL);
             let cpu = pairs(Peer::Flash, |hit, flash| hit.cpu - flash.cpu);
             let what = format!("CPU of a hit − of a flash volume's read, µs (goal: {CPU_GOAL})");
