@@ -48,8 +48,10 @@ pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -
 
 /// What a cached disk counts, by its name in Prometheus; the API has what differs in it.
 pub(super) const CACHE_COUNTERS: [CounterField; 27] = [
-    ("vflash_cache_hits_total", "Pieces of reads found in the log.", |c| &c.hits),
-    ("vflash_cache_misses_total", "Parts of reads that the flash lacked.", |c| &c.misses),
+    ("vflash_cache_hits_total", "Blocks of reads found on the flash, or parts of one.", |c| {
+        &c.hits
+    }),
+    ("vflash_cache_misses_total", "Blocks of reads brought from the backing.", |c| &c.misses),
     ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
     ("vflash_cache_records_total", "Records appended to the log.", |c| &c.records),
     ("vflash_cache_appended_bytes_total", "Bytes appended to the log.", |c| &c.appended_bytes),
@@ -75,7 +77,7 @@ pub(super) const CACHE_COUNTERS: [CounterField; 27] = [
     ("vflash_cache_probation_hits_total", "Blocks read from probation in memory.", |c| {
         &c.probation_hits
     }),
-    ("vflash_cache_joined_total", "Reads that waited for a fetch of another one.", |c| &c.joined),
+    ("vflash_cache_joined_total", "Blocks that came with a fetch of another read.", |c| &c.joined),
     ("vflash_cache_fills_total", "Blocks written to flash because they were read.", |c| &c.fills),
     (
         "vflash_cache_fills_dropped_total",
