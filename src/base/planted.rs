@@ -53,10 +53,16 @@ pub enum Bug {
     ShrinkForgetsNumbers,
     /// What is read is kept though the write budget is used up.
     BudgetIgnored,
+    /// Nobody is told that a front end cut its guest's memory short.
+    FaultUntold,
+    /// A front end may have two regions of memory at one guest address.
+    RegionsOverlap,
+    /// RESET_DEVICE leaves the rings as they are.
+    ResetForgotten,
 }
 
 impl Bug {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -81,6 +87,9 @@ impl Bug {
         Self::StaleRead,
         Self::ShrinkForgetsNumbers,
         Self::BudgetIgnored,
+        Self::FaultUntold,
+        Self::RegionsOverlap,
+        Self::ResetForgotten,
     ];
 }
 

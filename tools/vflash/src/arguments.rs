@@ -367,6 +367,7 @@ pub(crate) enum PoolVerb {
     Create(CreateArguments),
     /// Show a pool
     Show {
+        /// A pool's name, or its device
         pool: String,
         /// Wait until all freed space is scrubbed
         #[arg(long)]
@@ -381,6 +382,7 @@ pub(crate) enum PoolVerb {
     Grow { pool: String },
     /// Take a pool out of service; what it holds stays
     Close {
+        /// A pool's name, or its device
         pool: String,
         /// Also if volumes of it are attached
         #[arg(long)]

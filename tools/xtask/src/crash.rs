@@ -105,6 +105,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const RESIZED: &str = "crash_after_crash_between_resizes_nothing_is_lost";
     const BUDGET: &str = "a_write_budget_stops_fills_and_nothing_else";
     const STALE: &str = "no_read_is_stale_among_fills_evictions_and_drains";
+    const FRONT_ENDS: &str = "no_front_end_harms_the_daemon_or_its_neighbours";
+    const RESET: &str = "a_queue_goes_on_after_each_reconnect_and_reset";
     match bug {
         Bug::AckBeforeFlush
         | Bug::FlushSkipsWrites
@@ -126,6 +128,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::OtherEpoch => ("cache_clean", COLD),
         Bug::CommittedUnprepared | Bug::AppliedUncommitted => ("cache_consistency", TOGETHER),
         Bug::StaleRead => ("shared", ORDER),
+        Bug::FaultUntold | Bug::RegionsOverlap => ("fuzz_vhost", FRONT_ENDS),
+        Bug::ResetForgotten => ("vhost", RESET),
         Bug::ShrinkForgetsNumbers => ("cache_resize", RESIZED),
         Bug::BudgetIgnored => ("cache_clean", BUDGET),
     }
