@@ -186,6 +186,54 @@ fn another_backing_that_comes_back_fences_the_disk_until_it_is_the_right_one() {
     assert_eq!(std::fs::read(&file).unwrap()[71 * 512], 8);
 }
 
+/// The storage is back without the sidecar that lay beside the image: nothing will bring that by
+/// itself. One elsewhere may be on storage that is still away, at the start as well.
+#[test]
+fn a_sidecar_that_is_missing_is_lost_beside_its_backing_and_away_elsewhere() {
+    let (mut daemon, _) = started(", maxStaleness: 1h");
+    let (file, away) = (daemon.path("disk.raw"), daemon.path("away"));
+    let (sidecar, lost) = (daemon.path("disk.raw.vflash"), daemon.path("lost"));
+    let mut device = connect(&daemon, DISK, 1, 8);
+    write(&mut device, 63, 7);
+    daemon.kill();
+    std::fs::rename(&file, &away).unwrap();
+    std::fs::rename(&sidecar, &lost).unwrap();
+    daemon.run(&[]);
+    is_alone(&daemon);
+    std::fs::rename(&away, &file).unwrap();
+    eventually("it is fenced", || cache(&daemon, DISK)["state"] == "fenced");
+    let text = cache(&daemon, DISK)["message"].as_str().unwrap().to_owned();
+    assert!(text.contains("its sidecar is missing or empty"), "{text}");
+    assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
+    std::fs::rename(&lost, &sidecar).unwrap();
+    let served = |daemon: &Vflashd| {
+        let volume = daemon.get("/v1/volumes/vm/disk");
+        volume["state"] == "served" && volume["cache"]["state"] != "fenced"
+    };
+    eventually("it is served", || served(&daemon));
+    device.reconnect().unwrap();
+    assert_eq!(read(&mut device, 63), 7);
+    drop(daemon);
+
+    let (mut daemon, server, file) = over_nbd(", maxStaleness: 1h");
+    let (sidecar, away) = (daemon.path("redo"), daemon.path("away"));
+    let mut device = connect(&daemon, DISK, 1, 8);
+    write(&mut device, 800, 5);
+    daemon.kill();
+    std::fs::rename(&sidecar, &away).unwrap();
+    daemon.run(&[]);
+    is_alone(&daemon);
+    let told = daemon.events("error").concat();
+    assert!(told.contains("mount the storage that it lies on, or restore it"), "{told}");
+    device.reconnect().unwrap();
+    write(&mut device, 800, 6);
+    std::fs::rename(&away, &sidecar).unwrap();
+    await_backing(&daemon);
+    drain(&daemon, DISK);
+    assert_eq!(std::fs::read(&file).unwrap()[800 * 512], 6);
+    drop(server);
+}
+
 /// What was appended without the backing does not make an old flash look newer than it.
 #[test]
 fn a_flash_that_is_older_than_its_backing_is_found_out_though_it_went_on_alone() {

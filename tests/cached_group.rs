@@ -129,12 +129,12 @@ fn recovered(daemon: &Vflashd, round: u32, together: bool) -> u64 {
     };
     let how = (RecoverOptions::default(), true);
     if together {
-        let half = recover_all(&mut [open(&copies[1])], how, &mut |_| {});
+        let half = recover_all(&mut [open(&copies[1])], &[], how, &mut |_| {});
         let half = half.expect_err("half a group").to_string();
         assert!(half.contains("log.raw of vm/log too; nothing was changed"), "{half}");
     }
     let mut backings: Vec<Backing> = copies.iter().map(open).collect();
-    let done = recover_all(&mut backings, how, &mut |_| {}).unwrap();
+    let done = recover_all(&mut backings, &[], how, &mut |_| {}).unwrap();
     let points: Vec<u64> = done.into_iter().map(|done| done.unwrap().standing.point.won).collect();
     assert!(!together || points[0] == points[1], "both are at one point: {points:?}");
     drop(backings);

@@ -49,10 +49,20 @@ pub enum Bug {
     AppliedUncommitted,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
+    /// A cache that shrinks to where no header is left forgets how far the numbers have come.
+    ShrinkForgetsNumbers,
+    /// What is read is kept though the write budget is used up.
+    BudgetIgnored,
+    /// Nobody is told that a front end cut its guest's memory short.
+    FaultUntold,
+    /// A front end may have two regions of memory at one guest address.
+    RegionsOverlap,
+    /// RESET_DEVICE leaves the rings as they are.
+    ResetForgotten,
 }
 
 impl Bug {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -75,6 +85,11 @@ impl Bug {
         Self::CommittedUnprepared,
         Self::AppliedUncommitted,
         Self::StaleRead,
+        Self::ShrinkForgetsNumbers,
+        Self::BudgetIgnored,
+        Self::FaultUntold,
+        Self::RegionsOverlap,
+        Self::ResetForgotten,
     ];
 }
 

@@ -570,7 +570,14 @@ impl Volume for CachedDisk {
         let (kind, number) = Token::unpack(token);
         match kind {
             Token::Append => self.core.append_completed(number, result, io),
-            Token::Read => self.core.read_completed(number, result, io),
+            Token::Read => {
+                let hit = self.core.read_completed(number, result, io);
+                // Nobody waits for that, but a segment that is to be emptied.
+                let awaited = self.core.is_emptying() || self.is_changing();
+                if hit && !awaited && self.resizing.is_none() {
+                    return;
+                }
+            }
             Token::Root => {
                 for wish in self.core.root_completed(result, io) {
                     self.rooted(wish, io);

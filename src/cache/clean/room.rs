@@ -53,6 +53,11 @@ impl Core {
         }
     }
 
+    /// A slab is being emptied: it ends when the last read there has.
+    pub(in crate::cache) fn is_emptying(&self) -> bool {
+        self.clean.leaving.is_some()
+    }
+
     /// The log may run out of free segments soon.
     fn is_scarce(&self) -> bool {
         self.segments.coming() < reserve(self.shape)

@@ -150,6 +150,15 @@ pub(crate) fn pool_path(name: &str) -> Result<String, Failure> {
     Ok(format!("/v1/pools/{}", part(name)?))
 }
 
+/// `/v1/pools/DEVICE`, escaped: that of a pool which is known by its device alone.
+pub(crate) fn device_path(device: &str) -> String {
+    let escaped = device.bytes().map(|byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => char::from(byte).into(),
+        _ => format!("%{byte:02X}"),
+    });
+    format!("/v1/pools/{}", escaped.collect::<String>())
+}
+
 /// Names are plain by the manifest's rules, so nothing needs escaping in a path.
 fn part(name: &str) -> Result<&str, Failure> {
     if is_name(name) {

@@ -102,7 +102,11 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const ORDER: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
     const MODEL: &str = "every_request_agrees_with_the_model";
     const COLD: &str = "a_restart_after_writes_past_the_log_is_cold";
+    const RESIZED: &str = "crash_after_crash_between_resizes_nothing_is_lost";
+    const BUDGET: &str = "a_write_budget_stops_fills_and_nothing_else";
     const STALE: &str = "no_read_is_stale_among_fills_evictions_and_drains";
+    const FRONT_ENDS: &str = "no_front_end_harms_the_daemon_or_its_neighbours";
+    const RESET: &str = "a_queue_goes_on_after_each_reconnect_and_reset";
     match bug {
         Bug::AckBeforeFlush
         | Bug::FlushSkipsWrites
@@ -124,6 +128,10 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::OtherEpoch => ("cache_clean", COLD),
         Bug::CommittedUnprepared | Bug::AppliedUncommitted => ("cache_consistency", TOGETHER),
         Bug::StaleRead => ("shared", ORDER),
+        Bug::FaultUntold | Bug::RegionsOverlap => ("fuzz_vhost", FRONT_ENDS),
+        Bug::ResetForgotten => ("vhost", RESET),
+        Bug::ShrinkForgetsNumbers => ("cache_resize", RESIZED),
+        Bug::BudgetIgnored => ("cache_clean", BUDGET),
     }
 }
 
