@@ -126,8 +126,8 @@ pub(crate) fn contents(device: &mut Device) -> Vec<u8> {
     all
 }
 
-/// Lets the backing of `vm/disk`, whose first block is 5 in the end, come further than a copy of the
-/// flash knows: the pool, and that copy.
+/// Lets the backing of `vm/disk`, whose first block is 5 in the end, come further than a copy of
+/// the flash knows: the pool, and that copy.
 pub(crate) fn outrun(daemon: &mut Vflashd, device: &mut Device) -> (PathBuf, PathBuf) {
     write(device, 0, 1);
     daemon.kill();
