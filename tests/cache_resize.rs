@@ -101,6 +101,10 @@ fn generations(seed: u64) -> u64 {
         for _ in 0..rig.random.u32(1..4) {
             let steps = rig.random.u32(1..30);
             (0..steps).for_each(|_| rig.step());
+            if rig.random.u8(0..3) == 0 {
+                // A shrink then may leave no header that says how far the numbers have come.
+                rig.drain(None);
+            }
             let segments = rig.random.u64(4..=SEGMENTS_MAX);
             rig.resize(segments);
         }
