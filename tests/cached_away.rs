@@ -51,6 +51,20 @@ fn is_alone(daemon: &Vflashd) {
     assert_eq!(daemon.get("/healthz")["state"], "degraded");
 }
 
+/// Waits until it is fenced: what it says of that.
+fn await_fence(daemon: &Vflashd) -> String {
+    eventually("it is fenced", || cache(daemon, DISK)["state"] == "fenced");
+    cache(daemon, DISK)["message"].as_str().unwrap().to_owned()
+}
+
+/// Waits until a fenced disk is served again.
+fn await_service(daemon: &Vflashd) {
+    eventually("it is served", || {
+        let volume = daemon.get("/v1/volumes/vm/disk");
+        volume["state"] == "served" && volume["cache"]["state"] != "fenced"
+    });
+}
+
 fn await_backing(daemon: &Vflashd) {
     eventually("it has its backing again", || cache(daemon, DISK)["state"] != "waitingForBacking");
     eventually("that is told", || !daemon.events("backingBack").is_empty());
@@ -168,18 +182,14 @@ fn another_backing_that_comes_back_fences_the_disk_until_it_is_the_right_one() {
     write(&mut device, 71, 8);
     let before = std::fs::read(&away).unwrap();
     std::fs::copy(&away, &file).unwrap();
-    eventually("it is fenced", || cache(&daemon, DISK)["state"] == "fenced");
-    let text = cache(&daemon, DISK)["message"].as_str().unwrap().to_owned();
+    let text = await_fence(&daemon);
     assert!(text.contains("it is another file"), "{text}");
     assert!(text.contains("`vflash backing recover"), "{text}");
     eventually("it is told", || daemon.events("fenced").concat().contains(&text));
     assert_eq!(ask(&mut device, Kind::Write, 63, &mut [9; 4096]), 1);
     same(&std::fs::read(&file).unwrap(), &before);
     std::fs::rename(&away, &file).unwrap();
-    eventually("it is served", || {
-        let volume = daemon.get("/v1/volumes/vm/disk");
-        volume["state"] == "served" && volume["cache"]["state"] != "fenced"
-    });
+    await_service(&daemon);
     device.reconnect().unwrap();
     assert_eq!((read(&mut device, 63), read(&mut device, 71)), (7, 8));
     drain(&daemon, DISK);
@@ -201,16 +211,11 @@ fn a_sidecar_that_is_missing_is_lost_beside_its_backing_and_away_elsewhere() {
     daemon.run(&[]);
     is_alone(&daemon);
     std::fs::rename(&away, &file).unwrap();
-    eventually("it is fenced", || cache(&daemon, DISK)["state"] == "fenced");
-    let text = cache(&daemon, DISK)["message"].as_str().unwrap().to_owned();
+    let text = await_fence(&daemon);
     assert!(text.contains("its sidecar is missing or empty"), "{text}");
     assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
     std::fs::rename(&lost, &sidecar).unwrap();
-    let served = |daemon: &Vflashd| {
-        let volume = daemon.get("/v1/volumes/vm/disk");
-        volume["state"] == "served" && volume["cache"]["state"] != "fenced"
-    };
-    eventually("it is served", || served(&daemon));
+    await_service(&daemon);
     device.reconnect().unwrap();
     assert_eq!(read(&mut device, 63), 7);
     drop(daemon);
@@ -256,8 +261,7 @@ fn a_flash_that_is_older_than_its_backing_is_found_out_though_it_went_on_alone()
     daemon.run(&[]);
     let before = std::fs::read(&away).unwrap();
     std::fs::rename(&away, &file).unwrap();
-    eventually("it is fenced", || cache(&daemon, DISK)["state"] == "fenced");
-    let text = cache(&daemon, DISK)["message"].as_str().unwrap().to_owned();
+    let text = await_fence(&daemon);
     assert!(text.contains("the flash is older than its backing"), "{text}");
     assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
     same(&std::fs::read(&file).unwrap(), &before);

@@ -2,6 +2,7 @@
 
 use crate::http::{Failed, Patience, request};
 use hyper::Method;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::ErrorKind;
@@ -152,11 +153,7 @@ pub(crate) fn pool_path(name: &str) -> Result<String, Failure> {
 
 /// `/v1/pools/DEVICE`, escaped: that of a pool which is known by its device alone.
 pub(crate) fn device_path(device: &str) -> String {
-    let escaped = device.bytes().map(|byte| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => char::from(byte).into(),
-        _ => format!("%{byte:02X}"),
-    });
-    format!("/v1/pools/{}", escaped.collect::<String>())
+    format!("/v1/pools/{}", utf8_percent_encode(device, NON_ALPHANUMERIC))
 }
 
 /// Names are plain by the manifest's rules, so nothing needs escaping in a path.

@@ -178,13 +178,9 @@ impl Rig {
                 let (_daemon, socket) = served(&self.scratch, "filter-qsd", &nbd)?;
                 self.load(&socket, cell, seconds)
             }
-            Peer::Vflash => {
+            Peer::Vflash | Peer::Undrained => {
                 self.drain()?;
-                self.load(&self.socket(), cell, seconds)
-            }
-            Peer::Undrained => {
-                self.drain()?;
-                self.pause_backing(true)?;
+                self.pause_backing(peer == Peer::Undrained)?;
                 let sample = self.load(&self.socket(), cell, seconds);
                 self.pause_backing(false)?;
                 sample
