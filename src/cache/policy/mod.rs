@@ -247,22 +247,32 @@ impl Policy {
 
     /// A guest reads `block`.
     pub fn read(&mut self, block: u64, marks: &mut impl Marks) -> Verdict {
-        self.counters.reads += 1;
-        self.thrift.read();
-        let followed = self.streams.follow(block);
         if let Some(mark) = marks.mark(block) {
-            self.counters.hits += 1;
-            let used = mark.used();
+            let used = self.hit(block, mark);
             if used != mark {
                 marks.set_mark(block, used);
             }
             return Verdict::Hit;
         }
+        let followed = self.follow(block);
         if let Some(slot) = self.probation.touch(block) {
             self.counters.probed += 1;
             return Verdict::Probed { slot };
         }
         self.miss(block, followed)
+    }
+
+    /// A guest reads `block`, which is in the index with this mark; the one that it is to have.
+    pub fn hit(&mut self, block: u64, mark: Mark) -> Mark {
+        self.follow(block);
+        self.counters.hits += 1;
+        mark.used()
+    }
+
+    fn follow(&mut self, block: u64) -> Followed {
+        self.counters.reads += 1;
+        self.thrift.read();
+        self.streams.follow(block)
     }
 
     fn miss(&mut self, block: u64, followed: Followed) -> Verdict {
