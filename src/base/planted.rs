@@ -47,6 +47,16 @@ pub enum Bug {
     CommittedUnprepared,
     /// A disk of a consistency group applies its group before the step is committed.
     AppliedUncommitted,
+    /// A disk has the numbers of its consistency group, and is drained by itself.
+    GoneAlone,
+    /// A disk of a consistency group is held, and the others go on.
+    HoldOfOne,
+    /// A disk that was given up still counts as one of its consistency group.
+    NotExpelled,
+    /// A disk of a consistency group offers numbers that are not durable in its log yet.
+    FrontierAhead,
+    /// The age of a flash is not compared with the backing's in a consistency group.
+    OldFlashTrusted,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
     /// A cache that shrinks to where no header is left forgets how far the numbers have come.
@@ -62,7 +72,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 32] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -84,6 +94,11 @@ impl Bug {
         Self::OtherEpoch,
         Self::CommittedUnprepared,
         Self::AppliedUncommitted,
+        Self::GoneAlone,
+        Self::HoldOfOne,
+        Self::NotExpelled,
+        Self::FrontierAhead,
+        Self::OldFlashTrusted,
         Self::StaleRead,
         Self::ShrinkForgetsNumbers,
         Self::BudgetIgnored,
