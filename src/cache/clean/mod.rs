@@ -87,8 +87,8 @@ pub(in crate::cache) fn reserve(shape: Shape) -> u64 {
     (shape.segments() / 32).max(1)
 }
 
-/// Entries of the policy's queues at most: one for each slot, since what the log takes it takes slab
-/// by slab, and a tenth more, since a block that goes with its slab leaves its entry behind.
+/// Entries of the policy's queues at most: one for each slot, since what the log takes it takes
+/// slab by slab, and a tenth more, since a block that goes with its slab leaves its entry behind.
 fn capacity(shape: Shape, slabs: &Slabs) -> u64 {
     shape.segments() * u64::from(slabs.slots()) * 11 / 10
 }

@@ -189,8 +189,8 @@ impl Core {
         count(&self.status.counters.retired, 1);
     }
 
-    /// Moves or drops what a slot holds. False: later. What was used moves in any case; what was not
-    /// goes with its slab if that is old, for that is when the policy's hand would have come to it.
+    /// Moves or drops what a slot holds. False: later. What was used moves in any case; what was
+    /// not goes with its slab if that is old, for then the policy's hand would have come to it.
     fn leaves(&mut self, at: SlotAt, hurry: bool, io: &mut dyn Io) -> bool {
         let Some(block) = self.clean.slabs.owner(at) else { return true };
         let position = self.clean.slabs.position(at);
