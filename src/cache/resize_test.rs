@@ -158,6 +158,31 @@ fn resizes_up_and_down_under_requests_and_kills_lose_nothing() {
     }
 }
 
+/// A growth keeps what there is: what hit before it hits after it.
+#[test]
+fn twenty_resizes_under_requests_never_hit_less_after_a_growth() {
+    let mut rig = Rig::new(shape(6, SEGMENT), options());
+    let mut random = fastrand::Rng::with_seed(20);
+    let misses = |rig: &mut Rig| {
+        let before = rig.status.counters.misses.load(Ordering::Relaxed);
+        rig.check();
+        rig.status.counters.misses.load(Ordering::Relaxed) - before
+    };
+    for round in 0..10 {
+        (0..30).for_each(|_| rig.random_step(&mut random, 50));
+        let before = misses(&mut rig);
+        assert!(before < DISK_BYTES / 4096, "something is cached");
+        grow(&mut rig, 12 + round % 3).expect("grown");
+        let after = misses(&mut rig);
+        assert!(after <= before, "round {round}: {after} misses after the growth, {before} before");
+        (0..30).for_each(|_| rig.random_step(&mut random, 50));
+        shrink(&mut rig, 6 + round % 3).expect("shrunk");
+        rig.check();
+    }
+    rig.drain();
+    rig.killed(options()).check();
+}
+
 /// Everything was drained and lay behind the new end: no header is left that knows the numbers.
 #[test]
 fn numbers_go_on_when_all_segments_are_gone() {

@@ -152,7 +152,9 @@ impl Core {
         if let Some(number) = self.clean.fetching.get(&block) {
             return Way::Join(*number);
         }
+        let full = self.is_full();
         let (policy, mut marks) = self.policy();
+        policy.set_full(full);
         let verdict = policy.read(block, &mut marks);
         let admit = match verdict {
             Verdict::Probed { slot } if self.clean.held.get(slot).is_some() => {

@@ -147,6 +147,7 @@ pub struct Policy {
     /// The block that came last, on its way into a queue: a sweep that finds all others used must
     /// not take the one that was just written.
     newest: Option<(u64, Place)>,
+    full: bool,
     streams: Streams,
     wear: WearBudget,
     thrift: Thrift,
@@ -163,6 +164,7 @@ impl Policy {
             trial: Fifo::default(),
             main: Fifo::default(),
             newest: None,
+            full: false,
             streams: Streams::default(),
             wear: WearBudget::default(),
             thrift: Thrift::default(),
@@ -221,6 +223,12 @@ impl Policy {
         let queues = self.trial.memory_bytes() + self.main.memory_bytes();
         let lists = self.ghost.memory_bytes() + self.probation.memory_bytes();
         size_of::<Self>() + self.pool.memory_bytes() + queues + lists
+    }
+
+    /// Whether the flash has no space that nobody uses: then what is read for the first time is not
+    /// kept just because there are fewer blocks than may be.
+    pub fn set_full(&mut self, full: bool) {
+        self.full = full;
     }
 
     /// Bytes a day that may be written to flash, `None` without limit. Admission slows when they
@@ -284,7 +292,8 @@ impl Policy {
             self.fill(true);
             return Verdict::Admit;
         }
-        let room = self.len() < self.settings.capacity_blocks && !self.probation.has_room();
+        let below = !self.full && self.len() < self.settings.capacity_blocks;
+        let room = below && !self.probation.has_room();
         if room && affordable {
             self.fill(false);
             return Verdict::Admit;
