@@ -4,7 +4,7 @@
 //! The locks are on the very descriptions that the data path writes through (`io/file.rs`): they
 //! are free only when the last write of a killed daemon has ended. An NBD export has no lock: there
 //! the sidecar's keeps others out, and [`nbd`](super::nbd) holds back what a late write of a dead
-//! connection could undo.
+//! connection could undo: after each opening, since no stamp tells of an owner who made none.
 
 use super::fence::{self, Claim, dirty_words, point_words};
 use super::identity::{Identity, Kind, generation_of_file, generation_of_stamp};
@@ -16,6 +16,7 @@ use super::sidecar::{clear_headers, write_stamp};
 use super::spec::Spec;
 use super::stamp::{Owner, Stamp, State};
 use super::together;
+use crate::base::planted::{Bug, planted};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
 use crate::io::disk::{Disk, DiskGeometry, DiskTarget, Errno, OpenDisk};
@@ -165,7 +166,18 @@ impl Backing {
                  host reaches",
             );
         }
+        // Now that the locks are had: whoever had them is dead, and its writes are with the server.
+        let late = backing.nbd.as_ref().filter(|_| !reading && !planted(Bug::HoldLeftOut));
+        if let Some(nbd) = late {
+            nbd.hold_writes();
+        }
         Ok(backing)
+    }
+
+    /// For how long after its opening nothing that is written to it goes out, since a server may
+    /// still carry out what a killed owner had left with it. Reads go on.
+    pub fn held(&self) -> Option<Duration> {
+        self.nbd.as_ref().filter(|_| !self.reading).map(|nbd| nbd.settle())
     }
 
     pub fn description(&self) -> &Description {
@@ -342,16 +354,12 @@ impl Backing {
         let found = self.description.identity;
         let verdict = fence::judge(claim, &found, standing.as_ref(), &self.words())
             .map_err(|error| error.context(&named))?;
-        let unclean = standing.as_ref().is_some_and(|standing| !standing.stamp.is_clean());
         let options = RecoverOptions { damage, now_ms: claim.now_ms, word: self.word };
         let recovery = self.recover(options, claim.adopt, progress)?;
         let standing = recovery.as_ref().map(|recovery| &recovery.standing);
         let stamp = fence::claimed(claim, verdict, found, standing);
         let sidecar = self.sidecar_for(&stamp, standing.is_none())?;
         write_stamp(sidecar, &stamp).map_err(|error| error.context(&named))?;
-        if let (Some(nbd), true) = (&self.nbd, unclean) {
-            nbd.hold_writes();
-        }
         let next_group = stamp.retired_group + 1;
         let cold = verdict.cold;
         Ok(Claimed { stamp: Some(stamp), recovery, cold, next_group, live: None })
@@ -381,9 +389,6 @@ impl Backing {
         let mine = stamp.owner.allocation == claim.owner.allocation && !verdict.cold;
         let same = mine && stamp.identity.difference(found).is_none();
         let Some(live) = standing.live.filter(|_| same) else { return Ok(None) };
-        if let Some(nbd) = &self.nbd {
-            nbd.hold_writes();
-        }
         Ok(Some(Claimed {
             stamp: Some(stamp),
             recovery: None,

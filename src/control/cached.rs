@@ -54,6 +54,8 @@ pub struct CachedVolume {
     pub side: Arc<Cached>,
     /// What is worth telling of its state.
     pub findings: Vec<String>,
+    /// As it must be, and worth knowing.
+    pub notes: Vec<String>,
 }
 
 /// What is known of a cached disk beside its reactor.
@@ -509,11 +511,22 @@ impl<'a> Opening<'a> {
         (side.read_only, side.no_writeback) = (description.read_only, description.reason);
         side.findings = opened.findings.clone();
         side.findings.extend(opened.fence.clone());
+        side.notes.extend(self.waits(backing));
         let mut volume = self.compose(opened, sidecar, disks, side);
         if let Some((group, joining)) = joining {
             volume.disk.join(group.join(joining));
         }
         Ok(volume)
+    }
+
+    /// Which writes of a guest wait now, if any do: with a log of its own nobody notices.
+    fn waits(&self, backing: &Backing) -> Option<String> {
+        let held = backing.held().filter(|_| self.cache.mode != CacheMode::WriteBack)?;
+        Some(format!(
+            "guests' writes wait until {}s after the opening: as long the NBD server may carry out \
+             what a killed daemon had left with it; reads go on",
+            held.as_secs()
+        ))
     }
 
     fn compose(
@@ -531,7 +544,7 @@ impl<'a> Opening<'a> {
         options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
         options.write_budget = self.cache.write_budget_bytes;
         let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
-        let Side { geometry, read_only, no_writeback, alone, findings } = side;
+        let Side { geometry, read_only, no_writeback, alone, findings, notes } = side;
         let disk = CachedDisk::new(opened, options, geometry, sidecar);
         let side = Cached {
             status: disk.status(),
@@ -545,7 +558,7 @@ impl<'a> Opening<'a> {
             goal_bytes: AtomicU64::new(0),
             group: self.group,
         };
-        CachedVolume { disk, disks, side: Arc::new(side), findings }
+        CachedVolume { disk, disks, side: Arc::new(side), findings, notes }
     }
 }
 
@@ -556,12 +569,13 @@ struct Side {
     no_writeback: Option<&'static str>,
     alone: Option<Alone>,
     findings: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Side {
     fn new(geometry: DiskGeometry) -> Self {
-        let findings = Vec::new();
-        Self { geometry, read_only: false, no_writeback: None, alone: None, findings }
+        let (findings, notes) = (Vec::new(), Vec::new());
+        Self { geometry, read_only: false, no_writeback: None, alone: None, findings, notes }
     }
 }
 

@@ -143,8 +143,13 @@ impl NbdClient {
         self.threads.shared.state().status.clone()
     }
 
-    /// The last owner was killed and may have left writes with the server: nothing is changed until
-    /// they have had time to end.
+    /// How long the server may take to carry out what it read from a connection that is gone.
+    pub fn settle(&self) -> Duration {
+        self.threads.shared.options.settle
+    }
+
+    /// Who had the export before may have been killed and have left writes with the server: nothing
+    /// is changed until they have had time to end ([`Self::settle`] from now on).
     pub fn hold_writes(&self) {
         let shared = &self.threads.shared;
         let mut state = shared.state();

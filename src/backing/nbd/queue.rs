@@ -7,7 +7,7 @@
 //!   anything that overlaps it.
 //! - N3 A server may still be carrying out what it read from a lost connection. So nothing newer
 //!   goes to bytes in doubt until [`Queue::settle`] after the next connection; and nothing new at
-//!   all for as long after the opening of a disk whose last owner was killed.
+//!   all for as long after an opening: the last owner may have been killed.
 //! - N4 A flush answers for writes that completed on its own connection only. If an earlier one was
 //!   completed on a connection that was lost, the server may have lost it: the flush fails, and who
 //!   submitted it writes again.
