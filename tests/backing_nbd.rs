@@ -246,7 +246,7 @@ fn a_server_that_cannot_be_used_is_told_with_its_own_words() {
 }
 
 #[test]
-fn an_export_that_cannot_flush_or_be_written_gets_no_write_back() {
+fn an_export_that_cannot_flush_or_be_written_gets_no_log() {
     for (flags, reason) in [
         (FLAGS & !(1 << 2), "its server cannot flush, so nobody knows what is durable there"),
         (FLAGS | 1 << 1, "the export is read-only"),
@@ -254,17 +254,16 @@ fn an_export_that_cannot_flush_or_be_written_gets_no_write_back() {
         let fake = Fake::start(vec![0; 1 << 20], &[], flags);
         let sidecar = fake.folder.path().join("sidecar");
         let mut backing = Backing::open(&backing_options(&fake.url(), Some(&sidecar))).unwrap();
-        assert!(!backing.description().writeback);
-        assert_eq!(backing.description().reason, Some(reason));
+        assert_eq!(backing.description().no_log, Some(reason));
         let error = backing.claim(&claim(), &mut |_| {}).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().ends_with(reason), "{error}");
         assert!(!sidecar.exists());
     }
     let fake = Fake::start(vec![0; 1 << 20], &[], FLAGS);
-    let backing = Backing::open(&backing_options(&fake.url(), None)).unwrap();
-    let reason = backing.description().reason.expect("no place for a stamp");
-    assert!(reason.contains("name one (`sidecar:`)"), "{reason}");
+    let mut backing = Backing::open(&backing_options(&fake.url(), None)).unwrap();
+    let error = backing.claim(&claim(), &mut |_| {}).expect_err("no place for a stamp");
+    assert!(error.to_string().contains("name one (`sidecar:`)"), "{error}");
 }
 
 fn backing_options(url: &str, sidecar: Option<&Path>) -> OpenOptions {

@@ -30,7 +30,7 @@ pub struct Claim {
     pub owner: Owner,
     /// `None`: a new allocation.
     pub remembered: Option<Remembered>,
-    /// [`State::Dirty`] for a write-back cache.
+    /// [`State::Dirty`] for a cache that keeps a log, or may at any time.
     pub state: State,
     pub drain: DrainMode,
     /// A stamp may be made where there is none.

@@ -45,10 +45,10 @@ pub struct Description {
     pub identity: Identity,
     pub geometry: DiskGeometry,
     pub read_only: bool,
-    /// A write-back cache may stand on it.
-    pub writeback: bool,
-    /// Why not, in words.
-    pub reason: Option<&'static str>,
+    /// What completed there can be made durable.
+    pub flush: bool,
+    /// Why no cache that keeps a log (write-back, write-through) can stand on it, in words.
+    pub no_log: Option<&'static str>,
 }
 
 /// A backing, opened and locked.
@@ -143,8 +143,8 @@ impl Backing {
             _ => None,
         };
         if *reading {
-            (description.read_only, description.writeback) = (true, false);
-            description.reason = Some("it was opened for reading alone");
+            description.read_only = true;
+            description.no_log = Some("it was opened for reading alone");
         }
         let (spec, reading) = (spec.clone(), *reading);
         let mut backing = Self {
@@ -159,9 +159,8 @@ impl Backing {
             generation,
             word: None,
         };
-        if backing.sidecar_path.is_none() && !reading && backing.description.writeback {
-            backing.description.writeback = false;
-            backing.description.reason = Some(
+        if backing.sidecar_path.is_none() {
+            backing.description.no_log.get_or_insert(
                 "it has no place for an owner stamp: name one (`sidecar:`) on storage that every \
                  host reaches",
             );
@@ -336,11 +335,15 @@ impl Backing {
 
     /// Makes the backing the claimer's, or refuses and changes nothing: finishes a committed group,
     /// then makes the claimer's stamp durable. Without a sidecar's place there is no stamp, and the
-    /// claim must not be for write-back.
+    /// claim must not be for a cache that keeps a log: what that has not drained would be drained
+    /// over what another host has written since.
     pub fn claim(&mut self, claim: &Claim, progress: &mut dyn FnMut(Progress)) -> Result<Claimed> {
         let named = self.named();
-        if let (State::Dirty, Some(reason)) = (claim.state, self.description.reason) {
-            let text = format!("{named}: no write-back cache can stand on it: {reason}");
+        if let (State::Dirty, Some(reason)) = (claim.state, self.description.no_log) {
+            let text = format!(
+                "{named}: no cache that keeps a log (write-back, write-through) can stand on it: \
+                 {reason}"
+            );
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         if self.sidecar_path.is_none() {
@@ -375,7 +378,7 @@ impl Backing {
         let (named, words) = (self.named(), self.words());
         let dirty = claim.remembered.is_some_and(|flash| flash.dirty);
         let Some(sidecar) = self.sidecar.as_mut().filter(|_| dirty) else { return Ok(None) };
-        if self.description.reason.is_some() {
+        if self.description.no_log.is_some() {
             return Ok(None);
         }
         let options = RecoverOptions { damage: Damage::Skip, now_ms: 0, word: self.word };
@@ -502,19 +505,19 @@ fn describe_file(disk: &FileDisk) -> Result<Description> {
         .map_err(|error| Error::io(format!("examining {}", disk.path().display()), error))?;
     let known = matches!(identity.kind, Kind::File | Kind::Device);
     assert!(known, "a path leads to a file or a device");
-    Ok(Description { identity, geometry, read_only: false, writeback: true, reason: None })
+    Ok(Description { identity, geometry, read_only: false, flush: true, no_log: None })
 }
 
 fn describe_nbd(client: &NbdClient) -> Description {
     let (geometry, export) = (client.geometry(), client.export());
     let identity = Identity::of_nbd(client.url(), geometry.size_bytes, geometry.block_bytes);
-    let reason = if export.read_only() {
+    let no_log = if export.read_only() {
         Some("the export is read-only")
     } else if !export.can_flush() {
         Some("its server cannot flush, so nobody knows what is durable there")
     } else {
         None
     };
-    let writeback = reason.is_none();
-    Description { identity, geometry, read_only: export.read_only(), writeback, reason }
+    let (read_only, flush) = (export.read_only(), export.can_flush());
+    Description { identity, geometry, read_only, flush, no_log }
 }

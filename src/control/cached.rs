@@ -66,8 +66,8 @@ pub struct Cached {
     /// Of the backing, and so of what the guest sees.
     pub geometry: DiskGeometry,
     pub read_only: bool,
-    /// Why it cannot be write-back; `None`: it can.
-    pub no_writeback: Option<&'static str>,
+    /// Why it can be in no mode that keeps a log; `None`: it can.
+    pub no_log: Option<&'static str>,
     /// The mode that the log was in when it was opened.
     pub mode: Mode,
     /// It was opened alone.
@@ -219,13 +219,29 @@ impl<'a> Opening<'a> {
             let stamp = claimed.stamp.clone();
             return self.put_together(opened, stamp, (&backing, &claimed));
         }
-        let claimed = self.claim(&claim, &mut backing)?;
+        let claimed = self.claim(&claim, &mut backing);
+        let claimed = claimed.map_err(|error| self.no_log(root.as_ref(), error))?;
         let opened = self.open_log(root, (&mut medium, &mut backing), &claimed);
         if opened.is_err() && !self.log.formatted {
             self.give_back(&mut backing);
         }
         let (opened, stamp) = opened?;
         self.put_together(opened, stamp, (&backing, &claimed))
+    }
+
+    /// The way out of a log that its backing cannot have.
+    fn no_log(&self, root: Option<&Root>, error: Error) -> Error {
+        let through = root.is_some_and(|root| root.mode == Mode::WriteThrough);
+        if error.kind() != ErrorKind::Unsupported || !through {
+            return error;
+        }
+        let text = format!(
+            "{error}; its log holds nothing that was acknowledged and is not in the backing: give \
+             it up (`vflash detach {} --lost`) and apply the disk anew, in a mode without a log or \
+             on what can have one",
+            self.name
+        );
+        Error::new(ErrorKind::Unsupported, text)
     }
 
     /// Whether the disk may go on without its backing for a while: it was served here before, in
@@ -324,8 +340,10 @@ impl<'a> Opening<'a> {
     /// What is claimed.
     pub(super) fn wanted(&mut self, root: Option<&Root>, backing: &Backing) -> Claim {
         let log = &self.log;
-        let writeback = backing.description().writeback;
-        let dirty = writeback || self.cache.mode == CacheMode::WriteBack;
+        // A log that is there is drained first, whatever is wanted next.
+        let modes = [Some(cache_mode(self.cache.mode)), root.map(|root| root.mode)];
+        let journals = modes.into_iter().flatten().any(Mode::journals);
+        let dirty = journals || backing.description().no_log.is_none();
         let (generation, roster) =
             self.group.as_ref().map(|group| group.roster()).unwrap_or_default();
         self.generation = generation;
@@ -508,9 +526,14 @@ impl<'a> Opening<'a> {
         let joining = joining.transpose()?;
         let sidecar = stamp.map(|stamp| sidecar_state(stamp, claimed));
         let mut side = Side::new(description.geometry);
-        (side.read_only, side.no_writeback) = (description.read_only, description.reason);
+        (side.read_only, side.no_log) = (description.read_only, description.no_log);
         side.findings = opened.findings.clone();
         side.findings.extend(opened.fence.clone());
+        if !description.flush {
+            let text = "its server cannot flush: FLUSHes of guests fail, and nobody knows what is \
+                        durable there";
+            side.findings.push(text.to_owned());
+        }
         side.notes.extend(self.waits(backing));
         let mut volume = self.compose(opened, sidecar, disks, side);
         if let Some((group, joining)) = joining {
@@ -544,14 +567,14 @@ impl<'a> Opening<'a> {
         options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
         options.write_budget = self.cache.write_budget_bytes;
         let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
-        let Side { geometry, read_only, no_writeback, alone, findings, notes } = side;
+        let Side { geometry, read_only, no_log, alone, findings, notes } = side;
         let disk = CachedDisk::new(opened, options, geometry, sidecar);
         let side = Cached {
             status: disk.status(),
             disk: disk_uuid,
             geometry,
             read_only,
-            no_writeback,
+            no_log,
             mode,
             alone,
             held: AtomicU64::new(0),
@@ -566,7 +589,7 @@ impl<'a> Opening<'a> {
 struct Side {
     geometry: DiskGeometry,
     read_only: bool,
-    no_writeback: Option<&'static str>,
+    no_log: Option<&'static str>,
     alone: Option<Alone>,
     findings: Vec<String>,
     notes: Vec<String>,
@@ -575,7 +598,7 @@ struct Side {
 impl Side {
     fn new(geometry: DiskGeometry) -> Self {
         let (findings, notes) = (Vec::new(), Vec::new());
-        Self { geometry, read_only: false, no_writeback: None, alone: None, findings, notes }
+        Self { geometry, read_only: false, no_log: None, alone: None, findings, notes }
     }
 }
 
