@@ -351,9 +351,13 @@ fn a_flash_that_is_older_than_its_backing_is_refused() {
     daemon.kill();
     let new = std::fs::read(&pool).unwrap();
     std::fs::copy(&old, &pool).unwrap();
+    let files = [daemon.path("disk.raw"), daemon.path("disk.raw.vflash")];
+    let read_all = || files.clone().map(|path| std::fs::read(path).unwrap());
+    let before = read_all();
     daemon.run(&[]);
     let text = refusal(&daemon);
     assert!(text.contains("the flash is older than its backing"), "{text}");
+    assert!(read_all() == before, "backing and sidecar are untouched");
     assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
     daemon.kill();
     std::fs::write(&pool, new).unwrap();

@@ -6,7 +6,7 @@
 //! the sidecar's keeps others out, and [`nbd`](super::nbd) holds back what a late write of a dead
 //! connection could undo: after each opening, since no stamp tells of an owner who made none.
 
-use super::fence::{self, Claim, dirty_words, point_words};
+use super::fence::{self, Claim, Verdict, dirty_words, point_words};
 use super::identity::{Identity, Kind, generation_of_file, generation_of_stamp};
 use super::nbd::{NbdClient, NbdOptions};
 use super::recover::{self, Damage, Progress, RecoverOptions, Recovery, Standing, Word};
@@ -333,6 +333,18 @@ impl Backing {
         Ok(recovery)
     }
 
+    /// Whether the claim would be let in, and where the backing is then; changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::claim`] of one that is refused.
+    pub fn judge(&mut self, claim: &Claim) -> Result<(Option<Standing>, Verdict)> {
+        let standing = self.standing(damage_for(claim))?;
+        let found = self.description.identity;
+        let verdict = fence::judge(claim, &found, standing.as_ref(), &self.words())
+            .map_err(|error| error.context(self.named()))?;
+        Ok((standing, verdict))
+    }
+
     /// Makes the backing the claimer's, or refuses and changes nothing: finishes a committed group,
     /// then makes the claimer's stamp durable. Without a sidecar's place there is no stamp, and the
     /// claim must not be for a cache that keeps a log: what that has not drained would be drained
@@ -350,14 +362,10 @@ impl Backing {
             let cold = claim.remembered.is_some();
             return Ok(Claimed { stamp: None, recovery: None, cold, next_group: 1, live: None });
         }
-        let flash_dirty = claim.remembered.is_some_and(|flash| flash.dirty);
-        // A damaged group of ours is on our flash too, and will be drained anew.
-        let damage = if flash_dirty { Damage::Skip } else { Damage::Refuse };
-        let standing = self.standing(damage)?;
+        let (_, verdict) = self.judge(claim)?;
         let found = self.description.identity;
-        let verdict = fence::judge(claim, &found, standing.as_ref(), &self.words())
-            .map_err(|error| error.context(&named))?;
-        let options = RecoverOptions { damage, now_ms: claim.now_ms, word: self.word };
+        let options =
+            RecoverOptions { damage: damage_for(claim), now_ms: claim.now_ms, word: self.word };
         let recovery = self.recover(options, claim.adopt, progress)?;
         let standing = recovery.as_ref().map(|recovery| &recovery.standing);
         let stamp = fence::claimed(claim, verdict, found, standing);
@@ -476,6 +484,14 @@ impl Backing {
         write_stamp(&mut sidecar.blocking, &stamp).map_err(|error| error.context(named))?;
         let standing = Standing { stamp, live: None, dirty_bytes: 0, ..standing };
         Ok(Some(Lost { standing, ..lost }))
+    }
+}
+
+/// A damaged group of ours is on our flash too, and will be drained anew.
+fn damage_for(claim: &Claim) -> Damage {
+    match claim.remembered.is_some_and(|flash| flash.dirty) {
+        true => Damage::Skip,
+        false => Damage::Refuse,
     }
 }
 

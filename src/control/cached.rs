@@ -20,7 +20,7 @@ use crate::cache::consistency::{Consistency, Joining, Waker};
 use crate::cache::drain::SidecarState;
 use crate::cache::memory::DrainMemory;
 use crate::cache::root::{BackingIdentity, Root};
-use crate::cache::scan::read_root;
+use crate::cache::scan::{Scan, read_root, scan};
 use crate::cache::{
     self, CacheOptions, CacheStatus, CachedDisk, FormatOptions, Medium, Mode, Opened, Place, Shape,
 };
@@ -211,7 +211,8 @@ impl<'a> Opening<'a> {
         if self.is_golden() {
             let claimed =
                 Claimed { stamp: None, recovery: None, live: None, cold: false, next_group: 1 };
-            let (opened, stamp) = self.open_log(root, (&mut medium, &mut backing), &claimed)?;
+            let log = (root, None);
+            let (opened, stamp) = self.open_log(log, (&mut medium, &mut backing), &claimed)?;
             return self.put_together(opened, stamp, (&backing, &claimed));
         }
         let claim = self.wanted(root.as_ref(), &backing);
@@ -219,9 +220,13 @@ impl<'a> Opening<'a> {
             let stamp = claimed.stamp.clone();
             return self.put_together(opened, stamp, (&backing, &claimed));
         }
+        let scan = match &root {
+            Some(_) => Some(self.look(&claim, (&mut medium, &mut backing))?),
+            None => None,
+        };
         let claimed = self.claim(&claim, &mut backing);
         let claimed = claimed.map_err(|error| self.no_log(root.as_ref(), error))?;
-        let opened = self.open_log(root, (&mut medium, &mut backing), &claimed);
+        let opened = self.open_log((root, scan), (&mut medium, &mut backing), &claimed);
         if opened.is_err() && !self.log.formatted {
             self.give_back(&mut backing);
         }
@@ -412,6 +417,18 @@ impl<'a> Opening<'a> {
         how
     }
 
+    /// Looks at the log before the backing is claimed: an older one than the backing has seen is
+    /// refused before anything is changed.
+    fn look(&self, claim: &Claim, (medium, backing): (&mut Medium, &mut Backing)) -> Result<Scan> {
+        let scan = scan(medium, self.how(backing, true).clean_segments_max)?;
+        let (standing, verdict) = backing.judge(claim)?;
+        if let Some(standing) = standing.filter(|_| !verdict.cold) {
+            cache::recover::check_age(&scan, &standing.point, self.group.is_some())
+                .map_err(|error| way_out(error, self.name))?;
+        }
+        Ok(scan)
+    }
+
     pub(super) fn claim(&mut self, claim: &Claim, backing: &mut Backing) -> Result<Claimed> {
         let claimed = backing.claim(claim, &mut |_| {})?;
         if let Some(stamp) = &claimed.stamp {
@@ -430,9 +447,10 @@ impl<'a> Opening<'a> {
         self.pool.change(move |pool| pool.set_attributes(id, attributes))
     }
 
+    /// `scan`: what the log was looked at for, if it was.
     fn open_log(
         &mut self,
-        root: Option<Root>,
+        (root, scan): (Option<Root>, Option<Scan>),
         (medium, backing): (&mut Medium, &mut Backing),
         claimed: &Claimed,
     ) -> Result<(Opened, Option<Stamp>)> {
@@ -464,8 +482,11 @@ impl<'a> Opening<'a> {
         (how.drained_through, how.drained_others) = (point.won, point.others);
         how.cold = claimed.cold;
         how.shared = self.group.is_some();
-        let opened =
-            cache::recover::open(medium, &how).map_err(|error| way_out(error, self.name))?;
+        let opened = match scan {
+            Some(scan) => cache::recover::open_scanned(medium, scan, &how),
+            None => cache::recover::open(medium, &how),
+        };
+        let opened = opened.map_err(|error| way_out(error, self.name))?;
         let stamp = self.opened_at(opened.drained, stamp, backing)?;
         Ok((opened, stamp))
     }
