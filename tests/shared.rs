@@ -230,6 +230,32 @@ fn a_machine_leaves_its_disk_to_the_others_and_the_last_one_drains_it() {
 }
 
 #[test]
+fn the_last_door_of_a_disk_whose_home_has_left_is_opened_anew_with_other_settings() {
+    let (mut daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let one = home(&backing, "").replace("16MiB", "16MiB, maxStaleness: 1h");
+    daemon.apply(&(pool + &machine("one", &[&one]) + &machine("two", &[&door(&backing, "")])));
+    daemon.post("/v1/volumes/one/disk/detach", &json!({}));
+    let mut two = connect(&daemon, "two/disk", 1, 8);
+    write(&mut two, 8, 6);
+    two.stop().unwrap();
+    drop(two);
+    detached(&daemon, "two/disk");
+    daemon.apply(&machine("two", &[&door(&backing, ", queues: 2")]));
+    let volume = daemon.get("/v1/volumes/two/disk");
+    assert_eq!(
+        (&volume["state"], &volume["cache"]["state"]),
+        (&json!("served"), &json!("serving"))
+    );
+    let mut two = connect(&daemon, "two/disk", 2, 8);
+    assert_eq!(read(&mut two, 8), 6);
+    assert_ne!(std::fs::read(&backing).unwrap()[4096], 6, "it is on the flash alone");
+    drain(&daemon, "two/disk");
+    assert_eq!(std::fs::read(&backing).unwrap()[4096], 6);
+    daemon.stop();
+}
+
+#[test]
 fn a_grant_ends_with_the_list_that_it_stands_in() {
     let (daemon, backing) = with_image();
     let pool = pool_manifest(daemon.folder.path());

@@ -571,32 +571,28 @@ impl Engine {
             cache: settings.cache.clone(),
             ..served.settings.clone()
         };
-        self.without(served, || self.note_settings(served, settings))?;
-        {
-            let mut state = self.state();
-            if let Some(there) = state.volumes.get_mut(&served.name) {
-                there.settings = settings.clone();
+        let after = Served { settings: settings.clone(), ..served.clone() };
+        let note = |home: &Served| self.note_settings(home, &home.settings);
+        let joins = will_be_in.is_some() && was_in != will_be_in;
+        let reopened = !served.left && (same != *settings || served.is_down());
+        if served.cached.is_some() && (reopened || joins) {
+            if self.exchange(served, &after, &note, joins)? {
+                return Ok(());
             }
-            state.for_doors(&served.name, |door| door.settings.cache = settings.cache.clone());
+            // By the way that leads there now.
+            let Served { link, .. } = self.served(&served.name)?;
+            return self.tell_cache(&Served { link, ..served.clone() }, cache);
         }
+        self.without(served, || note(&after))?;
+        self.list(&after);
         if served.cached.is_none() {
             // It is opened with these, sooner or later.
             return Ok(());
         }
-        if same != *settings && (served.left || self.holders(served).len() > 1) {
-            let mut door = Served { settings: settings.clone(), ..served.clone() };
-            if !served.left {
-                self.reopen_door(served, &mut door)?;
-            }
-            return self.tell_cache(served, cache);
+        if !served.left {
+            let limits = super::served::limits(settings.limits);
+            self.host.server.set_limits(served.export_id()?, limits)?;
         }
-        let joins = will_be_in.is_some() && was_in != will_be_in;
-        if same != *settings || joins {
-            self.take_down(served)?;
-            return self.open_cache(&served.name);
-        }
-        let limits = super::served::limits(settings.limits);
-        self.host.server.set_limits(served.export_id()?, limits)?;
         self.tell_cache(served, cache)
     }
 
