@@ -428,6 +428,40 @@ fn another_writer_is_let_in_when_the_log_is_kept_and_not_before() {
     drop(server);
 }
 
+/// What a machine had under way past the log when the daemon died is done again when it is back.
+#[test]
+fn another_writer_is_let_in_when_the_first_is_back_after_a_kill_past_the_log() {
+    let (mut daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let wanted = |mode: &str, words: &str| {
+        let home = home(&backing, words).replace("16MiB", &format!("16MiB, mode: {mode}"));
+        pool.clone() + &machine("one", &[&home])
+    };
+    daemon.apply(&wanted("bypass", ""));
+    let mut one = connect(&daemon, "one/disk", 1, 8);
+    write(&mut one, 0, 1);
+    daemon.kill();
+    daemon.run(&[]);
+    let shared = wanted("write-back", ", sharedWith: [two]");
+    let text = refusal(&daemon, &shared);
+    assert!(text.contains("one/disk was served past the log of its disk"), "{text}");
+    // A mode that keeps the log changes nothing, nor does another daemon.
+    daemon.apply(&wanted("write-back", ""));
+    eventually("it is in force", || cache(&daemon, "one/disk")["mode"] == "write-back");
+    daemon.kill();
+    daemon.run(&[]);
+    let text = refusal(&daemon, &shared);
+    assert!(text.contains("start it, or let it reconnect"), "{text}");
+    assert_eq!(daemon.volumes(), ["one/disk"]);
+    one.reconnect().unwrap();
+    assert_eq!(read(&mut one, 0), 1);
+    daemon.apply(&shared);
+    let mut two = connect(&daemon, "two/disk", 1, 8);
+    write(&mut two, 0, 2);
+    assert_eq!(read(&mut one, 0), 2);
+    daemon.stop();
+}
+
 #[test]
 fn one_image_is_read_by_many_machines_and_daemons_and_belongs_to_none() {
     let (mut daemon, backing) = with_image();

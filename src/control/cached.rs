@@ -68,6 +68,8 @@ pub struct Cached {
     pub no_writeback: Option<&'static str>,
     /// The mode that the log was in when it was opened.
     pub mode: Mode,
+    /// An earlier daemon served it last in a mode that keeps no log.
+    pub past_log: bool,
     /// It was opened alone.
     pub alone: Option<Alone>,
     /// Point that draining stays at, plus 1; 0: it goes on.
@@ -91,6 +93,7 @@ pub(super) struct Opening<'a> {
     group: Option<Arc<Consistency>>,
     /// Of the group as its stamp has it.
     generation: u64,
+    past_log: bool,
     waker: Waker,
 }
 
@@ -174,6 +177,7 @@ impl<'a> Opening<'a> {
             log,
             group,
             generation: 0,
+            past_log: false,
             waker,
         })
     }
@@ -217,6 +221,7 @@ impl<'a> Opening<'a> {
             let stamp = claimed.stamp.clone();
             return self.put_together(opened, stamp, (&backing, &claimed));
         }
+        self.past_log = root.as_ref().is_some_and(|root| !root.mode.journals());
         let claimed = self.claim(&claim, &mut backing)?;
         let opened = self.open_log(root, (&mut medium, &mut backing), &claimed);
         if opened.is_err() && !self.log.formatted {
@@ -540,6 +545,7 @@ impl<'a> Opening<'a> {
             read_only,
             no_writeback,
             mode,
+            past_log: self.past_log,
             alone,
             held: AtomicU64::new(0),
             goal_bytes: AtomicU64::new(0),

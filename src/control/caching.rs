@@ -621,7 +621,8 @@ impl Engine {
     }
 
     /// `name` is to write the disk of `home`: if another does, a mode that keeps a log must be in
-    /// force first, and not just wanted. Waits a moment for that.
+    /// force first, and not just wanted, and what that other had under way before must be done.
+    /// Waits a moment for that.
     pub(super) fn await_log(&self, home: &Served, name: &str) -> Result<()> {
         if self.writers(home).iter().all(|writer| writer == name) {
             return Ok(());
@@ -639,7 +640,31 @@ impl Engine {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        let others = self.writers(home).into_iter().filter(|writer| writer != name);
+        for other in others.filter(|other| self.host.run_dir.past_log(other)) {
+            while !self.is_back(&other)? {
+                if Instant::now() >= deadline {
+                    let text = format!(
+                        "{other} was served past the log of its disk before vflashd was started \
+                         again, and its virtual machine has not come back since: what it had under \
+                         way would be done again over what another machine writes; start it, or let \
+                         it reconnect, and try again, or take its disk away with `vflash detach \
+                         {other}`"
+                    );
+                    return Err(Failure::new(ErrorCode::Busy, text));
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            self.host.run_dir.set_past_log(&other, false)?;
+        }
         Ok(())
+    }
+
+    /// Its machine's queues run: they began with what was under way before.
+    fn is_back(&self, name: &str) -> Result<bool> {
+        let export = self.served(name)?.link.export();
+        let status = export.and_then(|export| self.host.server.status(export).ok());
+        Ok(status.is_some_and(|status| status.queues_running > 0))
     }
 
     /// The mode that a disk is in; of one that is not served, the one that its log was left in.
