@@ -218,18 +218,7 @@ impl Engine {
     fn step(&self, action: &Action) -> Result<Option<Undo>> {
         match action {
             Action::CreatePool { name, device, file_bytes, overwrites } => {
-                let new = NewPool {
-                    name: name.clone(),
-                    device: device.to_string(),
-                    size_bytes: *file_bytes,
-                    preallocation: Preallocation::Reserved,
-                    overwrite: overwrites.is_some(),
-                };
-                let was_there = matches!(device, Device::Path(path) if path.exists());
-                self.make_pool(&new)?;
-                let file = matches!(device, Device::Path(_)).then(|| PathBuf::from(&new.device));
-                let undo = Undo::ClosePool { name: name.clone(), made_file: file };
-                Ok((!was_there).then_some(undo))
+                self.create_pool_on(name, device, *file_bytes, overwrites.is_some())
             }
             Action::OpenPool { name, device } => {
                 self.open_pool(&device.display().to_string(), Some(name))?;
@@ -286,6 +275,27 @@ impl Engine {
             }
             Action::DeleteVolume { name, .. } => self.destroy(&name.to_string()).map(|()| None),
         }
+    }
+
+    /// A file or device that was there is not made what it was: then there is no way back.
+    fn create_pool_on(
+        &self,
+        name: &str,
+        device: &Device,
+        file_bytes: Option<u64>,
+        overwrite: bool,
+    ) -> Result<Option<Undo>> {
+        let new = NewPool {
+            name: name.to_owned(),
+            device: device.to_string(),
+            size_bytes: file_bytes,
+            preallocation: Preallocation::Reserved,
+            overwrite,
+        };
+        let was_there = matches!(device, Device::Path(path) if path.exists());
+        self.make_pool(&new)?;
+        let made_file = matches!(device, Device::Path(_)).then(|| PathBuf::from(&new.device));
+        Ok((!was_there).then(|| Undo::ClosePool { name: name.to_owned(), made_file }))
     }
 
     fn undo_one(&self, undo: Undo) -> Result<()> {

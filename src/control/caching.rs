@@ -646,10 +646,10 @@ impl Engine {
                 if Instant::now() >= deadline {
                     let text = format!(
                         "{other} was served past the log of its disk before vflashd was started \
-                         again, and its virtual machine has not come back since: what it had under \
-                         way would be done again over what another machine writes; start it, or let \
-                         it reconnect, and try again, or take its disk away with `vflash detach \
-                         {other}`"
+                         again, and its virtual machine has not come back since: what it had \
+                         under way would be done again over what another machine writes; start \
+                         it, or let it reconnect, and try again, or take its disk away with \
+                         `vflash detach {other}`"
                     );
                     return Err(Failure::new(ErrorCode::Busy, text));
                 }
