@@ -128,11 +128,14 @@ impl RunDir {
 
     /// Removes what was kept of a volume that is no more.
     pub fn forget(&self, volume: &str) {
-        let ends = ["sock", WRITE_THROUGH, PAST_LOG];
-        let files = ends.map(|end| self.file(volume, end));
-        let Ok(directory) = self.file(volume, "") else { return };
-        let removed = files.iter().flatten().map(std::fs::remove_file);
-        for result in removed.chain([directory.parent().map_or(Ok(()), std::fs::remove_dir)]) {
+        let files = ["sock", WRITE_THROUGH, PAST_LOG].map(|end| self.file(volume, end));
+        let [Ok(socket), Ok(write_through), Ok(past_log)] = files else { return };
+        for result in [
+            std::fs::remove_file(&socket),
+            std::fs::remove_file(&write_through),
+            std::fs::remove_file(&past_log),
+            socket.parent().map_or(Ok(()), std::fs::remove_dir),
+        ] {
             match result.map_err(|error| error.kind()) {
                 // Its directory stays for other volumes.
                 Ok(()) | Err(IoKind::NotFound | IoKind::DirectoryNotEmpty) => {}

@@ -175,9 +175,9 @@ impl Engine {
     }
 
     /// Closes a door of a disk, has `note` make durable what is to be of it, and opens it as
-    /// `after` has it: its guest reconnects. `whole`: all doors, and the disk with them. So it is if
-    /// no other is open, since the last one takes the disk along: that comes to rest first. True if
-    /// the disk was opened anew, with all settings that it has now.
+    /// `after` has it: its guest reconnects. `whole`: all doors, and the disk with them. So it is
+    /// if no other is open, since the last one takes the disk along: that comes to rest first. True
+    /// if the disk was opened anew, with all settings that it has now.
     ///
     /// # Errors
     /// All is as before. [`ErrorCode::Busy`]: the door is being taken down, and to be served again
