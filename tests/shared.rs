@@ -3,7 +3,7 @@
 mod cached_disk;
 mod vflashd;
 
-use cached_disk::{
+use cached_disk::{Nbd, 
     ask, cache, connect, contents, drain, image, load, operate, read, same, verify, write,
 };
 use serde_json::json;
@@ -434,3 +434,57 @@ fn an_image_whose_last_writes_are_on_a_flash_is_not_read_without_them() {
     );
     assert!(reader.volumes().is_empty(), "what was made was undone");
 }
+
+/// Bytes that an NBD server was asked for, by its log.
+fn asked_for(log: &Path) -> u64 {
+    let text = std::fs::read_to_string(log).unwrap();
+    let bytes = |line: &str| {
+        let count = line.split_once(" Read id=")?.1.split_once("count=0x")?.1;
+        u64::from_str_radix(count.split(' ').next()?, 16).ok()
+    };
+    text.lines().filter_map(bytes).sum()
+}
+
+#[test]
+fn eight_machines_read_a_golden_image_from_one_copy() {
+    let mut daemon = Vflashd::start();
+    let (golden, socket, log) =
+        (daemon.path("golden.raw"), daemon.path("nbd"), daemon.path("asked"));
+    image(&golden);
+    // A backing that is faster than the flash would be passed to.
+    let logs = format!("logfile={}", log.display());
+    let filters = ["--filter=log", "--filter=delay", "delay-read=2ms", &logs];
+    let _server = Nbd::unix(&socket, &golden, &filters);
+    let names: Vec<String> = (1..=8).map(|number| format!("vm-{number}")).collect();
+    let words = format!(", readOnly: true, sharedWith: [{}]", names[1..].join(", "));
+    let url = PathBuf::from(format!("nbd+unix:///?socket={}", socket.display()));
+    let home = home(&url, &words).replace("16MiB", "48MiB");
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine(&names[0], &[&home])));
+    let (bytes, volume) = (std::fs::read(&golden).unwrap(), format!("{}/disk", names[0]));
+    let mut first = connect(&daemon, &volume, 1, 8);
+    let mut seen = vec![0; bytes.len()];
+    for (at, chunk) in (0..).zip(seen.chunks_mut(32 << 10)) {
+        assert_eq!(ask(&mut first, Kind::Read, at * 64, chunk), 0);
+        if at % 8 < 7 {
+            continue;
+        }
+        // A guest that is faster than the flash has some of it fetched twice.
+        eventually("what was read is kept", || {
+            let cache = cache(&daemon, &volume);
+            let kept = |name: &str| cache[name].as_u64().unwrap();
+            kept("cleanBytes") + kept("probationBytes") >= (at + 1) * (32 << 10)
+        });
+    }
+    same(&seen, &bytes);
+    let mut before = asked_for(&log);
+    for name in &names[1..] {
+        same(&contents(&mut connect(&daemon, &format!("{name}/disk"), 1, 8)), &bytes);
+        let missed = asked_for(&log) - before;
+        assert!(missed * 100 <= bytes.len() as u64 * 2, "{name} had {missed} bytes fetched");
+        before += missed;
+    }
+    assert!(before * 100 <= bytes.len() as u64 * 102, "{before} bytes of the backing were read");
+    drop(first);
+    daemon.stop();
+}
+
