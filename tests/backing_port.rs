@@ -81,7 +81,7 @@ fn a_guest_reads_what_it_wrote_through_a_disk_with_its_own_threads() {
         disks: vec![target],
         ..export(&socket, SIZE_BYTES / SECTOR_BYTES, Box::new(Through::default()))
     };
-    let metrics = export.metrics.clone();
+    let metrics = export.door.metrics.clone();
     let id = server.add(export).unwrap();
     // The export holds what it needs of the client.
     drop(client);

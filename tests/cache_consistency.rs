@@ -89,8 +89,7 @@ struct Pair {
 fn setups(seed: u64, more: u64) -> [Setup; 2] {
     let setup = |member| {
         let segments = more + 6 + (seed + u64::from(member)) % 3;
-        let wall_ms: Option<fn() -> u64> = Some(|| 1_000_000);
-        Setup { grouped: true, strong: true, segments, member, wall_ms, ..Setup::of(seed) }
+        Setup { grouped: true, strong: true, segments, member, ..Setup::of(seed) }
     };
     [setup(0), setup(1)]
 }

@@ -22,12 +22,14 @@ enum Step {
     Flush,
     DrainPart,
     DrainAll,
+    /// As much time as a drain by policy waits for.
+    Time,
     Mark,
     Mode,
     Detach,
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step::Write4K,
     Step::Write512,
     Step::Overlap,
@@ -37,6 +39,7 @@ const STEPS: [Step; 12] = [
     Step::Flush,
     Step::DrainPart,
     Step::DrainAll,
+    Step::Time,
     Step::Mark,
     Step::Mode,
     Step::Detach,
@@ -59,6 +62,7 @@ fn carry_out(rig: &mut Rig, step: Step) {
             rig.drain(Some(to));
         }
         Step::DrainAll => rig.drain(None),
+        Step::Time => rig.wait_for_the_drain(),
         Step::Mark => {
             let name = "before upgrade".to_owned();
             rig.ask(|reply| CacheMessage::Mark { name, reply }).expect("marked");
@@ -102,7 +106,7 @@ fn every_crash_state_of_one_and_two_operations_is_a_point() {
             workloads.push(((index * STEPS.len() + other) as u64, vec![*first, *second]));
         }
     }
-    assert_eq!(workloads.len(), 156);
+    assert_eq!(workloads.len(), 182);
     let states = run_all("bounded exhaustive", &workloads, |(seed, steps)| bounded(*seed, steps));
     assert!(alone() || states >= 20_000, "{states} states are too few");
 }

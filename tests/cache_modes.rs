@@ -5,6 +5,7 @@
 mod rig;
 
 use rig::{Rig, Setup, alone, explore, run_all, scale};
+use std::time::Duration;
 use vflash::backing::recover::{RecoverOptions, inspect};
 use vflash::base::Result;
 use vflash::cache::{CacheMessage, CacheState, Mode};
@@ -22,10 +23,12 @@ enum Step {
     Zeroes,
     Flush,
     Drain,
+    /// As much time as a drain by policy waits for.
+    Time,
     To(Mode),
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step::Write4K,
     Step::Write512,
     Step::Overlap,
@@ -33,6 +36,7 @@ const STEPS: [Step; 12] = [
     Step::Zeroes,
     Step::Flush,
     Step::Drain,
+    Step::Time,
     Step::To(Mode::WriteBack),
     Step::To(Mode::WriteThrough),
     Step::To(Mode::WriteAround),
@@ -57,6 +61,7 @@ fn carry_out(rig: &mut Rig, step: Step) {
         Step::Zeroes => rig.zero(RequestKind::WriteZeroes { unmap: false }, &[(66, 3)]),
         Step::Flush => rig.flush(),
         Step::Drain => rig.drain(None),
+        Step::Time => rig.wait_for_the_drain(),
         Step::To(mode) => rig.set_mode(mode),
     }
     rig.finish();
@@ -89,7 +94,7 @@ fn every_crash_state_of_two_operations_in_each_mode_keeps_what_was_durable() {
             }
         }
     }
-    assert_eq!(workloads.len(), 720);
+    assert_eq!(workloads.len(), 845);
     let job = |(seed, from, steps): &(u64, Mode, [Step; 2])| bounded(*seed, *from, steps);
     let states = run_all("modes, bounded exhaustive", &workloads, job);
     assert!(alone() || states >= 10_000, "{states} states are too few");
@@ -103,7 +108,10 @@ fn long(seed: u64) -> u64 {
         rig.set_mode(mode);
         for _ in 0..rig.random.u32(1..16) {
             let (start, count) = (rig.random.u64(0..200), rig.random.u64(1..24));
-            let what = rig.random.u32(0..10);
+            let (what, by) = (rig.random.u32(0..10), rig.random.u64(1..1200));
+            if what >= 8 {
+                rig.pass_time(Duration::from_millis(by));
+            }
             match what {
                 0 => rig.zero(RequestKind::Discard, &[(start, count), (start + 30, 3)]),
                 1 => rig.flush(),

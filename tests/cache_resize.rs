@@ -5,6 +5,7 @@
 mod rig;
 
 use rig::{Rig, SEGMENTS_MAX, Setup, alone, explore, run_all, scale};
+use std::time::Duration;
 use vflash::io::crash::Explorer;
 use vflash::io::volume::RequestKind;
 
@@ -18,9 +19,11 @@ enum Step {
     Discard,
     Flush,
     Drain,
+    /// As much time as a drain by policy waits for, which is under way then.
+    Time,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step::Grow,
     Step::Shrink,
     Step::ShrinkToLeast,
@@ -29,6 +32,7 @@ const STEPS: [Step; 8] = [
     Step::Discard,
     Step::Flush,
     Step::Drain,
+    Step::Time,
 ];
 
 const RESIZES: [Step; 3] = [Step::Grow, Step::Shrink, Step::ShrinkToLeast];
@@ -47,6 +51,10 @@ fn carry_out(rig: &mut Rig, step: Step) {
         Step::Discard => rig.zero(RequestKind::Discard, &[(62, 5), (70, 30)]),
         Step::Flush => rig.flush(),
         Step::Drain => rig.drain(None),
+        Step::Time => {
+            rig.pass_time(Duration::from_secs(1));
+            (0..4).for_each(|_| rig.turn(false));
+        }
     }
 }
 
@@ -93,6 +101,10 @@ fn generations(seed: u64) -> u64 {
         for _ in 0..rig.random.u32(1..4) {
             let steps = rig.random.u32(1..30);
             (0..steps).for_each(|_| rig.step());
+            if rig.random.u8(0..3) == 0 {
+                // A shrink then may leave no header that says how far the numbers have come.
+                rig.drain(None);
+            }
             let segments = rig.random.u64(4..=SEGMENTS_MAX);
             rig.resize(segments);
         }

@@ -5,8 +5,8 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    Nbd, ask, cache, connect, contents, drain, image, load, manifest, operate, read, same, started,
-    write,
+    Nbd, ask, cache, connect, contents, drain, image, load, manifest, operate, outrun, read, same,
+    started, write,
 };
 use std::path::{Path, PathBuf};
 use vflash_bench::device::Device;
@@ -49,6 +49,20 @@ fn is_alone(daemon: &Vflashd) {
     let text = volume["cache"]["message"].as_str().unwrap();
     assert!(text.contains("its backing fails; writes go on to the flash"), "{text}");
     assert_eq!(daemon.get("/healthz")["state"], "degraded");
+}
+
+/// Waits until it is fenced: what it says of that.
+fn await_fence(daemon: &Vflashd) -> String {
+    eventually("it is fenced", || cache(daemon, DISK)["state"] == "fenced");
+    cache(daemon, DISK)["message"].as_str().unwrap().to_owned()
+}
+
+/// Waits until a fenced disk is served again.
+fn await_service(daemon: &Vflashd) {
+    eventually("it is served", || {
+        let volume = daemon.get("/v1/volumes/vm/disk");
+        volume["state"] == "served" && volume["cache"]["state"] != "fenced"
+    });
 }
 
 fn await_backing(daemon: &Vflashd) {
@@ -168,22 +182,61 @@ fn another_backing_that_comes_back_fences_the_disk_until_it_is_the_right_one() {
     write(&mut device, 71, 8);
     let before = std::fs::read(&away).unwrap();
     std::fs::copy(&away, &file).unwrap();
-    eventually("it is fenced", || cache(&daemon, DISK)["state"] == "fenced");
-    let text = cache(&daemon, DISK)["message"].as_str().unwrap().to_owned();
+    let text = await_fence(&daemon);
     assert!(text.contains("it is another file"), "{text}");
     assert!(text.contains("`vflash backing recover"), "{text}");
     eventually("it is told", || daemon.events("fenced").concat().contains(&text));
     assert_eq!(ask(&mut device, Kind::Write, 63, &mut [9; 4096]), 1);
     same(&std::fs::read(&file).unwrap(), &before);
     std::fs::rename(&away, &file).unwrap();
-    eventually("it is served", || {
-        let volume = daemon.get("/v1/volumes/vm/disk");
-        volume["state"] == "served" && volume["cache"]["state"] != "fenced"
-    });
+    await_service(&daemon);
     device.reconnect().unwrap();
     assert_eq!((read(&mut device, 63), read(&mut device, 71)), (7, 8));
     drain(&daemon, DISK);
     assert_eq!(std::fs::read(&file).unwrap()[71 * 512], 8);
+}
+
+/// The storage is back without the sidecar that lay beside the image: nothing will bring that by
+/// itself. One elsewhere may be on storage that is still away, at the start as well.
+#[test]
+fn a_sidecar_that_is_missing_is_lost_beside_its_backing_and_away_elsewhere() {
+    let (mut daemon, _) = started(", maxStaleness: 1h");
+    let (file, away) = (daemon.path("disk.raw"), daemon.path("away"));
+    let (sidecar, lost) = (daemon.path("disk.raw.vflash"), daemon.path("lost"));
+    let mut device = connect(&daemon, DISK, 1, 8);
+    write(&mut device, 63, 7);
+    daemon.kill();
+    std::fs::rename(&file, &away).unwrap();
+    std::fs::rename(&sidecar, &lost).unwrap();
+    daemon.run(&[]);
+    is_alone(&daemon);
+    std::fs::rename(&away, &file).unwrap();
+    let text = await_fence(&daemon);
+    assert!(text.contains("its sidecar is missing or empty"), "{text}");
+    assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
+    std::fs::rename(&lost, &sidecar).unwrap();
+    await_service(&daemon);
+    device.reconnect().unwrap();
+    assert_eq!(read(&mut device, 63), 7);
+    drop(daemon);
+
+    let (mut daemon, server, file) = over_nbd(", maxStaleness: 1h");
+    let (sidecar, away) = (daemon.path("redo"), daemon.path("away"));
+    let mut device = connect(&daemon, DISK, 1, 8);
+    write(&mut device, 800, 5);
+    daemon.kill();
+    std::fs::rename(&sidecar, &away).unwrap();
+    daemon.run(&[]);
+    is_alone(&daemon);
+    let told = daemon.events("error").concat();
+    assert!(told.contains("mount the storage that it lies on, or restore it"), "{told}");
+    device.reconnect().unwrap();
+    write(&mut device, 800, 6);
+    std::fs::rename(&away, &sidecar).unwrap();
+    await_backing(&daemon);
+    drain(&daemon, DISK);
+    assert_eq!(std::fs::read(&file).unwrap()[800 * 512], 6);
+    drop(server);
 }
 
 /// What was appended without the backing does not make an old flash look newer than it.
@@ -192,16 +245,7 @@ fn a_flash_that_is_older_than_its_backing_is_found_out_though_it_went_on_alone()
     let (mut daemon, _) = started(", maxStaleness: 1h");
     let (file, away) = (daemon.path("disk.raw"), daemon.path("away"));
     let mut device = connect(&daemon, DISK, 1, 8);
-    write(&mut device, 0, 1);
-    daemon.kill();
-    let (pool, old) = (daemon.path("pool"), daemon.path("old"));
-    std::fs::copy(&pool, &old).unwrap();
-    daemon.run(&[]);
-    device.reconnect().unwrap();
-    for byte in 2..6 {
-        write(&mut device, 0, byte);
-    }
-    drain(&daemon, DISK);
+    let (pool, old) = outrun(&mut daemon, &mut device);
     daemon.kill();
     std::fs::copy(&old, &pool).unwrap();
     std::fs::rename(&file, &away).unwrap();
@@ -217,8 +261,7 @@ fn a_flash_that_is_older_than_its_backing_is_found_out_though_it_went_on_alone()
     daemon.run(&[]);
     let before = std::fs::read(&away).unwrap();
     std::fs::rename(&away, &file).unwrap();
-    eventually("it is fenced", || cache(&daemon, DISK)["state"] == "fenced");
-    let text = cache(&daemon, DISK)["message"].as_str().unwrap().to_owned();
+    let text = await_fence(&daemon);
     assert!(text.contains("the flash is older than its backing"), "{text}");
     assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
     same(&std::fs::read(&file).unwrap(), &before);

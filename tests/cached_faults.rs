@@ -5,8 +5,8 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    DISK_BYTES, Loop, Nbd, cache, connect, contents, drain, finish, image, load, manifest, operate,
-    read, same, started, verify, write,
+    DISK_BYTES, Loop, Nbd, cache, connect, contents, finish, image, load, manifest, operate,
+    outrun, read, same, started, verify, write,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -299,16 +299,7 @@ fn a_backing_that_came_back_changed_is_refused_until_it_is_itself_again() {
 fn a_flash_that_is_older_than_its_backing_is_refused() {
     let (mut daemon, _) = started(", maxStaleness: 1h");
     let mut device = connect(&daemon, DISK, 1, 8);
-    write(&mut device, 0, 1);
-    daemon.kill();
-    let (pool, old) = (daemon.path("pool"), daemon.path("old"));
-    std::fs::copy(&pool, &old).unwrap();
-    daemon.run(&[]);
-    device.reconnect().unwrap();
-    for byte in 2..6 {
-        write(&mut device, 0, byte);
-    }
-    drain(&daemon, DISK);
+    let (pool, old) = outrun(&mut daemon, &mut device);
     write(&mut device, 8, 6);
     daemon.kill();
     let new = std::fs::read(&pool).unwrap();

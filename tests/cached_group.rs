@@ -129,12 +129,12 @@ fn recovered(daemon: &Vflashd, round: u32, together: bool) -> u64 {
     };
     let how = (RecoverOptions::default(), true);
     if together {
-        let half = recover_all(&mut [open(&copies[1])], how, &mut |_| {});
+        let half = recover_all(&mut [open(&copies[1])], &[], how, &mut |_| {});
         let half = half.expect_err("half a group").to_string();
         assert!(half.contains("log.raw of vm/log too; nothing was changed"), "{half}");
     }
     let mut backings: Vec<Backing> = copies.iter().map(open).collect();
-    let done = recover_all(&mut backings, how, &mut |_| {}).unwrap();
+    let done = recover_all(&mut backings, &[], how, &mut |_| {}).unwrap();
     let points: Vec<u64> = done.into_iter().map(|done| done.unwrap().standing.point.won).collect();
     assert!(!together || points[0] == points[1], "both are at one point: {points:?}");
     drop(backings);
@@ -143,21 +143,29 @@ fn recovered(daemon: &Vflashd, round: u32, together: bool) -> u64 {
     found
 }
 
-#[test]
-fn whenever_the_daemon_dies_the_images_are_in_order() {
-    let mut daemon = started(TOGETHER);
-    let mut client = Client::new(&daemon);
+/// Writes `counts` records, with the daemon killed after each: the images are in order each time,
+/// and never older than the time before. The last record that they have.
+fn die_and_look(daemon: &mut Vflashd, client: &mut Client, counts: &[u64]) -> u64 {
     let mut before = 0;
-    for round in 0..12 {
-        client.write(40 + u64::from(round) * 37 % 97);
+    for (round, count) in (0..).zip(counts) {
+        client.write(*count);
         daemon.kill();
-        let found = recovered(&daemon, round, true);
+        let found = recovered(daemon, round, true);
         assert!((before..=client.record).contains(&found), "{found} after {before}");
         before = found;
         daemon.run(&[]);
         client.reconnect();
     }
-    assert!(before > 0, "something was drained");
+    before
+}
+
+#[test]
+fn whenever_the_daemon_dies_the_images_are_in_order() {
+    let mut daemon = started(TOGETHER);
+    let mut client = Client::new(&daemon);
+    let counts: Vec<u64> = (0..12).map(|round| 40 + round * 37 % 97).collect();
+    let found = die_and_look(&mut daemon, &mut client, &counts);
+    assert!(found > 0, "something was drained");
     client.write(10);
     let seen = [contents(&mut client.log), contents(&mut client.data)];
     assert_eq!(records(&seen[0], &seen[1]), client.record);
@@ -255,16 +263,7 @@ fn a_disk_that_machines_share_is_in_a_group_like_any_other() {
     daemon.apply(&manifest(&daemon, &[("log", TOGETHER, &shared), ("data", TOGETHER, &data)]));
     assert_eq!(cache(&daemon, "other/log")["consistencyGroup"], "db");
     let mut client = Client::of(&daemon, "other/log");
-    let mut before = 0;
-    for round in 0..4 {
-        client.write(60);
-        daemon.kill();
-        let found = recovered(&daemon, round, true);
-        assert!((before..=client.record).contains(&found), "{found} after {before}");
-        before = found;
-        daemon.run(&[]);
-        client.reconnect();
-    }
+    die_and_look(&mut daemon, &mut client, &[60; 4]);
     // Two machines write one disk; neither is refused, and both go to one point.
     let mut home = connect(&daemon, "vm/log", 1, 8);
     assert_eq!(ask(&mut home, Kind::Write, 5000 * 8, &mut block(7)), 0);

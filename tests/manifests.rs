@@ -60,7 +60,7 @@ const DIFFS: [(&str, &str); 10] = [
     (
         "cached-demo.yaml",
         "+ pool cached-demo: create on MANIFESTS/cached-demo.pool, a file of 1GiB\n\
-         + volume demo/shared: MANIFESTS/shared.raw cached in 512MiB on cached-demo\n\
+         + volume db/shared: MANIFESTS/shared.raw cached in 512MiB on cached-demo\n\
          2 to create, 0 to change, 0 to delete.\n",
     ),
     (

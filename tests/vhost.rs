@@ -65,12 +65,26 @@ fn a_queue_goes_on_after_each_reconnect_and_reset() {
         runner.device.stop().unwrap();
         runner.into_oracle()
     };
-    let mut device = connect(&served.socket, 2, 32);
-    device.frontend().unwrap().reset_device().unwrap();
-    drop(device);
-    // After a reset the guest sets everything up anew.
-    let mut runner = Runner::with_oracle(connect(&served.socket, 1, 8), workload(9), oracle);
+    let mut runner = Runner::with_oracle(connect(&served.socket, 2, 8), workload(9), oracle);
+    operate(&mut runner, 100);
     runner.read_back().unwrap();
+    let (mut device, oracle) = runner.into_parts();
+    let running = || daemon.server.status(served.id).unwrap().queues_running;
+    assert_eq!(running(), 2);
+    let messages = device.frontend().unwrap();
+    messages.reset_device().unwrap();
+    for ring in [0, 1] {
+        messages.set_vring_enable(ring, true).unwrap();
+        assert_eq!(running(), 0, "kick, size and addresses of a ring are forgotten");
+        assert_eq!(messages.get_vring_base(ring).unwrap(), 0, "it begins anew");
+    }
+    // With larger rings, which an in-flight area of before would not cover.
+    let device = device.set_up_anew(32).unwrap();
+    let mut runner = Runner::with_oracle(device, workload(9), oracle);
+    runner.read_back().unwrap();
+    operate(&mut runner, 400);
+    runner.read_back().unwrap();
+    runner.device.stop().unwrap();
     daemon.server.stop().unwrap();
 }
 
@@ -344,8 +358,9 @@ fn a_panic_fences_its_volume_and_no_other() {
     let bad = daemon.socket("bad");
     let (sender, events) = std::sync::mpsc::channel();
     let told = Arc::new(move |event| _ = sender.send(event));
-    let volume = export(&bad, 1 << 16, Box::new(Panics));
-    daemon.server.add(Export { events: told, ..volume }).unwrap();
+    let mut volume = export(&bad, 1 << 16, Box::new(Panics));
+    volume.door.events = told;
+    daemon.server.add(volume).unwrap();
     let mut device = connect(&bad, 1, 8);
     assert_eq!(ask(&mut device, Kind::Write, 0, 512), 0);
     operate(&mut runner, 500);

@@ -104,7 +104,7 @@ fn judge_empty(claim: &Claim) -> Result<Verdict> {
              `vflash detach {} --lost`",
             claim.owner.volume
         );
-        return Err(Error::new(ErrorKind::Gone, text));
+        return fenced(text);
     }
     if !claim.create {
         let text = "it has no owner stamp yet, and leave to make one was not given";

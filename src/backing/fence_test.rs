@@ -200,7 +200,7 @@ fn another_disk_is_refused() {
 #[test]
 fn a_missing_stamp_is_made_only_with_leave_and_with_nothing_to_lose() {
     let error = judge(&mine(), &found(), None).expect_err("refused");
-    assert_eq!(error.kind(), ErrorKind::Gone);
+    assert_eq!(error.kind(), ErrorKind::Fenced);
     assert_eq!(
         error.to_string(),
         "its sidecar is missing or empty, and the flash holds writes that only this backing may \

@@ -182,6 +182,27 @@ impl Backing {
         (self.target.clone(), sidecar.map(|sidecar| sidecar.target.clone()))
     }
 
+    /// For a disk that has a sidecar: finds that missing, where its storage may be away.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`]: it lies elsewhere than beside the backing, and is not there. One that
+    /// is missing beside its backing is lost: that is for a claim to say.
+    pub fn find_sidecar(&self) -> Result<()> {
+        let missing = self.sidecar_path.as_ref().filter(|_| self.sidecar.is_none());
+        match missing.filter(|path| self.spec.default_sidecar().as_ref() != Some(*path)) {
+            None => Ok(()),
+            Some(path) => {
+                let text = format!(
+                    "backing {}: its sidecar {} is not there: mount the storage that it lies on, \
+                     or restore it",
+                    self.spec,
+                    path.display()
+                );
+                Err(Error::new(ErrorKind::Gone, text))
+            }
+        }
+    }
+
     /// What the content of a backing that was opened for reading is known by: if it is another one
     /// than before, the content may be another. `None`: nothing tells whether it is the same.
     ///

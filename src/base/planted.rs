@@ -47,12 +47,32 @@ pub enum Bug {
     CommittedUnprepared,
     /// A disk of a consistency group applies its group before the step is committed.
     AppliedUncommitted,
+    /// A disk has the numbers of its consistency group, and is drained by itself.
+    GoneAlone,
+    /// A disk of a consistency group is held, and the others go on.
+    HoldOfOne,
+    /// A disk that was given up still counts as one of its consistency group.
+    NotExpelled,
+    /// A disk of a consistency group offers numbers that are not durable in its log yet.
+    FrontierAhead,
+    /// The age of a flash is not compared with the backing's in a consistency group.
+    OldFlashTrusted,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
+    /// A cache that shrinks to where no header is left forgets how far the numbers have come.
+    ShrinkForgetsNumbers,
+    /// What is read is kept though the write budget is used up.
+    BudgetIgnored,
+    /// Nobody is told that a front end cut its guest's memory short.
+    FaultUntold,
+    /// A front end may have two regions of memory at one guest address.
+    RegionsOverlap,
+    /// RESET_DEVICE leaves the rings as they are.
+    ResetForgotten,
 }
 
 impl Bug {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 32] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -74,7 +94,17 @@ impl Bug {
         Self::OtherEpoch,
         Self::CommittedUnprepared,
         Self::AppliedUncommitted,
+        Self::GoneAlone,
+        Self::HoldOfOne,
+        Self::NotExpelled,
+        Self::FrontierAhead,
+        Self::OldFlashTrusted,
         Self::StaleRead,
+        Self::ShrinkForgetsNumbers,
+        Self::BudgetIgnored,
+        Self::FaultUntold,
+        Self::RegionsOverlap,
+        Self::ResetForgotten,
     ];
 }
 

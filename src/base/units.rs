@@ -13,8 +13,10 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 pub const TIB: u64 = 1 << 40;
+pub const PIB: u64 = 1 << 50;
 
-const SUFFIXES: [(&str, u64); 4] = [("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)];
+const SUFFIXES: [(&str, u64); 5] =
+    [("PiB", PIB), ("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)];
 
 /// A size in bytes, written by people with binary suffixes: `64GiB`, `512MiB`, `1.5TiB`, `4096`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +58,7 @@ fn unknown_suffix(text: &str, number: &str, suffix: &str) -> String {
         Some('M') => "MiB",
         Some('G') => "GiB",
         Some('T') => "TiB",
+        Some('P') => "PiB",
         _ => {
             return format!("`{text}` is not a size: write a number and KiB, MiB, GiB or TiB");
         }
@@ -81,6 +84,8 @@ mod tests {
     fn sizes_parse_and_print_back() {
         for (text, bytes) in
             [("0", 0), ("4096", 4096), ("4KiB", 4096), ("1.5GiB", 3 << 29), ("64 GiB", 64 << 30)]
+                .into_iter()
+                .chain([("1PiB", 1 << 50), ("1024TiB", 1 << 50)])
         {
             assert_eq!(Bytes::parse(text), Ok(Bytes(bytes)), "{text}");
         }
@@ -95,6 +100,7 @@ mod tests {
             Bytes::parse("64GB").unwrap_err(),
             "`64GB`: sizes take binary units; write `64GiB`"
         );
+        assert!(Bytes::parse("1PB").unwrap_err().ends_with("write `1PiB`"));
         for text in ["", "GiB", "1.GiB", "1.5", "-1", "1e3", "99999999999TiB", "1..5GiB"] {
             assert!(Bytes::parse(text).is_err(), "{text}");
         }

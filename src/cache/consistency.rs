@@ -173,7 +173,9 @@ impl Consistency {
                 Some(word) => shared.hear(word, &mut wake),
                 None => shared.lose_leader(volume, &mut wake),
             }
-            shared.remove(volume, &mut wake);
+            if !planted(Bug::NotExpelled) {
+                shared.remove(volume, &mut wake);
+            }
         }
         wake.iter().for_each(|waker| waker());
     }
@@ -314,7 +316,8 @@ impl Shared {
         }
         let seats = || self.roster.members.iter().filter_map(|peer| self.seats.get(&peer.volume));
         let wish = seats().filter_map(|seat| seat.offer.wish).max()?;
-        let limit = seats().map(|seat| seat.offer.most).min()?;
+        let most = seats().map(|seat| seat.offer.most);
+        let limit = if planted(Bug::HoldOfOne) { most.max()? } else { most.min()? };
         let base = seats().map(|seat| seat.offer.drained).max()?;
         let gains = |offer: &Offer| offer.wish.is_some() && (limit > offer.drained || offer.part);
         if limit >= base && seats().any(|seat| gains(&seat.offer)) {

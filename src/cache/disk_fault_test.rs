@@ -71,6 +71,39 @@ fn a_log_full_of_what_is_not_durable_survives_failed_flushes() {
     assert!(rig.status.counters.flush_failures.load(Ordering::Relaxed) > 10);
 }
 
+/// A save of the tables flushes the flash when all of the log is durable; that flush ends after an
+/// append that was durable by itself, and says less.
+#[test]
+fn a_flush_that_ends_late_takes_no_durability_back() {
+    let mut rig = Rig::new(shape(6, 64 * KIB), options());
+    rig.write(0, 8);
+    let mode = Mode::WriteThrough;
+    rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
+    let slow = |slow_polls| Faults { slow_polls, ..Faults::default() };
+    // The drain of this write is under way all the time.
+    rig.backing.set_faults(slow(60));
+    let (first, _buffer) = begin(&mut rig, RequestKind::Write, 8, 8);
+    (0..10).for_each(|_| rig.reactor.turn(false));
+    rig.flash.set_faults(slow(30));
+    let flushes = rig.flash.operations();
+    rig.tell(CacheMessage::Checkpoint { reply: Box::new(|saved| saved.expect("saved")) });
+    rig.reactor.turn(false);
+    assert_eq!(rig.flash.operations(), flushes + 1, "the flush alone");
+    rig.flash.set_faults(Faults::default());
+    let (second, _other) = begin(&mut rig, RequestKind::Write, 16, 8);
+    (0..10).for_each(|_| rig.reactor.turn(false));
+    let durable = |rig: &Rig| rig.reactor.volume.core.journal.durable_through;
+    assert_eq!((durable(&rig), rig.reactor.ended()), (3, vec![]), "appended, not drained");
+    rig.backing.set_faults(Faults::default());
+    let mut ended = Vec::new();
+    for _ in 0..1000 {
+        rig.reactor.turn(false);
+        assert_eq!(durable(&rig), 3);
+        ended.extend(rig.reactor.ended());
+    }
+    assert_eq!(ended, [(first, Outcome::Done), (second, Outcome::Done)]);
+}
+
 #[test]
 fn what_is_lost_in_a_failed_flush_fences_the_disk_and_names_the_last_good_point() {
     let mut rig = Rig::new(shape(6, 64 * KIB), weak());

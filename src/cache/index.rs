@@ -346,8 +346,8 @@ impl Index {
 
     /// Notes it with all pieces of the block. An insertion keeps it.
     pub fn set_mark(&mut self, block: u64, mark: Mark) {
-        let key = self.leaf_key(block);
-        let leaf = self.leaves.get_mut(&key).expect("leaf_key names a leaf");
+        let leaf = self.leaves.range_mut(..=block).next_back();
+        let leaf = leaf.expect("the leaf at block 0 is always there").1;
         let start = block * BLOCK_SECTORS;
         let range = overlap(leaf, start, start + BLOCK_SECTORS);
         leaf[range].iter_mut().for_each(|piece| *piece = piece.with_mark(mark));
@@ -426,12 +426,15 @@ impl Index {
 
     /// Pieces that overlap `start..end`.
     fn pieces_in(&self, start: u64, end: u64) -> impl Iterator<Item = Packed> {
-        let key = self.leaf_key(start / BLOCK_SECTORS);
-        let last = end.div_ceil(BLOCK_SECTORS).max(key + 1);
-        self.leaves
-            .range(key..last)
-            .flat_map(move |(_, leaf)| &leaf[overlap(leaf, start, end)])
-            .copied()
+        let first = start / BLOCK_SECTORS;
+        let leaf = self.leaves.range(..=first).next_back();
+        let leaf = leaf.expect("the leaf at block 0 is always there").1;
+        // A block's pieces lie in one leaf (I2): most lookups need no other.
+        let last = end.div_ceil(BLOCK_SECTORS);
+        let others = (last > first + 1).then(|| self.leaves.range(first + 1..last));
+        let others = others.into_iter().flatten();
+        let others = others.flat_map(move |(_, leaf)| &leaf[overlap(leaf, start, end)]);
+        leaf[overlap(leaf, start, end)].iter().chain(others).copied()
     }
 
     /// Starts and ends of zero ranges that overlap `start..end`.
@@ -540,9 +543,22 @@ fn mark_of(leaf: &[Packed], block: u64) -> Mark {
 
 /// The pieces of a leaf that overlap `start..end`.
 fn overlap(leaf: &[Packed], start: u64, end: u64) -> Range<usize> {
-    let first = leaf.partition_point(|piece| piece.end() <= start);
-    let last = first + leaf[first..].partition_point(|piece| piece.start() < end);
-    first..last
+    let first = first_at(leaf, start);
+    // Whoever asks for many pieces looks at each of them anyway.
+    let overlapping = leaf[first..].iter().take_while(|piece| piece.start() < end);
+    first..first + overlapping.count()
+}
+
+/// The first piece that ends behind `start`. Where blocks lie one behind the other, as disks are
+/// filled, it is as far from the first piece as its block: one look, where a search of a large
+/// index waits for memory at most of its steps.
+fn first_at(leaf: &[Packed], start: u64) -> usize {
+    let first = leaf.first().map_or(0, |piece| piece.block());
+    let guess = (start / BLOCK_SECTORS).wrapping_sub(first) as usize;
+    match leaf.get(guess) {
+        Some(piece) if piece.start() <= start && start < piece.end() => guess,
+        _ => leaf.partition_point(|piece| piece.end() <= start),
+    }
 }
 
 fn shrink(leaf: &mut Leaf) {

@@ -648,9 +648,14 @@ impl Core {
         self.rewrite_more(io);
     }
 
-    /// The log is durable that far.
+    /// The log is durable that far, if it is not further already: a flush that began when all was
+    /// durable may end after an append that was durable by itself.
     pub(super) fn durable(&mut self, covered: Covered) {
         let journal = &mut self.journal;
+        if covered.batch < journal.durable_batch {
+            assert_eq!(covered.bytes, 0, "what such a flush covered was durable before");
+            return;
+        }
         journal.durable_through = covered.won;
         journal.durable_batch = covered.batch;
         journal.news.bytes += covered.bytes;

@@ -1,6 +1,7 @@
 //! Write-order numbers of a disk in a consistency group: from where all its disks have theirs.
 
 use super::journal::{Journal, Pick};
+use crate::base::planted::{Bug, planted};
 
 impl Journal {
     /// Numbers of the batch that `picks` make: those of a consistency group have gaps, but none
@@ -25,8 +26,13 @@ impl Journal {
             append.encoder.batch().header.first_won
         });
         let first = first.or(self.reserved.then_some(self.next_won));
+        let first = first.filter(|_| !planted(Bug::FrontierAhead));
         let counts = first.map_or(last, |first| last.min(first - 1));
-        if self.is_durable() { counts } else { counts.min(self.durable_through) }
+        if self.is_durable() || planted(Bug::FrontierAhead) {
+            counts
+        } else {
+            counts.min(self.durable_through)
+        }
     }
 
     /// The disk leaves its consistency group: it goes on with numbers of its own.

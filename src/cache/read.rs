@@ -164,7 +164,6 @@ impl Core {
                     1
                 }
                 Found::Absent { start, count: sectors } => {
-                    count(&self.status.counters.misses, 1);
                     self.read_absent(id, (start, sectors), io);
                     1
                 }
@@ -344,18 +343,18 @@ impl Core {
         self.reads.ops[number as usize].under_way = parts;
     }
 
-    /// A part of a read has been done.
+    /// A part of a read has been done. True if the flash had what was read.
     pub(super) fn read_completed(
         &mut self,
         number: u32,
         result: Result<(), Errno>,
         io: &mut dyn Io,
-    ) {
+    ) -> bool {
         let op = &mut self.reads.ops[number as usize];
         op.under_way -= 1;
         op.failed |= result.is_err();
         if op.under_way > 0 {
-            return;
+            return false;
         }
         let (flash, begun, failed) = (op.segment.is_some(), op.begun, op.failed);
         if !failed {
@@ -366,28 +365,34 @@ impl Core {
                 if !self.bears((Token::Read, number), (errno, begun), io) {
                     self.read_failed(number, io);
                 }
-                return;
+                return false;
             }
             Ok(()) if !flash => self.backing_answers(),
             _ => {}
         }
         let good = !failed && self.deliver(number);
-        if !good && flash {
-            if self.has_moved(number) {
-                // A slot may be written anew while it is read.
-                return self.read_again(number, io);
-            }
-            count(&self.status.counters.mismatches, 1);
-            if self.reads.ops[number as usize].attempts < ATTEMPTS_MAX {
-                let op = &mut self.reads.ops[number as usize];
-                if op.bounce.is_none() {
-                    bounce(op, self.flash);
-                }
-                return self.submit_read(number, io);
-            }
+        match good || !flash {
+            true => self.finish_read(number, good, io),
+            false => self.read_is_bad(number, io),
+        }
+        good && flash
+    }
+
+    /// What was read from the flash does not match, or could not be read.
+    fn read_is_bad(&mut self, number: u32, io: &mut dyn Io) {
+        if self.has_moved(number) {
+            // A slot may be written anew while it is read.
+            return self.read_again(number, io);
+        }
+        count(&self.status.counters.mismatches, 1);
+        if self.reads.ops[number as usize].attempts >= ATTEMPTS_MAX {
             return self.damaged(number, io);
         }
-        self.finish_read(number, good, io);
+        let op = &mut self.reads.ops[number as usize];
+        if op.bounce.is_none() {
+            bounce(op, self.flash);
+        }
+        self.submit_read(number, io);
     }
 
     /// A read of the backing has failed for good.

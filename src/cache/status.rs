@@ -69,8 +69,10 @@ impl CacheGauges {
 /// Counters since the disk was opened.
 #[derive(Debug, Default)]
 pub struct CacheCounters {
-    /// Pieces of reads found in the log, and parts that were not.
+    /// Pieces of reads found on the flash: blocks of 4 KiB, or parts of one. What it lacks is
+    /// counted by blocks: in `misses`, `probation_hits` or `joined`.
     pub hits: AtomicU64,
+    /// Blocks that reads had brought from the backing.
     pub misses: AtomicU64,
     pub batches: AtomicU64,
     pub records: AtomicU64,
@@ -83,7 +85,7 @@ pub struct CacheCounters {
     pub mismatches: AtomicU64,
     /// Damaged copies of drained data that were dropped.
     pub dropped: AtomicU64,
-    /// Reads of blocks from probation, and those that waited for a fetch of another read.
+    /// Blocks read from probation in memory, and those that came with a fetch of another read.
     pub probation_hits: AtomicU64,
     pub joined: AtomicU64,
     /// Blocks written to slots because they were read, and those that were not for lack of a slot,

@@ -36,12 +36,15 @@ pub struct Asked {
 
 impl Asked {
     /// Opens and locks the backing and has it read something; changes nothing. `reading`: as
-    /// [`crate::backing::open::OpenOptions`] has it.
-    pub(super) fn begin(cache: &CacheSettings, reading: bool) -> Result<Self> {
+    /// [`crate::backing::open::OpenOptions`] has it. `stamped`: it has a sidecar, wherever that is.
+    pub(super) fn begin(cache: &CacheSettings, reading: bool, stamped: bool) -> Result<Self> {
         let (done, answer) = channel();
         let cache = cache.clone();
         let ask = move || {
             let mut backing = open_backing_for(&cache, reading, None)?;
+            if stamped {
+                backing.find_sidecar()?;
+            }
             backing.probe()?;
             Ok(backing)
         };
@@ -130,7 +133,7 @@ impl Alone {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let question = match asked.take() {
             Some(question) => question,
-            None => Asked::begin(cache, false)?,
+            None => Asked::begin(cache, false, true)?,
         };
         question.wait_for(AWAY_WAIT).unwrap_or_else(|| {
             *asked = Some(question);

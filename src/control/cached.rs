@@ -185,9 +185,11 @@ impl<'a> Opening<'a> {
     fn run(self) -> Result<CachedVolume> {
         let mut medium = self.medium()?;
         let root = self.root(&mut medium)?;
-        let asked = Asked::begin(&self.cache, self.is_golden())?;
-        let Some(root) = root.as_ref().filter(|root| self.may_be_alone(root)) else {
-            return self.open_on(root, (medium, asked.wait()?));
+        let lone = root.as_ref().filter(|root| self.may_be_alone(root));
+        let asked = Asked::begin(&self.cache, self.is_golden(), lone.is_some())?;
+        let Some(root) = lone else {
+            let backing = asked.wait().map_err(|error| self.why_it_waits(root.is_some(), error))?;
+            return self.open_on(root, (medium, backing));
         };
         let why = match asked.wait_for(AWAY_WAIT) {
             Some(Ok(backing)) => return self.open_on(Some(root.clone()), (medium, backing)),
@@ -232,6 +234,23 @@ impl<'a> Opening<'a> {
         // A member of a group goes with the others, which may be further.
         let lone = self.group.is_none() && !self.is_golden();
         served && writeback && lone && self.has_sidecar()
+    }
+
+    /// What keeps a disk from being served while its backing is away. `made`: it was served before.
+    fn why_it_waits(&self, made: bool, error: Error) -> Error {
+        if !made || !is_away(&error) {
+            return error;
+        }
+        let why = match &self.cache.consistency_group {
+            Some(group) => format!("it goes with the others of consistency group `{group}`"),
+            None if self.is_golden() => "its image may be another one by then".to_owned(),
+            None if self.cache.mode == CacheMode::WriteBack => {
+                "its flash cannot be trusted alone".to_owned()
+            }
+            None => format!("in mode {} its writes need the backing", self.cache.mode.name()),
+        };
+        let text = format!("{error}; guests wait, without an error, until that is back: {why}");
+        Error::new(error.kind(), text)
     }
 
     fn open_alone(

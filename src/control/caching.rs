@@ -16,12 +16,13 @@ use crate::base::{Error, ErrorKind};
 use crate::cache::drain::DrainError;
 use crate::cache::message::Reply;
 use crate::cache::order;
+use crate::cache::scan::read_root;
 use crate::cache::status::{CacheCounters, CacheGauges};
 use crate::cache::{self, CacheMessage, Mode};
 use crate::manifest::{Attributes, CacheSettings, VolumeSettings};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -47,8 +48,10 @@ pub(super) type CounterField = (&'static str, &'static str, fn(&CacheCounters) -
 
 /// What a cached disk counts, by its name in Prometheus; the API has what differs in it.
 pub(super) const CACHE_COUNTERS: [CounterField; 27] = [
-    ("vflash_cache_hits_total", "Pieces of reads found in the log.", |c| &c.hits),
-    ("vflash_cache_misses_total", "Parts of reads that the flash lacked.", |c| &c.misses),
+    ("vflash_cache_hits_total", "Blocks of reads found on the flash, or parts of one.", |c| {
+        &c.hits
+    }),
+    ("vflash_cache_misses_total", "Blocks of reads brought from the backing.", |c| &c.misses),
     ("vflash_cache_batches_total", "Appends to the log.", |c| &c.batches),
     ("vflash_cache_records_total", "Records appended to the log.", |c| &c.records),
     ("vflash_cache_appended_bytes_total", "Bytes appended to the log.", |c| &c.appended_bytes),
@@ -74,7 +77,7 @@ pub(super) const CACHE_COUNTERS: [CounterField; 27] = [
     ("vflash_cache_probation_hits_total", "Blocks read from probation in memory.", |c| {
         &c.probation_hits
     }),
-    ("vflash_cache_joined_total", "Reads that waited for a fetch of another one.", |c| &c.joined),
+    ("vflash_cache_joined_total", "Blocks that came with a fetch of another read.", |c| &c.joined),
     ("vflash_cache_fills_total", "Blocks written to flash because they were read.", |c| &c.fills),
     (
         "vflash_cache_fills_dropped_total",
@@ -610,10 +613,49 @@ impl Engine {
     }
 
     fn is_written_by_several(&self, home: &Served) -> bool {
+        self.writers(home).len() > 1
+    }
+
+    /// The volumes through which a disk is written.
+    fn writers(&self, home: &Served) -> Vec<String> {
+        let own = (!home.left && !home.settings.read_only).then(|| home.name.clone());
         let doors = self.state().doors_of(&home.name);
-        let own = !home.left && !home.settings.read_only;
-        let writing = doors.iter().filter(|door| !door.settings.read_only).count();
-        writing + usize::from(own) > 1
+        let writing = doors.into_iter().filter(|door| !door.settings.read_only);
+        own.into_iter().chain(writing.map(|door| door.name)).collect()
+    }
+
+    /// `name` is to write the disk of `home`: if another does, a mode that keeps a log must be in
+    /// force first, and not just wanted. Waits a moment for that.
+    pub(super) fn await_log(&self, home: &Served, name: &str) -> Result<()> {
+        if self.writers(home).iter().all(|writer| writer == name) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + MODE_WAIT;
+        while !self.mode_in_force(home)?.journals() {
+            if Instant::now() >= deadline {
+                let text = format!(
+                    "cached disk {} still writes past its log, and another machine may write it \
+                     only when it does not: its mode changes when its backing has taken what is \
+                     under way; try again then",
+                    home.name
+                );
+                return Err(Failure::new(ErrorCode::Busy, text));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// The mode that a disk is in; of one that is not served, the one that its log was left in.
+    fn mode_in_force(&self, home: &Served) -> Result<Mode> {
+        if let Some(cached) = &home.cached {
+            return Ok(home.gauges(cached)?.mode);
+        }
+        let place = super::cached::place(&home.pool, home.id)?;
+        let mut medium = super::cached::medium(&home.pool.target, place)?;
+        let wanted = home.settings.cache.as_ref().map_or(Mode::WriteBack, |c| cache_mode(c.mode));
+        // One that was never opened begins with what is wanted.
+        Ok(read_root(&mut medium).map_or(wanted, |(root, _)| root.mode))
     }
 
     fn refuse_writeback(&self, served: &Served, cache: &CacheSettings) -> Result<()> {

@@ -4,6 +4,7 @@ use super::api::{self, Check, CreatePool, ErrorCode, EventKind, Failure, Pools, 
 use super::engine::Engine;
 use super::inspect;
 use super::pool::{NewPool, OpenPool, file_preallocation, is_null, lengthen};
+use super::restoring::FailedPool;
 use super::served::{self, Served};
 use crate::base::units::{Bytes, EXTENT_BYTES, SECTOR_BYTES};
 use crate::base::{Error, ErrorKind};
@@ -101,7 +102,7 @@ impl Engine {
 
     pub fn pool(&self, name: &str) -> Result<api::Pool> {
         let Pools { pools } = self.pools();
-        match pools.into_iter().find(|pool| pool.name == name) {
+        match pools.into_iter().find(|pool| pool.name == name || pool.device == name) {
             Some(pool) => Ok(pool),
             None => self.open_pool_named(name).map(|pool| pool.report()),
         }
@@ -178,27 +179,30 @@ impl Engine {
     }
 
     /// Takes a pool out of service and out of the list of pools to be opened, also one that could
-    /// not be opened. What it holds stays.
+    /// not be opened; by its name, or by the path of its device. What it holds stays.
     pub fn close(&self, name: &str, request: &api::ClosePool) -> Result<Pools> {
         let _changes = self.changes.begin(&format!("closing pool {name}"))?;
         let failed = {
             let mut state = self.state();
-            let before = state.failed.len();
-            state.failed.retain(|device, failed| failed.name(device) != name);
-            before != state.failed.len()
+            let named =
+                |device: &str, failed: &FailedPool| failed.name(device) == name || device == name;
+            let failed = state.failed.extract_if(.., |device, failed| named(device, failed));
+            failed.map(|(device, failed)| failed.name(&device).to_owned()).next()
         };
-        if failed {
+        let closed = if let Some(failed) = failed {
             self.remember_pools();
+            failed
         } else {
             let pool = self.open_pool_named(name)?;
             let of_pool = |served: &&Served| Arc::ptr_eq(&served.pool, &pool);
             let volumes: Vec<String> =
                 self.state().volumes.values().filter(of_pool).map(|v| v.name.clone()).collect();
             self.refuse_attached(&volumes, request.force)?;
-            self.close_pool(name)?;
-        }
+            self.close_pool(&pool.name)?;
+            pool.name.clone()
+        };
         let text = "taken out of service; what it holds stays";
-        self.events().add(EventKind::PoolClosed, format!("pool {name}"), text);
+        self.events().add(EventKind::PoolClosed, format!("pool {closed}"), text);
         Ok(self.pools())
     }
 
@@ -224,6 +228,17 @@ impl Engine {
         self.remember_pools();
         Ok(())
     }
+}
+
+/// Says which sizes next to it a volume can have.
+fn odd_size(name: &str, size_bytes: u64) -> String {
+    let below = size_bytes - size_bytes % SIZE_UNIT_BYTES;
+    let above = below.saturating_add(SIZE_UNIT_BYTES);
+    let sizes = match below {
+        0 => Bytes(above).to_string(),
+        _ => format!("{} or {}", Bytes(below), Bytes(above)),
+    };
+    format!("volume {name} cannot have {}: write {sizes}", Bytes(size_bytes))
 }
 
 /// A pool that is being made: it is listed, and its name and device are taken, until this goes.
@@ -429,11 +444,7 @@ impl Engine {
         let cached = self.served(name)?.is_cached();
         let old = self.served(name)?.facts()?.size_bytes;
         if request.size_bytes == 0 || !request.size_bytes.is_multiple_of(SIZE_UNIT_BYTES) {
-            let text = format!(
-                "volume {name} cannot have {} bytes: write a multiple of 1MiB",
-                request.size_bytes
-            );
-            return Err(Failure::new(ErrorCode::Invalid, text));
+            return Err(Failure::new(ErrorCode::Invalid, odd_size(name, request.size_bytes)));
         }
         if cached {
             self.resize_cache(name, request.size_bytes)?;

@@ -176,11 +176,17 @@ impl Engine {
         }
     }
 
+    /// By its name, or by the path of its device.
     pub(super) fn open_pool_named(
         &self,
         name: &str,
     ) -> std::result::Result<Arc<OpenPool>, Failure> {
-        self.state().pools.get(name).cloned().ok_or_else(|| {
+        let state = self.state();
+        let on_device = || {
+            let mut pools = state.pools.values();
+            pools.find(|pool| pool.device == name && !is_null(name))
+        };
+        state.pools.get(name).or_else(on_device).cloned().ok_or_else(|| {
             let text = format!("there is no pool `{name}`; `vflash get pools` lists them");
             Failure::new(ErrorCode::NotFound, text)
         })
@@ -236,8 +242,7 @@ impl Engine {
 
     fn problems(&self) -> Vec<String> {
         let state = self.state();
-        let failed = state.failed.iter();
-        let failed = failed.map(|(device, f)| format!("pool {}: {}", f.name(device), f.reason));
+        let failed = state.failed.values().map(FailedPool::problem);
         let pools: Vec<_> = state.pools.values().map(|pool| pool.report()).collect();
         let pools = pools
             .into_iter()

@@ -119,8 +119,9 @@ impl OpenPool {
     /// Opens the pool on `device`, at the latest when it has been held by somebody else for
     /// `held_wait`; a null device gets a new one named `name`.
     pub fn open(device: &str, name: Option<&str>, held_wait: Duration) -> Result<Self> {
-        let context = |error: Error| error.context(format!("pool on {device}"));
-        let opened = Device::open(device, held_wait).map_err(context)?;
+        // What fails before this names the device itself.
+        let context = |error: Error| error.context(device);
+        let opened = Device::open(device, held_wait)?;
         let pool = match opened.null {
             true => Pool::format(opened.disk, name.unwrap_or("null")),
             false => Pool::open(opened.disk).and_then(|pool| check_names(&pool).map(|()| pool)),

@@ -18,6 +18,12 @@ pub(super) struct FailedPool {
 }
 
 impl FailedPool {
+    /// What is wrong with it. The reason says where it was looked for.
+    pub(super) fn problem(&self) -> String {
+        let name = self.known_as.as_ref().map_or(String::new(), |name| format!(" {name}"));
+        format!("pool{name}: {}", self.reason)
+    }
+
     /// What the pool on `device` is called.
     pub(super) fn name<'a>(&'a self, device: &'a str) -> &'a str {
         self.known_as.as_deref().unwrap_or(device)

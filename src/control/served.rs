@@ -321,7 +321,7 @@ impl Served {
         volume: Box<dyn Volume>,
         disks: Vec<DiskTarget>,
     ) -> Result<()> {
-        let export = Export::new(self.new_door(host, device)?, volume, disks);
+        let export = Export { door: self.new_door(host, device)?, volume, disks };
         self.link.open(host.server.add_with_door(self.number, export)?);
         Ok(())
     }

@@ -92,6 +92,9 @@ impl Engine {
             let text = format!("there is another volume {name}: take that away first");
             return Err(Failure::new(ErrorCode::Busy, text));
         }
+        if !settings.read_only {
+            self.await_log(&home, name)?;
+        }
         self.without(&home, || {
             self.note_sharing(&home, |attributes| {
                 note_door(attributes, (name, of), granted, settings)

@@ -4,6 +4,7 @@ use super::extents::{ExtentRange, ExtentSet};
 use super::store::{Finding, inspect};
 use super::table::Table;
 use crate::base::units::EXTENT_BYTES;
+use crate::base::{ErrorKind, Result};
 use crate::io::blocking::Blocking;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,11 +61,14 @@ impl CheckReport {
 }
 
 /// Checks what is on flash; `memory` is what it must be if the pool is open.
+///
+/// # Errors
+/// There is nothing to check: no pool, or one of a newer version, where none is known to be.
 pub(super) fn check(
     blocking: &mut Blocking,
     memory: Option<&Table>,
     progress: &CheckProgress,
-) -> CheckReport {
+) -> Result<CheckReport> {
     let report = compare(blocking, memory, progress);
     progress.end();
     report
@@ -74,14 +78,16 @@ fn compare(
     blocking: &mut Blocking,
     memory: Option<&Table>,
     progress: &CheckProgress,
-) -> CheckReport {
+) -> Result<CheckReport> {
     let mut report = CheckReport::default();
     let inspection = match inspect(blocking, progress) {
         Ok(inspection) => inspection,
-        Err(error) => {
+        // An open pool that is none any more is damaged.
+        Err(error) if error.kind() == ErrorKind::Corrupt || memory.is_some() => {
             report.finding(0, error.to_string());
-            return report;
+            return Ok(report);
         }
+        Err(error) => return Err(error),
     };
     report.findings = inspection.findings;
     let table = &inspection.table;
@@ -94,7 +100,7 @@ fn compare(
         let text = format!("entries take {} bytes of {entry_bytes_max} (T5)", table.entry_bytes);
         report.finding(inspection.root.table_offsets()[0], text);
     }
-    report
+    Ok(report)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

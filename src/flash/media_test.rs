@@ -177,6 +177,7 @@ fn a_torn_append_ends_the_log_and_a_damaged_middle_is_corruption() {
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.to_string().contains("damaged in both copies"), "{error}");
         let report = Pool::check_offline(Box::new(disk), &CheckProgress::default());
+        let report = report.expect("a pool");
         assert!(!report.is_clean() && report.findings[0].text.contains("damaged"));
     }
 }
@@ -190,6 +191,7 @@ fn check_names_what_is_damaged_and_changes_nothing() {
             disk.poke(offset + 16, &[0xee; 16]);
             let before = disk.peek(0, DEVICE_BYTES as usize);
             let report = Pool::check_offline(Box::new(disk.clone()), &CheckProgress::default());
+            let report = report.expect("a pool");
             let [finding] = &report.findings[..] else { panic!("{name}: {:?}", report.findings) };
             assert_eq!((finding.offset, finding.repairable), (offset, true), "{name}");
             assert!(disk.peek(0, DEVICE_BYTES as usize) == before, "{name}");

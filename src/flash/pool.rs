@@ -112,7 +112,14 @@ impl Pool {
     }
 
     /// Checks the pool on `disk` without opening it; changes nothing.
-    pub fn check_offline(disk: Box<dyn Disk + Send>, progress: &CheckProgress) -> CheckReport {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`]: no pool there. [`ErrorKind::Unsupported`]: a newer version. Damage is
+    /// in the report.
+    pub fn check_offline(
+        disk: Box<dyn Disk + Send>,
+        progress: &CheckProgress,
+    ) -> Result<CheckReport> {
         check(&mut Blocking::new(disk), None, progress)
     }
 
@@ -123,7 +130,8 @@ impl Pool {
 
     /// As [`Self::check`], for somebody to watch.
     pub fn check_with(&mut self, progress: &CheckProgress) -> CheckReport {
-        check(&mut self.store.blocking, Some(&self.table), progress)
+        let report = check(&mut self.store.blocking, Some(&self.table), progress);
+        report.expect("what is wrong with an open pool is in the report")
     }
 
     pub fn name(&self) -> &str {
@@ -420,7 +428,8 @@ fn check_attributes(name: &str, attributes: &[u8]) -> Result<()> {
 }
 
 fn invalid_size(name: &str, size_bytes: u64) -> Error {
-    let text = format!("`{name}` cannot have {size_bytes} bytes: write a multiple of 4KiB");
+    let size = Bytes(size_bytes);
+    let text = format!("`{name}` cannot have {size}: write a multiple of 4KiB");
     Error::new(ErrorKind::Invalid, text)
 }
 

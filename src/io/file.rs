@@ -120,7 +120,17 @@ impl FileDisk {
     /// Opens for reading and writing. Waits up to `wait` for another holder, or for what a dead
     /// one left under way, to end; then fails with [`ErrorKind::Busy`].
     pub fn open(path: &Path, wait: Duration) -> Result<Self> {
-        let mut disk = Self::open_as_it_is(path, wait, Access::Write)?;
+        Self::open_blocks(path, wait, Access::Write)
+    }
+
+    /// As [`FileDisk::open`], for looking alone: others may look meanwhile, and nobody writes.
+    /// Writes fail.
+    pub fn open_looking(path: &Path, wait: Duration) -> Result<Self> {
+        Self::open_blocks(path, wait, Access::Read)
+    }
+
+    fn open_blocks(path: &Path, wait: Duration, access: Access) -> Result<Self> {
+        let mut disk = Self::open_as_it_is(path, wait, access)?;
         let block_bytes = u64::from(disk.geometry.block_bytes);
         disk.geometry.size_bytes -= disk.geometry.size_bytes % block_bytes;
         Ok(disk)

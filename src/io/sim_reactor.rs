@@ -98,6 +98,23 @@ impl<V: Volume> SimReactor<V> {
         self.timer();
     }
 
+    /// No request comes for `by`: time passes, and all that comes due meanwhile is done.
+    pub fn rest(&mut self, by: Duration) {
+        let until = self.io.now + by;
+        loop {
+            self.turn(false);
+            if self.operations() > 0 {
+                continue;
+            }
+            match self.io.wake.filter(|at| *at < until) {
+                Some(at) => self.io.now = self.io.now.max(at),
+                None => break,
+            }
+        }
+        self.io.now = self.io.now.max(until);
+        self.timer();
+    }
+
     fn timer(&mut self) -> bool {
         let due = self.io.wake.is_some_and(|at| at <= self.io.now);
         if due {

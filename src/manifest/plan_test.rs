@@ -458,6 +458,42 @@ fn settings_of_a_cache_change_live_and_what_it_was_made_with_stays() {
     assert!(gone.to_string().contains("- volume vm/d: drain to /mnt/d.raw and detach"), "{gone}");
 }
 
+/// A disk that several machines write keeps its log: from before the second one comes until after
+/// it has gone.
+#[test]
+fn who_writes_too_comes_when_the_log_is_kept_and_goes_before_that_ends() {
+    let disk = |words: &str, shared: &str| {
+        with_disks(&format!(
+            "  - name: d\n    cache: {{pool: p, size: 16MiB{words}}}\n    backing: /mnt/d.raw\n\
+             {shared}"
+        ))
+    };
+    let mut actual = Actual::default();
+    let mut steps = |text: &str| {
+        let plan = plan(&wanted(text), &actual).expect("planned");
+        plan.steps.iter().for_each(|step| carry_out(&mut actual, step));
+        let step = |step: &Step| format!("{}: {}", step.action.object(), step.action.detail());
+        plan.steps.iter().map(step).collect::<Vec<_>>()
+    };
+    steps(&disk(", mode: bypass", ""));
+    let comes = steps(&disk(", mode: write-back, maxStaleness: 1m", "    sharedWith: [two]\n"));
+    assert_eq!(
+        comes,
+        [
+            "volume vm/d: cache mode bypass -> write-back, maxStaleness 10s -> 60s",
+            "volume two/d: the disk of vm/d"
+        ]
+    );
+    let goes = steps(&disk(", mode: write-around", ""));
+    assert_eq!(
+        goes,
+        [
+            "volume two/d: leave the disk of vm/d",
+            "volume vm/d: cache mode write-back -> write-around, maxStaleness 60s -> 10s"
+        ]
+    );
+}
+
 #[test]
 fn a_cache_with_minimum_and_maximum_has_the_size_that_it_comes_to() {
     let disk = |words: &str| {

@@ -94,8 +94,14 @@ impl<'a> Planner<'a> {
         if !self.mistakes.is_empty() {
             return Err(self.mistakes);
         }
-        let made = [self.pools, self.creations, self.shares];
-        let phases = made.into_iter().chain([self.growths, self.updates, self.destructions]);
+        let keeps = |keeps| move |step: &Step| step.action.keeps_log() == Some(keeps);
+        let leaves = |step: &Step| matches!(step.action, Action::LeaveDisk { .. });
+        // Whoever shares a disk comes when that keeps its log, and is gone when that ends.
+        let (first, updates): (Vec<_>, Vec<_>) = self.updates.into_iter().partition(keeps(true));
+        let (last, updates): (Vec<_>, Vec<_>) = updates.into_iter().partition(keeps(false));
+        let (leaves, destroys): (Vec<_>, Vec<_>) = self.destructions.into_iter().partition(leaves);
+        let made = [self.pools, self.creations, first, self.shares, self.growths, updates];
+        let phases = made.into_iter().chain([leaves, last, destroys]);
         Ok(Plan { steps: phases.flatten().collect() })
     }
 

@@ -13,8 +13,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Steps in the order in which they are safe: pools, new volumes, growth, settings, and last what
-/// destroys.
+/// Steps in the order in which they are safe: pools, new volumes, modes that keep a log, doors,
+/// growth, settings, who leaves, modes that keep none, and last what destroys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub steps: Vec<Step>,
@@ -126,6 +126,17 @@ impl Action {
             Self::CreatePool { device, overwrites: Some(_), .. } => Some(device.to_string()),
             _ => None,
         }
+    }
+
+    /// Of a cached disk that is to keep every write in its log from now on, as it must while
+    /// several machines write it; or false: not any more.
+    pub(super) fn keeps_log(&self) -> Option<bool> {
+        let Self::UpdateVolume { from, to, .. } = self else { return None };
+        let keeps = |settings: &VolumeSettings| {
+            settings.cache.as_ref().map(|cache| cache.refuse_writers().is_none())
+        };
+        let (was, will_be) = (keeps(from)?, keeps(to)?);
+        (was != will_be).then_some(will_be)
     }
 
     /// `pool NAME` or `volume VM/VOLUME`

@@ -16,6 +16,7 @@ use super::memory::{MemoryTable, Region};
 use super::queue::{Queue, QueueSetup};
 use super::served::{Disks, Lent, Served};
 use crate::base::clock::Nanos;
+use crate::base::planted::{Bug, planted};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::disk::{Completion, DiskTarget, Waker};
 use crate::io::uring::{Ended, Ring};
@@ -534,7 +535,7 @@ impl Reactor {
     /// Tells of front ends that cut guest memory short, if there are any new ones.
     fn tell_faults(&mut self) {
         let faults = fault::count();
-        if self.faults.replace(faults) == Some(faults) {
+        if self.faults.replace(faults) == Some(faults) || planted(Bug::FaultUntold) {
             return;
         }
         for (index, slot) in (0u16..).zip(&mut self.slots) {

@@ -54,7 +54,7 @@ pub enum ExportEvent {
     /// It is gone, and nothing of it is under way any more.
     Detached,
     /// The guest switched its write cache. Must be remembered before the call returns and given
-    /// back as [`Export::write_cache`] after a restart: the guest will not say it again.
+    /// back as [`NewDoor::write_cache`] after a restart: the guest will not say it again.
     WriteCache { enabled: bool },
     /// The volume has failed by a defect: its requests fail from now on. Why, and what helps.
     Fenced { reason: String },
@@ -74,6 +74,14 @@ pub type ExportEvents = Arc<dyn Fn(ExportEvent) + Send + Sync>;
 
 /// A volume to be served on a socket: its first door, and what is behind all of them.
 pub struct Export {
+    pub door: NewDoor,
+    pub volume: Box<dyn Volume>,
+    /// The volume's disks; `DiskIndex` is the position.
+    pub disks: Vec<DiskTarget>,
+}
+
+/// A socket for a virtual machine: its way to a volume, which others may share.
+pub struct NewDoor {
     /// `vm/volume`, for messages.
     pub name: String,
     pub socket: PathBuf,
@@ -81,68 +89,12 @@ pub struct Export {
     pub device: Device,
     /// The state of the guest's write cache: true unless a guest turned it off.
     pub write_cache: bool,
-    /// As [`NewDoor::pin_memory`].
-    pub pin_memory: bool,
-    pub volume: Box<dyn Volume>,
-    /// The volume's disks; `DiskIndex` is the position.
-    pub disks: Vec<DiskTarget>,
-    pub limits: Limits,
-    pub metrics: Arc<VolumeMetrics>,
-    pub events: ExportEvents,
-}
-
-/// A socket of its own for a virtual machine that shares a volume.
-pub struct NewDoor {
-    /// `vm/volume`, for messages.
-    pub name: String,
-    pub socket: PathBuf,
-    pub access: SocketAccess,
-    pub device: Device,
-    /// As [`Export::write_cache`].
-    pub write_cache: bool,
     /// Pin the guest's memory, so that the kernel need not look its pages up for each operation.
     /// None of it can be given back to the host then, not by the guest either.
     pub pin_memory: bool,
     pub limits: Limits,
     pub metrics: Arc<VolumeMetrics>,
     pub events: ExportEvents,
-}
-
-impl Export {
-    pub fn new(door: NewDoor, volume: Box<dyn Volume>, disks: Vec<DiskTarget>) -> Self {
-        let NewDoor { name, socket, access, device, write_cache, pin_memory, .. } = door;
-        let NewDoor { limits, metrics, events, .. } = door;
-        Self {
-            name,
-            socket,
-            access,
-            device,
-            write_cache,
-            pin_memory,
-            volume,
-            disks,
-            limits,
-            metrics,
-            events,
-        }
-    }
-
-    pub(super) fn split(self) -> (NewDoor, Box<dyn Volume>, Vec<DiskTarget>) {
-        let Self { name, socket, access, device, write_cache, pin_memory, .. } = self;
-        let Self { limits, metrics, events, volume, disks, .. } = self;
-        let door = NewDoor {
-            name,
-            socket,
-            access,
-            device,
-            write_cache,
-            pin_memory,
-            limits,
-            metrics,
-            events,
-        };
-        (door, volume, disks)
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use super::queue::QueueSetup;
 use super::reactor::{ExportId, Message};
 use super::ring::RingAddresses;
 use crate::base::limits::{MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX};
+use crate::base::planted::{Bug, planted};
 use crate::base::{Error, ErrorKind, Result};
 use crate::virtio::config::{CONFIG_SPACE_BYTES, Device, WRITEBACK_OFFSET};
 use crate::virtio::features;
@@ -321,7 +322,9 @@ impl vhost::vhost_user::VhostUserBackendReqHandlerMut for Session {
     }
 
     fn reset_device(&mut self) -> Reply<()> {
-        self.forget_rings();
+        if !planted(Bug::ResetForgotten) {
+            self.forget_rings();
+        }
         self.set_write_cache(true);
         Ok(())
     }

@@ -282,14 +282,14 @@ impl Sockets {
     }
 
     fn add(&mut self, number: u16, export: Export) -> Result<ExportId> {
-        self.check_room(&export.name)?;
+        let Export { door, volume, disks } = export;
+        self.check_room(&door.name)?;
         let (reactor, slot) = self.free_slot().ok_or_else(|| {
-            Error::new(ErrorKind::Full, format!("{}: every reactor is full", export.name))
+            Error::new(ErrorKind::Full, format!("{}: every reactor is full", door.name))
         })?;
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let id = ExportId { reactor, slot, generation, door: number };
-        let (door, volume, disks) = export.split();
         let (socket, door) = Socket::bind(id, door, &self.pinner)?;
         let (reply, added) = channel();
         let export = Box::new(AddExport { name: door.name.clone(), volume, disks, door });

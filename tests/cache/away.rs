@@ -3,6 +3,7 @@
 use super::{GROUP_MAX, Rig, SECTORS, Setup, World, identity};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use vflash::backing::recover::{Damage, RecoverOptions, Standing, take_up};
 use vflash::backing::redo::Layout;
 use vflash::base::units::{MIB, SECTOR_BYTES};
@@ -96,8 +97,11 @@ impl Rig {
         self.away.store(true, Ordering::Relaxed);
     }
 
-    /// As [`Self::write_somewhere`], while the log has room: without a drain it gets no more.
+    /// As [`Self::write_somewhere`], while the log has room: without a drain it gets no more,
+    /// however much time passes.
     pub(crate) fn write_alone(&mut self) {
+        let by = Duration::from_millis(self.random.u64(1..400));
+        self.pass_time(by);
         self.head();
         if self.status.gauges().log_fill_permille() < 700 {
             self.write_somewhere();

@@ -6,6 +6,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use vflash::backing::identity::{Identity, Kind};
 use vflash::backing::recover::{Damage, RecoverOptions, Standing, recover, take_up};
 use vflash::backing::redo::Layout;
@@ -33,6 +34,8 @@ use vflash::io::volume::{Outcome, RequestKind, SectorRange};
 
 #[path = "away.rs"]
 mod away;
+#[path = "drains.rs"]
+mod drains;
 #[path = "jobs.rs"]
 mod jobs;
 #[path = "sizes.rs"]
@@ -62,7 +65,7 @@ pub(crate) struct Setup {
     pub(crate) block_bytes: u32,
     /// Tells the disks of a consistency group apart.
     pub(crate) member: u8,
-    /// Its clock of the day; with one it is drained when it is time to, else only when asked to.
+    /// The clock of the day; without one it stands still.
     pub(crate) wall_ms: Option<fn() -> u64>,
 }
 
@@ -82,10 +85,9 @@ impl Setup {
     pub(crate) fn options(&self) -> CacheOptions {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
-        (options.strong, options.drain, options.wall_ms) = (self.strong, drain, || 1_000_000);
-        if let Some(wall_ms) = self.wall_ms {
-            (options.now, options.wall_ms) = (|| Nanos(0), wall_ms);
-        }
+        (options.strong, options.drain) = (self.strong, drain);
+        // A reactor's time begins at 0, and passes when the test says so.
+        (options.now, options.wall_ms) = (|| Nanos(0), self.wall_ms.unwrap_or(|| 1_000_000));
         options
     }
 }
@@ -494,17 +496,6 @@ impl Rig {
         panic!("seed {}: no answer: {state:?}", self.setup.seed);
     }
 
-    /// Drains up to a point or all, once that is durable.
-    pub(crate) fn drain(&mut self, to: Option<u64>) {
-        self.finish();
-        self.flush();
-        self.finish();
-        let reached = self.ask(|reply| CacheMessage::Drain { to, hold: false, reply });
-        let point = reached.expect("drained");
-        self.now.drained = self.now.drained.max(point);
-        self.note();
-    }
-
     /// Another mode. Leaving one that journals drains, and the way back flushes the backing: all
     /// that was acknowledged before is kept.
     pub(crate) fn set_mode(&mut self, mode: Mode) {
@@ -565,8 +556,12 @@ impl Rig {
         self.moments[later.saturating_sub(1)]
     }
 
-    /// A random request, mostly small ones in a small area.
+    /// A random request, mostly small ones in a small area; now and then time passes.
     pub(crate) fn step(&mut self) {
+        if self.random.u8(0..8) == 0 {
+            let by = Duration::from_millis(self.random.u64(1..800));
+            self.pass_time(by);
+        }
         let count = match self.random.u32(0..16) {
             0 => self.random.u64(60..160),
             1..6 => 8,

@@ -5,7 +5,7 @@
 use crate::vflashd::{SOON, Vflashd, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 use vflash_bench::device::{Device, DeviceOptions};
@@ -124,6 +124,22 @@ pub(crate) fn contents(device: &mut Device) -> Vec<u8> {
         assert_eq!(ask(device, Kind::Read, index as u64 * 64, chunk), 0);
     }
     all
+}
+
+/// Lets the backing of `vm/disk`, whose first block is 5 in the end, come further than a copy of
+/// the flash knows: the pool, and that copy.
+pub(crate) fn outrun(daemon: &mut Vflashd, device: &mut Device) -> (PathBuf, PathBuf) {
+    write(device, 0, 1);
+    daemon.kill();
+    let (pool, old) = (daemon.path("pool"), daemon.path("old"));
+    std::fs::copy(&pool, &old).unwrap();
+    daemon.run(&[]);
+    device.reconnect().unwrap();
+    for byte in 2..6 {
+        write(device, 0, byte);
+    }
+    drain(daemon, "vm/disk");
+    (pool, old)
 }
 
 /// Drains all and waits for it.

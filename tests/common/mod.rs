@@ -14,7 +14,7 @@ use vflash::io::disk::DiskTarget;
 use vflash::io::file::{FileDisk, Preallocation};
 use vflash::metrics::VolumeMetrics;
 use vflash::qos::Limits;
-use vflash::vhost::{Export, ExportEvent, ExportId, Server, ServerOptions};
+use vflash::vhost::{Export, ExportEvent, ExportId, NewDoor, Server, ServerOptions};
 use vflash_bench::device::{Device, DeviceOptions};
 use vflash_bench::runner::{Mix, Runner, Workload};
 
@@ -59,7 +59,7 @@ impl Daemon {
 
     /// Makes a volume of `size_bytes` and serves it.
     pub(crate) fn serve(&self, name: &str, size_bytes: u64, thin: bool) -> Served {
-        self.serve_as(name, size_bytes, thin, |export| export)
+        self.serve_as(name, size_bytes, thin, |_| ())
     }
 
     pub(crate) fn serve_limited(
@@ -69,12 +69,12 @@ impl Daemon {
         thin: bool,
         limits: Limits,
     ) -> Served {
-        self.serve_as(name, size_bytes, thin, |export| Export { limits, ..export })
+        self.serve_as(name, size_bytes, thin, |door| door.limits = limits)
     }
 
     /// A volume whose front ends' memory is pinned.
     pub(crate) fn serve_pinning(&self, name: &str, size_bytes: u64) -> Served {
-        self.serve_as(name, size_bytes, false, |export| Export { pin_memory: true, ..export })
+        self.serve_as(name, size_bytes, false, |door| door.pin_memory = true)
     }
 
     fn serve_as(
@@ -82,7 +82,7 @@ impl Daemon {
         name: &str,
         size_bytes: u64,
         thin: bool,
-        change: impl FnOnce(Export) -> Export,
+        change: impl FnOnce(&mut NewDoor),
     ) -> Served {
         let new = NewAllocation {
             name: format!("vm/{name}"),
@@ -106,16 +106,12 @@ impl Daemon {
         let volume = self.keeper.volume(allocation, options).unwrap();
         let (sender, events) = channel();
         let metrics = Arc::new(VolumeMetrics::new());
-        let export = export(&self.socket(name), size_bytes / 512, Box::new(volume));
-        let id = self
-            .server
-            .add(change(Export {
-                disks: vec![self.target.clone()],
-                metrics: metrics.clone(),
-                events: Arc::new(move |event| _ = sender.send(event)),
-                ..export
-            }))
-            .unwrap();
+        let mut export = export(&self.socket(name), size_bytes / 512, Box::new(volume));
+        export.disks = vec![self.target.clone()];
+        export.door.metrics = metrics.clone();
+        export.door.events = Arc::new(move |event| _ = sender.send(event));
+        change(&mut export.door);
+        let id = self.server.add(export).unwrap();
         let _ = place.set((self.server.clone(), id));
         Served { id, allocation, socket: self.socket(name), events, metrics }
     }

@@ -89,6 +89,8 @@ impl Core {
         io: &mut dyn Io,
     ) {
         if self.mode == Mode::Bypass || self.clean.is_past() {
+            let blocks = blocks(start, sectors);
+            count(&self.status.counters.misses, blocks.end - blocks.start);
             return self.read_backing(id, start, sectors, io);
         }
         let end = start + sectors;
@@ -112,14 +114,17 @@ impl Core {
             }
             run.end = to;
             match way {
-                Way::Past | Way::Fetch { .. } => continue,
+                Way::Past | Way::Fetch { .. } => {
+                    count(&self.status.counters.misses, 1);
+                    continue;
+                }
                 Way::Held(slot) => self.read_held(id, (from, to - from), slot),
                 Way::Join(number) => {
-                    let (start, count, begun) = (from, to - from, io.now());
-                    let joined = Joined { slot: id, start, count, begun };
+                    let begun = io.now();
+                    let joined = Joined { slot: id, start: from, count: to - from, begun };
                     self.reads.fetch(number).joined.push(joined);
                     self.slots[id as usize].under_way += 1;
-                    crate::cache::status::count(&self.status.counters.joined, 1);
+                    count(&self.status.counters.joined, 1);
                 }
             }
             run = Run { id, start: to, end: to, fetch: false, admitted: 0 };

@@ -14,8 +14,8 @@ use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Errno, Operation, OperationKind};
 use crate::io::volume::Io;
 
-/// Fills and moves under way at most; what comes beyond is dropped.
-const FILLS_MAX: usize = 64;
+/// Fills and moves under way at most, 1 MiB; what comes beyond is dropped.
+const FILLS_MAX: usize = 256;
 
 /// Of them moves: the rest is for fills.
 const MOVES_MAX: usize = 32;

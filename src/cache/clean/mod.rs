@@ -38,6 +38,7 @@ use super::layout::Shape;
 use super::policy::{BlockHasher, Mark, Marks, Policy, Settings};
 use super::read::Reads;
 use super::segment::Segments;
+use crate::base::clock::Nanos;
 use crate::base::planted::{Bug, planted};
 use crate::io::volume::SectorRange;
 use fill::Fill;
@@ -73,6 +74,8 @@ pub(in crate::cache) struct Clean {
     /// How far the index has been swept for the segments being sorted, and what was found.
     cursor: u64,
     found: Vec<(u64, SlotAt)>,
+    /// The next step of that, unless it is urgent.
+    sort_at: Nanos,
     /// The next slot of the slab that is leaving.
     leaving: Option<SlotAt>,
     save: Save,
@@ -110,6 +113,7 @@ impl Clean {
             changing: Vec::new(),
             cursor: 0,
             found: Vec::new(),
+            sort_at: Nanos::default(),
             leaving: None,
             save: Save::default(),
             positions: Vec::new(),

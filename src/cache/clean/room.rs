@@ -6,6 +6,7 @@
 use super::fill::Moving;
 use super::slabs::SlotAt;
 use super::{Core, capacity, reserve};
+use crate::base::clock::Nanos;
 use crate::cache::index::Swept;
 use crate::cache::segment::SegmentState;
 use crate::cache::status::count;
@@ -14,6 +15,10 @@ use std::time::Duration;
 
 /// Entries of the index that one step of a sorting looks at.
 const SORT_STEP: usize = 512;
+
+/// From one such step to the next, so that requests have nine tenths of the time; the log that runs
+/// out of segments does not wait for it.
+const SORT_PAUSE: Duration = Duration::from_micros(200);
 
 /// Slots of a slab that one step empties.
 const LEAVE_STEP: u32 = 256;
@@ -31,7 +36,7 @@ impl Core {
         self.clean.policy.tick(io.now());
         self.tidy_slots();
         self.write_summaries(io);
-        self.sort();
+        self.sort(io.now());
         self.empty(io);
         // A cache that is to be smaller holds less in time.
         let most = capacity(self.shape, &self.clean.slabs);
@@ -40,10 +45,17 @@ impl Core {
         self.tidy_slots();
         self.save(io);
         let leaves = self.clean.leaving.is_some() || self.is_leaving();
-        if self.segments.is_sorting() || leaves || reclaims {
-            let soon = io.now() + Duration::from_micros(50);
+        let soon = io.now() + Duration::from_micros(50);
+        if leaves || reclaims {
             self.wake_at(soon, io);
+        } else if self.segments.is_sorting() {
+            self.wake_at(soon.max(self.clean.sort_at), io);
         }
+    }
+
+    /// A slab is being emptied: it ends when the last read there has.
+    pub(in crate::cache) fn is_emptying(&self) -> bool {
+        self.clean.leaving.is_some()
     }
 
     /// The log may run out of free segments soon.
@@ -67,7 +79,10 @@ impl Core {
     }
 
     /// Goes on with making slabs of drained segments.
-    fn sort(&mut self) {
+    fn sort(&mut self, now: Nanos) {
+        if now < self.clean.sort_at && !self.is_scarce() {
+            return;
+        }
         if !self.segments.is_sorting() {
             let most = (self.shape.segments() / 8).clamp(1, UNSORTED_MAX);
             let short = self.index.is_full()
@@ -86,6 +101,7 @@ impl Core {
                 self.clean.slabs.begin_sorting(*segment);
             }
         }
+        self.clean.sort_at = now + SORT_PAUSE;
         let mut found = std::mem::take(&mut self.clean.found);
         let (segments, slabs) = (&self.segments, &self.clean.slabs);
         let mut looked = 0;

@@ -25,7 +25,8 @@ pub enum LogStretch {
     End,
 }
 
-/// What the drainer needs of the disk that owns it. Tokens come back in [`Drainer::completed`].
+/// What the drainer needs of the disk that owns it. Tokens come back in
+/// [`Drainer::completed`](super::Drainer::completed).
 pub trait DrainHost {
     fn now(&self) -> Nanos;
 
@@ -52,6 +53,7 @@ pub trait DrainHost {
     /// Makes the drain position durable on the flash: a root.
     fn write_root(&mut self, won: u64, epoch: u64, token: u32);
 
-    /// Asks for [`Drainer::timer`] at `at`; an earlier wish of the owner's own stays.
+    /// Asks for [`Drainer::timer`](super::Drainer::timer) at `at`; an earlier wish of the owner's
+    /// own stays.
     fn wake_at(&mut self, at: Nanos);
 }

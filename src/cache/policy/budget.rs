@@ -1,6 +1,7 @@
 //! What fills may write: the operator's budget of flash wear, and the policy's own thrift.
 
 use crate::base::clock::Nanos;
+use crate::base::planted::{Bug, planted};
 
 const DAY_NANOS: u128 = 86_400 * 1_000_000_000;
 
@@ -36,7 +37,8 @@ impl WearBudget {
     }
 
     pub(super) fn allows(&self, bytes: u64) -> bool {
-        self.bytes_per_day.is_none() || self.tokens >= (u128::from(bytes) * DAY_NANOS) as i128
+        let any = self.bytes_per_day.is_none() || planted(Bug::BudgetIgnored);
+        any || self.tokens >= (u128::from(bytes) * DAY_NANOS) as i128
     }
 
     pub(super) fn charge(&mut self, bytes: u64) {

@@ -82,6 +82,17 @@ impl Device {
     /// Connects and starts all queues.
     pub fn open(options: DeviceOptions) -> Result<Self> {
         let connection = connect(&options, options.features())?;
+        Self::on(options, connection)
+    }
+
+    /// After RESET_DEVICE: sets everything up anew on the same connection, as for a guest that
+    /// boots again: rings of another depth in other memory, and no in-flight area.
+    pub fn set_up_anew(self, depth: u16) -> Result<Self> {
+        let connection = self.connection.ok_or("not connected")?;
+        Self::on(DeviceOptions { depth, inflight: false, ..self.options }, connection)
+    }
+
+    fn on(options: DeviceOptions, connection: Frontend) -> Result<Self> {
         let features = connection.features;
         let shape = Shape {
             depth: options.depth,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use vflash::base::units::{GIB, KIB, MIB};
 use vflash::io::disk::DiskTarget;
 use vflash::qos::Limits;
-use vflash::vhost::{Export, Server, ServerOptions};
+use vflash::vhost::{Server, ServerOptions};
 
 /// How far from its limit a rate may be, in shares of the limit.
 pub const ERROR_MAX: f64 = 0.05;
@@ -128,8 +128,9 @@ fn serve_each(socket: &Path, runtime: Duration) -> Result<Vec<LimitReport>> {
         let Limited { iops, bandwidth, .. } = limited;
         let limits = Limits { iops, bandwidth, ..Limits::NONE };
         let target = DiskTarget::Null { size_bytes: GIB };
-        let id = server
-            .add(Export { limits, ..serve::export(socket, target, serve::file_volume(None)) })?;
+        let mut export = serve::export(socket, target, serve::file_volume(None));
+        export.door.limits = limits;
+        let id = server.add(export)?;
         reports.push(measure(socket, limited, runtime)?);
         server.remove(id)?;
     }

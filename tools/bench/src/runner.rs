@@ -231,7 +231,12 @@ impl Runner {
     }
 
     pub fn into_oracle(self) -> Option<Oracle> {
-        self.oracle
+        self.into_parts().1
+    }
+
+    /// For another load of the same disk. What is in flight is forgotten.
+    pub fn into_parts(self) -> (Device, Option<Oracle>) {
+        (self.device, self.oracle)
     }
 
     /// Forgets what was counted, at the end of a ramp.

@@ -11,7 +11,7 @@ use vflash::io::buffer::{AlignedBuffer, Segment, gather, total_bytes};
 use vflash::io::disk::{DiskTarget, Errno, Operation, OperationKind};
 use vflash::io::file::{FileDisk, Preallocation};
 use vflash::io::volume::{DiskIndex, Io, Outcome, Request, RequestId, RequestKind, Volume};
-use vflash::vhost::{Export, Server, ServerOptions, SocketAccess};
+use vflash::vhost::{Export, NewDoor, Server, ServerOptions, SocketAccess};
 use vflash::virtio;
 
 /// Of so many writes, one is lied about.
@@ -133,7 +133,7 @@ pub fn file_volume(lie: Option<Lie>) -> Box<dyn Volume> {
 /// An export of a volume on `target`, with nothing special about it.
 pub fn export(socket: &Path, target: DiskTarget, volume: Box<dyn Volume>) -> Export {
     let geometry = target.geometry();
-    Export {
+    let door = NewDoor {
         name: "bench/file".into(),
         socket: socket.into(),
         access: SocketAccess::default(),
@@ -148,12 +148,11 @@ pub fn export(socket: &Path, target: DiskTarget, volume: Box<dyn Volume>) -> Exp
         },
         write_cache: true,
         pin_memory: false,
-        volume,
-        disks: vec![target],
         limits: Default::default(),
         metrics: Arc::default(),
         events: Arc::new(|_| {}),
-    }
+    };
+    Export { door, volume, disks: vec![target] }
 }
 
 /// Serves `file`, made with `size_bytes` if it is not there, on `socket` until the process is

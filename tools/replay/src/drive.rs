@@ -53,7 +53,8 @@ pub struct Report {
     pub write_p50_us: f64,
     pub write_p99_us: f64,
     pub write_mean_us: f64,
-    /// Of the cache's counters, if it has them: hits / (hits + misses).
+    /// Of the cache's counters, if it has them: the share of blocks that the flash or probation
+    /// had.
     pub hit_ratio: Option<f64>,
     /// What the volume's counters grew by, if they did: what the backing was asked for is among
     /// them.
@@ -243,12 +244,12 @@ impl Report {
             (name.clone(), value - before.get(name).copied().unwrap_or(0.0))
         };
         self.counters = after.iter().map(grown).collect();
-        let counter = |name: &str| self.counters.get(name).copied();
-        let hits = counter("vflash_cache_hits_total");
-        let misses = counter("vflash_cache_misses_total");
-        if let (Some(hits), Some(misses)) = (hits, misses) {
-            self.hit_ratio = (hits + misses > 0.0).then(|| hits / (hits + misses));
-        }
+        let counter = |name: &str| {
+            self.counters.get(&format!("vflash_cache_{name}_total")).copied().unwrap_or(0.0)
+        };
+        let found = counter("hits") + counter("probation_hits");
+        let reads = found + counter("joined") + counter("misses");
+        self.hit_ratio = (reads > 0.0).then(|| found / reads);
         self.counters.retain(|_, growth| *growth != 0.0);
     }
 }

@@ -2,11 +2,10 @@
 //! it the policy alone, which it should come close to.
 
 use crate::simulate::{self, Options, Writes};
-use crate::trace::Trace;
+use crate::trace::{Request, Trace};
 use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 use vflash::base::Result;
 use vflash::base::clock::Nanos;
 use vflash::base::units::MIB;
@@ -21,6 +20,9 @@ use vflash::io::disk::{Completion, Disk, DiskGeometry, Operation, OperationKind}
 use vflash::io::sim::SimDisk;
 use vflash::io::sim_reactor::{SimReactor, inbox};
 use vflash::io::volume::Outcome;
+
+/// From one request to the next of a trace that tells no times.
+const UNTIMED_NANOS: u64 = 200_000;
 
 /// What came of it. Counts are of 4 KiB blocks.
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +40,8 @@ pub struct Report {
     pub fills: u64,
     pub moves: u64,
     pub squeezed: u64,
+    /// Blocks that were to be written and were not, for lack of a slot or of time.
+    pub fills_dropped: u64,
     /// Bytes of log.
     pub appended_bytes: u64,
 }
@@ -65,7 +69,8 @@ impl Disk for Counted {
     }
 }
 
-/// Replays `trace` over a cache of `share` of its footprint.
+/// Replays `trace` over a cache of `share` of its footprint: one request after the other, at the
+/// trace's own times if it tells them, over disks that take no time.
 ///
 /// # Errors
 /// As of formatting and opening a cache: a share that is too small.
@@ -87,7 +92,8 @@ pub fn run(trace: &Trace, share: f64) -> Result<Report> {
     let mut reactor = SimReactor::new(disk, vec![Box::new(flash), Box::new(counted)], receiver, 64);
     let mut reads = 0;
     let mut bytes = Vec::new();
-    for request in &trace.requests {
+    for (due, request) in times(trace).zip(&trace.requests) {
+        reactor.rest(due.since(reactor.now()));
         let mut at = request.blocks();
         let Some(first) = at.next() else { continue };
         let count = 1 + at.count() as u64;
@@ -100,8 +106,6 @@ pub fn run(trace: &Trace, share: f64) -> Result<Report> {
             }
         };
         assert_eq!(outcome, Outcome::Done, "disks without fault fail nothing");
-        reactor.advance(Duration::from_micros(200));
-        (0..3).for_each(|_| reactor.turn(false));
     }
     send(Box::new(CacheMessage::Status { reply: Box::new(|()| ()) }));
     reactor.turn(false);
@@ -118,7 +122,18 @@ pub fn run(trace: &Trace, share: f64) -> Result<Report> {
         fills: value(&counters.fills),
         moves: value(&counters.moves),
         squeezed: value(&counters.squeezed),
+        fills_dropped: value(&counters.fills_dropped),
         appended_bytes: value(&counters.appended_bytes),
+    })
+}
+
+/// When the requests come.
+fn times(trace: &Trace) -> impl Iterator<Item = Nanos> {
+    let micros = |request: Option<&Request>| request.map_or(0, |request| request.micros);
+    let (first, last) = (micros(trace.requests.first()), micros(trace.requests.last()));
+    (0..).zip(&trace.requests).map(move |(number, request)| match last > first {
+        true => Nanos(request.micros.saturating_sub(first) * 1000),
+        false => Nanos(number * UNTIMED_NANOS),
     })
 }
 

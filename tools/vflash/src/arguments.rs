@@ -367,6 +367,7 @@ pub(crate) enum PoolVerb {
     Create(CreateArguments),
     /// Show a pool
     Show {
+        /// A pool's name, or its device
         pool: String,
         /// Wait until all freed space is scrubbed
         #[arg(long)]
@@ -381,6 +382,7 @@ pub(crate) enum PoolVerb {
     Grow { pool: String },
     /// Take a pool out of service; what it holds stays
     Close {
+        /// A pool's name, or its device
         pool: String,
         /// Also if volumes of it are attached
         #[arg(long)]
@@ -459,4 +461,8 @@ pub(crate) struct RecoverArguments {
     /// Go on although a group is damaged; the disk may then be at no point
     #[arg(long)]
     pub skip_damaged: bool,
+    /// Give up a disk of the consistency group that is gone for good with its sidecar: the others
+    /// go to the last point that they have together
+    #[arg(long, value_name = "NAME")]
+    pub without: Vec<String>,
 }

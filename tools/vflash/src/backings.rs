@@ -161,14 +161,18 @@ pub(crate) fn recover(format: Format, arguments: &RecoverArguments) -> Result<()
     add_others(&mut named, &mut backings, damage)?;
     let progress = Progress::new();
     let how = (how(damage), arguments.adopt);
-    let recovered = together::recover_all(&mut backings, how, &mut |progressed| {
-        let (done, total) = (progressed.done_bytes, progressed.total_bytes);
-        progress.show(&format!("applying the group: {} of {}", size(done), size(total)));
-    })?;
+    let recovered =
+        together::recover_all(&mut backings, &arguments.without, how, &mut |progressed| {
+            let (done, total) = (progressed.done_bytes, progressed.total_bytes);
+            progress.show(&format!("applying the group: {} of {}", size(done), size(total)));
+        })?;
     drop(progress);
     let mut shown = Vec::new();
     for (named, recovery) in named.iter().zip(recovered) {
-        shown.push(recovered_as(named, recovery.ok_or_else(|| no_stamp(&named.sidecar))?));
+        let mut one = recovered_as(named, recovery.ok_or_else(|| no_stamp(&named.sidecar))?);
+        let note = |name: &String| format!("{name} of its consistency group was given up");
+        one.findings.extend(arguments.without.iter().map(note));
+        shown.push(one);
     }
     match &shown[..] {
         [one] => print(format, one, table),

@@ -2,6 +2,7 @@
 
 use crate::http::{Failed, Patience, request};
 use hyper::Method;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::ErrorKind;
@@ -148,6 +149,11 @@ pub(crate) fn volume_path(name: &str) -> Result<String, Failure> {
 /// `/v1/pools/POOL`
 pub(crate) fn pool_path(name: &str) -> Result<String, Failure> {
     Ok(format!("/v1/pools/{}", part(name)?))
+}
+
+/// `/v1/pools/DEVICE`, escaped: that of a pool which is known by its device alone.
+pub(crate) fn device_path(device: &str) -> String {
+    format!("/v1/pools/{}", utf8_percent_encode(device, NON_ALPHANUMERIC))
 }
 
 /// Names are plain by the manifest's rules, so nothing needs escaping in a path.

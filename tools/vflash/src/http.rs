@@ -130,6 +130,7 @@ mod tests {
     use super::*;
     use std::cell::Cell;
     use std::future::pending;
+    use std::time::Instant;
 
     fn run<T>(work: impl Future<Output = T>) -> T {
         let builder = &mut tokio::runtime::Builder::new_current_thread();
@@ -148,10 +149,15 @@ mod tests {
             assert_eq!(patiently(pending::<()>(), limit, MOMENT, tell).await, None);
             assert_eq!(told.take(), 1);
             // Work that takes longer than anybody may wait for an answer to a question.
-            let (end, ended) = tokio::sync::oneshot::channel();
-            let notice = || end.send(7).unwrap();
-            let work = patiently(ended, Patience::Work, MOMENT, notice);
-            assert_eq!(work.await, Some(Ok(7)));
+            let begun = Instant::now();
+            let work = async {
+                while begun.elapsed() < 100 * MOMENT {
+                    tokio::task::yield_now().await;
+                }
+                7
+            };
+            assert_eq!(patiently(work, Patience::Work, MOMENT, tell).await, Some(7));
+            assert_eq!(told.take(), 1);
             let limit = Patience::Within(LONG);
             assert_eq!(patiently(async { 7 }, limit, LONG, tell).await, Some(7));
             assert_eq!(told.take(), 0);

@@ -144,7 +144,7 @@ pub(crate) fn check(
     progress.show(&format!("checking {name}"));
     let read = CheckProgress::default();
     let report = Pool::check_offline(device.disk, &read);
-    let mut pool = Check::from_report(name, report);
+    let mut pool = Check::from_report(name, report.map_err(|error| error.context(name))?);
     let repairable = !pool.clean && pool.findings.iter().all(|finding| finding.repairable);
     let mut repaired = false;
     if *repair && repairable {
@@ -152,7 +152,7 @@ pub(crate) fn check(
         drop(offline.pool()?);
         let disk = vflash::io::file::FileDisk::shared(&offline.target);
         let disk = disk.ok_or_else(|| Error::new(ErrorKind::Invalid, "the pool keeps nothing"))?;
-        pool = Check::from_report(name, Pool::check_offline(Box::new(disk), &read));
+        pool = Check::from_report(name, Pool::check_offline(Box::new(disk), &read)?);
         repaired = pool.clean;
     }
     let mut journals = Vec::new();

@@ -1,7 +1,7 @@
 //! `vflash pool`: with a daemon, or without one on a device that nobody holds.
 
 use crate::arguments::{CreateArguments, Format};
-use crate::client::{Client, pool_path};
+use crate::client::{Client, device_path, pool_path};
 use crate::output::{Progress, duration, print, size};
 use crate::tables;
 use std::panic::resume_unwind;
@@ -13,12 +13,15 @@ use vflash::control::api::{
 };
 use vflash::control::pool::{NewPool, OpenPool, is_null};
 use vflash::flash::{self, CheckProgress};
-use vflash::io::file::Device;
+use vflash::io::file::FileDisk;
 
 type Result<T> = std::result::Result<T, Failure>;
 
 /// How often the daemon is asked how far scrubbing is.
 const SCRUB_POLL: Duration = Duration::from_millis(500);
+
+/// Whoever only looks at a device for a moment is waited for, and what a killed daemon left.
+pub(crate) const HELD_WAIT: Duration = Duration::from_secs(1);
 
 /// How often a check's progress is shown.
 const CHECK_POLL: Duration = Duration::from_millis(200);
@@ -76,7 +79,7 @@ fn create_offline(request: &CreatePool) -> Result<Pool> {
 }
 
 pub(crate) fn show(client: &Client, format: Format, name: &str, wait: bool) -> Result<()> {
-    let path = pool_path(name)?;
+    let path = listed_path(name)?;
     let mut pool: Pool = client.get(&path)?;
     if wait {
         let begun = Instant::now();
@@ -119,10 +122,11 @@ pub(crate) fn check(client: &Client, format: Format, pool: &str) -> Result<bool>
     let show = |line: &str| progress.show(line);
     // A path is a device; a pool's name has no slash.
     let check: Check = if pool.contains('/') {
-        let device = Device::open(pool, Duration::ZERO)?;
+        let disk = FileDisk::open_looking(Path::new(pool), HELD_WAIT)?;
         let read = CheckProgress::default();
-        let check = || flash::Pool::check_offline(device.disk, &read);
-        Check::from_report(pool, watched(check, || read.bytes(), show))
+        let check = || flash::Pool::check_offline(Box::new(disk), &read);
+        let report = watched(check, || read.bytes(), show);
+        Check::from_report(pool, report.map_err(|error| error.context(pool))?)
     } else {
         let path = pool_path(pool)?;
         let check = || client.ask(&format!("{path}/check"), None::<&()>);
@@ -162,13 +166,22 @@ fn watched<R: Send>(
     })
 }
 
+/// Of a pool as it is listed: by the path of its device if it could not be opened and nobody knows
+/// its name.
+fn listed_path(name: &str) -> Result<String> {
+    match name.contains('/') {
+        true => Ok(device_path(&absolute(Path::new(name))?)),
+        false => pool_path(name),
+    }
+}
+
 pub(crate) fn grow(client: &Client, format: Format, name: &str) -> Result<()> {
     let pool: Pool = client.post(&format!("{}/grow", pool_path(name)?), None::<&()>)?;
     print(format, &pool, tables::pool)
 }
 
 pub(crate) fn close(client: &Client, format: Format, name: &str, force: bool) -> Result<()> {
-    let path = format!("{}/close", pool_path(name)?);
+    let path = format!("{}/close", listed_path(name)?);
     let pools: Pools = client.post(&path, Some(&ClosePool { force }))?;
     print(format, &pools, tables::pools)
 }

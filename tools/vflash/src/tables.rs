@@ -2,6 +2,7 @@
 
 use crate::output::{Table, duration, size, time};
 use std::time::Duration;
+use vflash::base::units::Bytes;
 use vflash::control::api::{
     Action, Attachment, Check, Limits, Plan, Pool, Pools, Space, Status, Volume, Volumes, Waiting,
 };
@@ -57,7 +58,7 @@ pub(crate) fn pool(pool: &Pool) -> String {
         table.pair("Free", size(space.free_bytes));
         table.pair("To be scrubbed", size(space.scrub_bytes));
         table.pair("Metadata", size(space.metadata_bytes));
-        table.pair("Promised", size(space.provisioned_bytes));
+        table.pair("Promised", asked(space.provisioned_bytes));
         table.pair("Watermark", space.watermark);
     }
     if pool.waiting_requests > 0 {
@@ -78,7 +79,7 @@ pub(crate) fn volumes(Volumes { volumes }: &Volumes) -> String {
         table.row([
             volume.name.clone(),
             volume.pool.clone(),
-            size(volume.size_bytes),
+            asked(volume.size_bytes),
             size(volume.mapped_bytes),
             volume.class.to_string(),
             yes_no(volume.thin),
@@ -96,7 +97,7 @@ pub(crate) fn volume(volume: &Volume) -> String {
     if let Some(home) = &volume.disk_of {
         table.pair("Disk of", home);
     }
-    table.pair("Size", size(volume.size_bytes));
+    table.pair("Size", asked(volume.size_bytes));
     table.pair("Used", size(volume.mapped_bytes));
     table.pair("Class", volume.class);
     table.pair("Thin", yes_no(volume.thin));
@@ -146,16 +147,16 @@ fn cache(cache: &Cache, table: &mut Table) {
         table.pair("Shared by", cache.doors.join(", "));
     }
     table.pair("Sidecar", cache.sidecar.as_deref().unwrap_or("-"));
-    let mut cache_size = size(cache.size_bytes);
+    let mut cache_size = asked(cache.size_bytes);
     if let Some(to) = cache.resizing_to_bytes {
         let left = size(cache.leaving_bytes);
-        cache_size.push_str(&format!(", being brought to {}: {left} in use there", size(to)));
+        cache_size.push_str(&format!(", being brought to {}: {left} in use there", asked(to)));
     }
     table.pair("Cache", cache_size);
     if let Some(share) = &cache.share {
-        let (least, most) = (size(share.minimum_bytes), size(share.maximum_bytes));
+        let (least, most) = (asked(share.minimum_bytes), asked(share.maximum_bytes));
         let goal =
-            share.goal_bytes.map_or(String::new(), |goal| format!(", now to {}", size(goal)));
+            share.goal_bytes.map_or(String::new(), |goal| format!(", now to {}", asked(goal)));
         table.pair("Follows its use", format!("{least} to {most}, weight {}{goal}", share.weight));
     }
     let mut mode = cache.mode.name().to_owned();
@@ -192,21 +193,28 @@ fn cache(cache: &Cache, table: &mut Table) {
     }
     let pieces = cache.index_pieces;
     table.pair("Index", format!("{pieces} pieces in {}", size(cache.index_bytes)));
-    let counter = |name: &str| {
-        cache.counters.iter().find(|counter| counter.name == name).map_or(0, |c| c.value)
-    };
-    let (hits, misses) = (counter("hits"), counter("misses"));
     let held = size(cache.probation_bytes);
     if cache.backing_faster {
         table.pair("Reads", "past the cache: the backing is faster than the flash");
     }
     if let Some(bytes) = cache.write_budget_bytes {
         let used_up = if cache.budget_used_up { ", used up for now" } else { "" };
-        table.pair("Write budget", format!("{} a day{used_up}", size(bytes)));
+        table.pair("Write budget", format!("{} a day{used_up}", asked(bytes)));
     }
     table.pair("Clean blocks", format!("{}, and {held} in memory", size(cache.clean_bytes)));
-    let share = (u128::from(hits) * 1000).checked_div(u128::from(hits + misses)).unwrap_or(0);
-    table.pair("Read hits", format!("{hits} of {} ({})", hits + misses, percent(share as u64)));
+    table.pair("Read hits", read_hits(cache));
+}
+
+/// Blocks that reads found on the flash or in memory, of all that they wanted.
+fn read_hits(cache: &Cache) -> String {
+    let counter = |name: &str| {
+        cache.counters.iter().find(|counter| counter.name == name).map_or(0, |c| c.value)
+    };
+    let probed = counter("probation_hits");
+    let found = counter("hits") + probed;
+    let reads = found + counter("joined") + counter("misses");
+    let share = (u128::from(found) * 1000).checked_div(u128::from(reads)).unwrap_or(0);
+    format!("{found} of {reads} ({}), {probed} of them in memory", percent(share as u64))
 }
 
 fn percent(permille: u64) -> String {
@@ -237,7 +245,7 @@ fn limits(limits: &Limits) -> String {
     let Limits { iops, bandwidth_bytes, burst_ms } = limits;
     let parts: Vec<String> = [
         iops.map(|iops| format!("{iops} requests/s")),
-        bandwidth_bytes.map(|bytes| format!("{}/s", size(bytes))),
+        bandwidth_bytes.map(|bytes| format!("{}/s", asked(bytes))),
     ]
     .into_iter()
     .flatten()
@@ -314,6 +322,12 @@ pub(crate) fn check(check: &Check) -> String {
 
 pub(crate) fn attachment(attachment: &Attachment) -> String {
     format!("{} is attached through {}\n", attachment.name, attachment.socket)
+}
+
+/// A size that somebody asked for: exact, as a manifest takes it back. What was measured is for
+/// people, with one decimal: [`size`].
+fn asked(bytes: u64) -> String {
+    Bytes(bytes).to_string()
 }
 
 fn yes_no(value: bool) -> String {

@@ -18,6 +18,9 @@ use vflash::backing::stamp::{DrainMode, Owner, Stamp, State};
 use vflash::backing::together::settle_without_leader;
 use vflash::base::units::MIB;
 
+/// The begin of 2026.
+const NOW_MS: u64 = 1_767_225_600_000;
+
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -41,46 +44,51 @@ fn open(path: &Path) -> Backing {
     .unwrap()
 }
 
-/// A disk whose owner died between committing a group and applying it.
-fn orphan() -> (Place, Backing, Stamp) {
-    let place = Place(tempfile::tempdir().unwrap());
-    let disk = place.path("disk.raw");
-    std::fs::File::create(&disk).unwrap().set_len(8 * MIB).unwrap();
-    let mut backing = open(&disk);
-    let claim = Claim {
-        owner: Owner {
-            allocation: [1; 16],
-            host_name: "alpha".into(),
-            volume: "web-1/root".into(),
-            ..Default::default()
-        },
+/// The first claim of a disk in write-back.
+fn claim(owner: Owner, disk: [u8; 16], roster: Roster) -> Claim {
+    Claim {
+        owner,
         remembered: None,
         state: State::Dirty,
         drain: DrainMode::Grouped,
         create: true,
         adopt: false,
         group_bytes_max: Some(MIB),
-        new_disk: [7; 16],
-        roster: Default::default(),
-        now_ms: 1_767_225_600_000,
-    };
-    let stamp = backing.claim(&claim, &mut |_| {}).unwrap().stamp.unwrap();
-    let id = GroupId { disk: stamp.disk, owner_epoch: 1, number: 1 };
-    let mut group = GroupWriter::new(Layout::new(MIB), id);
+        new_disk: disk,
+        roster,
+        now_ms: NOW_MS,
+    }
+}
+
+/// Puts a group beside the disk that writes one block to its sector 8, and applies nothing.
+fn commit(backing: &mut Backing, mut group: GroupWriter, span: Span) {
     let at = group.data(8, &[0x77; 4096]);
-    let span = Span {
-        from: 0,
-        to: 42,
-        point_ms: 1_767_225_601_000,
-        dirty_bytes: 12288,
-        ..Span::default()
-    };
     let group = group.finish(span);
     let sidecar = backing.disks().1.unwrap();
     sidecar.write_copies(&[at], &[0x77; 4096]).unwrap();
     sidecar.write_copies(&[group.table_offset], &group.table).unwrap();
     sidecar.write_copies(&[group.header_offset], &group.header_block).unwrap();
     sidecar.flush().unwrap();
+}
+
+/// A disk whose owner died between committing a group and applying it.
+fn orphan() -> (Place, Backing, Stamp) {
+    let place = Place(tempfile::tempdir().unwrap());
+    let disk = place.path("disk.raw");
+    std::fs::File::create(&disk).unwrap().set_len(8 * MIB).unwrap();
+    let mut backing = open(&disk);
+    let owner = Owner {
+        allocation: [1; 16],
+        host_name: "alpha".into(),
+        volume: "web-1/root".into(),
+        ..Default::default()
+    };
+    let claim = claim(owner, [7; 16], Roster::default());
+    let stamp = backing.claim(&claim, &mut |_| {}).unwrap().stamp.unwrap();
+    let id = GroupId { disk: stamp.disk, owner_epoch: 1, number: 1 };
+    let span =
+        Span { from: 0, to: 42, point_ms: NOW_MS + 1000, dirty_bytes: 12288, ..Span::default() };
+    commit(&mut backing, GroupWriter::new(Layout::new(MIB), id), span);
     (place, backing, stamp)
 }
 
@@ -176,29 +184,14 @@ fn member(place: &Place, name: &str, disk: [u8; 16], step: StepId) -> Backing {
         sidecar: place.path(&format!("{name}.vflash")).display().to_string(),
     };
     let volume = format!("db/{name}");
-    let claim = Claim {
-        owner: Owner { allocation: disk, volume, ..Default::default() },
-        remembered: None,
-        state: State::Dirty,
-        drain: DrainMode::Grouped,
-        create: true,
-        adopt: false,
-        group_bytes_max: Some(MIB),
-        new_disk: disk,
-        roster: Roster { name: "db".into(), members: vec![peer("data"), peer("log")] },
-        now_ms: 1_767_225_600_000,
-    };
+    let owner = Owner { allocation: disk, volume, ..Default::default() };
+    let roster = Roster { name: "db".into(), members: vec![peer("data"), peer("log")] };
+    let claim = claim(owner, disk, roster);
     backing.claim(&claim, &mut |_| {}).unwrap();
     let id = GroupId { disk, owner_epoch: 1, number: 1 };
     let mut group = GroupWriter::new(Layout::new(MIB), id);
     group.set_step(step);
-    let at = group.data(8, &[0x77; 4096]);
-    let group = group.finish(Span { from: 0, to: 42, ..Span::default() });
-    let sidecar = backing.disks().1.unwrap();
-    sidecar.write_copies(&[at], &[0x77; 4096]).unwrap();
-    sidecar.write_copies(&[group.table_offset], &group.table).unwrap();
-    sidecar.write_copies(&[group.header_offset], &group.header_block).unwrap();
-    sidecar.flush().unwrap();
+    commit(&mut backing, group, Span { from: 0, to: 42, ..Span::default() });
     backing
 }
 
@@ -261,4 +254,48 @@ fn disks_go_on_without_a_leader_that_was_given_up() {
         let shown = said(&place.run(&["show", "log"]));
         assert!(!shown.contains("whose leader knows"), "{shown}");
     }
+}
+
+/// A disk in doubt whose leader is gone for good: who says so by its name has the others recovered
+/// without it, and can then give up their flash too.
+#[test]
+fn a_disk_whose_leader_is_gone_with_its_sidecar_is_recovered_without_it() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let step = StepId::of_leader(GroupId { disk: [1; 16], owner_epoch: 1, number: 1 });
+    drop(member(&place, "data", [1; 16], step));
+    drop(member(&place, "log", [2; 16], step));
+    let there = place.run(&["recover", "log", "--without", "db/data"]);
+    assert_eq!(there.status.code(), Some(8), "{there:?}");
+    let text = complained(&there);
+    assert!(text.contains("db/data is not missing"), "{text}");
+    for name in ["data", "data.vflash"] {
+        std::fs::remove_file(place.path(name)).unwrap();
+    }
+    let before = std::fs::read(place.path("log.vflash")).unwrap();
+    let detach = |confirm: &[&str]| {
+        let mut command = vflash();
+        command.current_dir(place.0.path()).args(["detach", "--lost", "--backing", "log"]);
+        command.args(confirm).output().unwrap()
+    };
+    let doubt = detach(&["--confirm", "db/log"]);
+    let text = complained(&doubt);
+    assert!(text.contains("give that disk up by its name, db/data: "), "{text}");
+    assert!(text.contains("log --without NAME`; nothing was changed"), "{text}");
+    let half = complained(&place.run(&["recover", "log"]));
+    assert!(
+        half.contains("is given up by `--without db/data`: all that it held is lost"),
+        "{half}"
+    );
+    let wrong = place.run(&["recover", "log", "--without", "db/other"]);
+    assert!(complained(&wrong).contains("db/other is not missing"), "{wrong:?}");
+    assert_eq!(std::fs::read(place.path("log.vflash")).unwrap(), before, "untouched");
+    let done = place.run(&["recover", "log", "--without", "db/data"]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let text = said(&done);
+    assert!(text.contains("Point:              42\n"), "it has all of the step: {text}");
+    assert!(text.contains("db/data of its consistency group was given up"), "{text}");
+    assert_eq!(std::fs::read(place.path("log")).unwrap()[4096], 0x77);
+    let given_up = detach(&["--confirm", "db/log"]);
+    assert_eq!(given_up.status.code(), Some(0), "{given_up:?}");
+    assert!(said(&given_up).contains("State:    clean"), "{given_up:?}");
 }

@@ -13,6 +13,7 @@ mod idle_cores;
 mod pages;
 mod peers;
 mod place;
+mod profile;
 mod servers;
 mod table;
 
@@ -65,9 +66,9 @@ pub(crate) struct BenchArguments {
     /// Write what is printed at the end, which is markdown, to this file too
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
-    /// Only record with perf where vflashd spends its time in this cell
+    /// Only tell with perf what an operation of these cells costs each peer, and where time goes
     #[arg(long, value_name = "CELL")]
-    profile: Option<String>,
+    profile: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -102,8 +103,9 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     let huge = HugePages::reserve();
     let pages = huge.pages;
     let peers = Peers::start(&scratch, pages)?;
-    if arguments.profile.is_some() {
-        return peers.profile(&cells[0], arguments.seconds);
+    if !arguments.profile.is_empty() {
+        let text = profile::run(&peers, &cells, arguments.seconds, scratch.data.path())?;
+        return finish(arguments, &text);
     }
     let (rounds, seconds) =
         if arguments.quick { (1, 0.5) } else { (arguments.rounds, arguments.seconds) };
@@ -128,14 +130,14 @@ fn finish(arguments: &BenchArguments, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// The cells that are asked for; with `--profile` exactly one.
+/// The cells that are asked for.
 fn wanted(arguments: &BenchArguments) -> Result<Vec<Cell>> {
     let mut cells = cells::all();
     if let Some(part) = &arguments.only {
         cells.retain(|cell| cell.name().contains(part.as_str()));
     }
-    if let Some(name) = &arguments.profile {
-        cells.retain(|cell| cell.name() == *name);
+    if !arguments.profile.is_empty() {
+        cells.retain(|cell| arguments.profile.contains(&cell.name()));
     }
     ensure!(!cells.is_empty(), "no cell is called so; `cargo xtask bench --list` shows them");
     Ok(cells)

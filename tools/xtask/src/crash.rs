@@ -99,10 +99,19 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const OUTAGES: &str = "an_outage_of_the_shared_storage_costs_time_and_nothing_else";
     const DAMAGE: &str = "damage_is_found_or_harmless_and_never_served";
     const TOGETHER: &str = "without_the_flash_no_disk_is_ahead_of_another";
+    const POINT: &str = "a_number_of_either_disk_is_a_point_of_both";
+    const LOST: &str = "a_leader_that_is_lost_for_good_at_any_step_holds_nobody_up";
+    const OLDER: &str =
+        "a_flash_that_is_older_than_its_backing_is_told_by_the_numbers_of_its_own_disk";
+    const DOWN: &str = "while_one_backing_is_down_no_disk_advances_and_writes_go_on";
     const ORDER: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
     const MODEL: &str = "every_request_agrees_with_the_model";
     const COLD: &str = "a_restart_after_writes_past_the_log_is_cold";
+    const RESIZED: &str = "crash_after_crash_between_resizes_nothing_is_lost";
+    const BUDGET: &str = "a_write_budget_stops_fills_and_nothing_else";
     const STALE: &str = "no_read_is_stale_among_fills_evictions_and_drains";
+    const FRONT_ENDS: &str = "no_front_end_harms_the_daemon_or_its_neighbours";
+    const RESET: &str = "a_queue_goes_on_after_each_reconnect_and_reset";
     match bug {
         Bug::AckBeforeFlush
         | Bug::FlushSkipsWrites
@@ -122,8 +131,18 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::WrongHalf => ("cache_media", MODEL),
         Bug::StaleClean | Bug::DirtyEvicted => ("cache_clean", STALE),
         Bug::OtherEpoch => ("cache_clean", COLD),
-        Bug::CommittedUnprepared | Bug::AppliedUncommitted => ("cache_consistency", TOGETHER),
+        Bug::CommittedUnprepared | Bug::AppliedUncommitted | Bug::FrontierAhead => {
+            ("cache_consistency", TOGETHER)
+        }
+        Bug::HoldOfOne => ("cache_consistency", POINT),
+        Bug::NotExpelled => ("cache_consistency", LOST),
+        Bug::OldFlashTrusted => ("cache_consistency", OLDER),
+        Bug::GoneAlone => ("cache_consistency", DOWN),
         Bug::StaleRead => ("shared", ORDER),
+        Bug::FaultUntold | Bug::RegionsOverlap => ("fuzz_vhost", FRONT_ENDS),
+        Bug::ResetForgotten => ("vhost", RESET),
+        Bug::ShrinkForgetsNumbers => ("cache_resize", RESIZED),
+        Bug::BudgetIgnored => ("cache_clean", BUDGET),
     }
 }
 

@@ -6,6 +6,7 @@ mod cargo;
 mod crash;
 mod demo;
 mod kill;
+mod linear;
 mod packages;
 mod scratch;
 mod steps;
@@ -32,6 +33,8 @@ enum Task {
     Bench(bench::BenchArguments),
     /// Search for ends of the host that break a pool or a cached disk
     Crash(crash::Options),
+    /// Check that several machines see one order of all that happens to their disk
+    Linear(linear::Options),
     /// Run every fuzz loop
     Fuzz {
         /// Seconds for each of them
@@ -61,6 +64,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Test(options) => test::run(&options),
         Task::Bench(arguments) => bench::run(&arguments).map(|()| true),
         Task::Crash(options) => crash::run(&options),
+        Task::Linear(options) => linear::run(&options),
         Task::Fuzz { seconds } => test::fuzz(seconds),
         Task::Soak(kills) => test::soak(&kills),
     }

@@ -9,6 +9,7 @@ use vflash_guest::process::output;
 /// Debian packages, and the program by which each is found to be there.
 const PACKAGES: &[(&str, &str)] = &[
     ("fio", "fio"),
+    ("linux-perf", "perf"),
     ("nbdkit", "nbdkit"),
     ("qemu-system-common", "qemu-storage-daemon"),
     ("qemu-system-x86", "qemu-system-x86_64"),
@@ -20,6 +21,9 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86"];
 
 /// What it takes to compare with others.
 pub(crate) const PEERS: &[&str] = &["fio", "qemu-system-common"];
+
+/// What tells where time goes.
+pub(crate) const PROFILE: &[&str] = &["linux-perf"];
 
 /// What exports disks over NBD.
 pub(crate) const NBD: &[&str] = &["nbdkit", "qemu-utils"];

@@ -10,7 +10,7 @@ use vflash_guest::process::output;
 
 use crate::cargo::{Count, TestProgram, cargo, run as run_command, run_tests, test_programs};
 use crate::steps::Steps;
-use crate::{cached, crash, demo, kill, packages};
+use crate::{cached, crash, demo, kill, linear, packages};
 
 /// Programs of fuzz loops are named so, and so are the loops among other tests.
 const FUZZ: &str = "fuzz";
@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     });
     steps.run("crash states of the cached disk", || crash::cache(1));
     steps.run("planted bugs", crash::planted);
-    steps.run("one order of what several guests see", one_order);
+    steps.run("one order of what several machines see", || linear::one_order(4, 300_000, false));
     let fuzz_name = format!("fuzz, {} s each", options.fuzz_seconds);
     steps.run(&fuzz_name, || fuzz_loops(options.fuzz_seconds));
     let (guest, client) = (options.kill_cycles, options.client_kills);
@@ -95,16 +95,6 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     println!("\n{passed} passed, {failed} failed");
     Ok(failed == 0)
-}
-
-/// Several guests of one disk for about a minute; the test itself makes do with seconds.
-fn one_order() -> Result<((), String)> {
-    const OPERATIONS: &str = "300000";
-    const TEST: &str = "all_that_several_machines_see_can_have_happened_in_one_order";
-    let mut test = cargo(&["test", "--package", "vflash", "--test", "shared", TEST]);
-    let count = run_tests(test.env("VFLASH_LINEAR_OPERATIONS", OPERATIONS))?;
-    ensure!(count.failed == 0 && count.passed == 1, "what they saw had no order");
-    Ok(((), format!("{OPERATIONS} requests of 4 guests")))
 }
 
 /// `cargo xtask fuzz`

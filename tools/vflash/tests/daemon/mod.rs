@@ -84,6 +84,11 @@ impl Daemon {
         self.engine.look_after_caches();
     }
 
+    /// What the daemon does at its start: opens pools, or notes why it cannot.
+    pub(crate) fn open_pools(&self, devices: &[String]) {
+        self.engine.restore(devices);
+    }
+
     pub(crate) fn vflash(&self) -> Command {
         let mut command = vflash();
         command.arg("--run-dir").arg(self.path("run"));

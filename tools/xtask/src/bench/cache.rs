@@ -2,7 +2,9 @@
 //! beside nbdkit's cache filter over the same slow backing.
 //!
 //! The backing is an NBD export whose every read and write takes 5 ms longer. Before each
-//! measurement of ours the cache is drained, so that each begins alike.
+//! measurement of ours the cache is drained, so that each begins alike; it drains while it is
+//! measured, on the server's core and drive, and once more with a backing that hangs, so that what
+//! draining takes of both is seen.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,18 +48,22 @@ enum Peer {
     /// fio on the same drive, with its volatile cache.
     Raw,
     Vflash,
+    /// The same while nothing can be drained.
+    Undrained,
     /// nbdkit's cache filter (`cache=writeback`) behind qemu-storage-daemon's vhost-user-blk.
     Filter,
 }
 
 impl Peer {
-    const ALL: [Self; 4] = [Self::RawDurable, Self::Raw, Self::Vflash, Self::Filter];
+    const ALL: [Self; 5] =
+        [Self::RawDurable, Self::Raw, Self::Vflash, Self::Undrained, Self::Filter];
 
     fn name(self) -> &'static str {
         match self {
             Self::RawDurable => "raw flash, durable writes (fio)",
             Self::Raw => "raw flash, volatile writes (fio)",
             Self::Vflash => "vflash cache",
+            Self::Undrained => "vflash cache, its backing hanging",
             Self::Filter => "nbdkit cache filter",
         }
     }
@@ -172,9 +178,12 @@ impl Rig {
                 let (_daemon, socket) = served(&self.scratch, "filter-qsd", &nbd)?;
                 self.load(&socket, cell, seconds)
             }
-            Peer::Vflash => {
+            Peer::Vflash | Peer::Undrained => {
                 self.drain()?;
-                self.load(&self.socket(), cell, seconds)
+                self.pause_backing(peer == Peer::Undrained)?;
+                let sample = self.load(&self.socket(), cell, seconds);
+                self.pause_backing(false)?;
+                sample
             }
         }
     }

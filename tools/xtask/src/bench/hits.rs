@@ -167,12 +167,10 @@ impl Rig {
             let found = counters.iter().find(|counter| counter["name"] == name);
             found.and_then(|counter| counter["value"].as_f64()).unwrap_or(0.0)
         };
-        let (hits, misses) = (counter("hits"), counter("misses"));
-        Ok(format!(
-            "\n{:.2} % of {:.0} reads of the cached disk hit.\n",
-            100.0 * hits / (hits + misses),
-            hits + misses
-        ))
+        let hits = counter("hits");
+        let reads = hits + counter("probation_hits") + counter("joined") + counter("misses");
+        let share = 100.0 * hits / reads;
+        Ok(format!("\n{share:.2} % of {reads:.0} reads of the cached disk hit.\n"))
     }
 }
 
@@ -203,7 +201,7 @@ fn table(samples: &[Vec<Sample>]) -> String {
                     | depth | peer | reads | p50 µs | p99 µs | CPU µs/IO |\n\
                     |--:|---|--:|--:|--:|--:|\n"
         .to_owned();
-    let mut goals = String::new();
+    let mut goals = "\n".to_owned();
     for (at, depth) in DEPTHS.iter().enumerate() {
         let of = |peer: Peer| {
             let index = Peer::ALL.iter().position(|other| *other == peer).unwrap_or(0);
@@ -228,7 +226,7 @@ fn table(samples: &[Vec<Sample>]) -> String {
         };
         if *depth == 32 {
             let rate = pairs(Peer::Raw, |hit, raw| hit.rate / raw.rate);
-            let what = format!("\nHits ÷ raw flash at depth {depth} (goal: {RATE_GOAL})");
+            let what = format!("Hits ÷ raw flash at depth {depth} (goal: {RATE_GOAL})");
             goals += &verdict(&what, rate, rate >= RATE_GOAL);
             let cpu = pairs(Peer::Flash, |hit, flash| hit.cpu - flash.cpu);
             let what = format!("CPU of a hit − of a flash volume's read, µs (goal: {CPU_GOAL})");

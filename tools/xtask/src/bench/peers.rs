@@ -1,11 +1,9 @@
 //! The servers that are compared, and one measurement of one of them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use vflash_guest::process::die_with_parent;
 
 use super::cells::{Cell, Medium, Peer, Sample};
 use super::goals::Idle;
@@ -183,35 +181,6 @@ impl Peers {
             cpu_share: number("server_cpu_share"),
             resident_bytes: number("server_resident_bytes"),
         })
-    }
-
-    /// Profiles vflashd in one cell and prints the hottest functions; says so where perf cannot.
-    pub(crate) fn profile(&self, cell: &Cell, seconds: f64) -> Result<()> {
-        let data = self.data.join("perf.data");
-        let pid = self.vflashd.0.id().to_string();
-        let mut record = Command::new("perf");
-        // The CPU clock is there also where a virtual machine has no hardware counters.
-        record.args(["record", "-q", "-e", "cpu-clock", "-F", "1999", "-p", &pid, "-o"]);
-        record.arg(&data).args(["--", "sleep", &seconds.to_string()]);
-        let perf = die_with_parent(&mut record).stdout(Stdio::null()).spawn();
-        let Ok(mut perf) = perf else {
-            println!("No profile: perf is not installed (Debian package linux-perf).");
-            return Ok(());
-        };
-        // Both run for the same time; the client's ramp is in the profile too.
-        let sample = self.measure(cell, Peer::Vflash, seconds)?;
-        let recorded = perf.wait()?;
-        println!("{}: {:.0} IOPS, {:.2} µs of CPU each", cell.name(), sample.iops, sample.cpu);
-        if !recorded.success() {
-            println!("No profile: perf cannot record here ({recorded}); its words are above.");
-            return Ok(());
-        }
-        let mut report = Command::new("perf");
-        report.args(["report", "--stdio"]);
-        let report = report.args(["--percent-limit", "0.5", "-i"]).arg(&data).output()?;
-        ensure!(report.status.success(), "perf report ends with {}", report.status);
-        println!("{}", String::from_utf8_lossy(&report.stdout));
-        Ok(())
     }
 }
 
