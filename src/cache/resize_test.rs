@@ -183,7 +183,7 @@ fn twenty_resizes_under_requests_drop_nothing_at_a_growth() {
         rig.drain();
         rig.reactor.rest(Duration::from_secs(1));
         let before = kept(&mut rig);
-        assert!(before > 30, "something is cached");
+        assert!(before > 0, "something is cached");
         grow(&mut rig, 12 + round % 3).expect("grown");
         let after = kept(&mut rig);
         assert!(after >= before, "round {round}: {after} blocks after the growth, {before} before");
