@@ -60,14 +60,19 @@ impl Task {
         let link = self.served.link.clone();
         let waker: Waker = Arc::new(move || link.send(Box::new(CacheMessage::Wake)));
         let opened = cached::open(&self.host.opener, &self.served.pool, &self.served.name, waker);
-        let findings = opened.as_ref().map(|opened| opened.findings.clone()).unwrap_or_default();
+        let told = |opened: &cached::CachedVolume| {
+            let findings = opened.findings.iter().map(|text| (EventKind::Error, text.clone()));
+            let notes = opened.notes.iter().map(|text| (EventKind::Updated, text.clone()));
+            findings.chain(notes).collect()
+        };
+        let told: Vec<(EventKind, String)> = opened.as_ref().map(told).unwrap_or_default();
         let result = match opened {
             Ok(opened) => self.served.export_cached(&self.host, opened, &mut doors),
             Err(error) => Err(error),
         };
         if result.is_ok() {
-            for finding in findings {
-                self.host.events.add(EventKind::Error, self.served.object(), finding);
+            for (kind, text) in told {
+                self.host.events.add(kind, self.served.object(), text);
             }
         }
         self.publish(&result, doors);
@@ -146,6 +151,20 @@ impl Task {
         Self { served: Served { cached: None, ..served }, ..self }.open()
     }
 
+    /// What its machines had under way when an earlier daemon ended may be done again, at any time.
+    fn note_past_log(&self, doors: &[Served]) {
+        if !self.served.cached.as_ref().is_some_and(|cached| cached.past_log) {
+            return;
+        }
+        let own = (!self.served.left).then_some(&self.served);
+        let writing = own.into_iter().chain(doors).filter(|door| !door.settings.read_only);
+        for door in writing {
+            if let Err(error) = self.host.run_dir.set_past_log(&door.name, true) {
+                self.host.events.add(EventKind::Error, door.object(), error.to_string());
+            }
+        }
+    }
+
     fn is_wanted(&self) -> bool {
         let everything = lock(&self.everything);
         let there = everything.volumes.get(&self.served.name);
@@ -168,6 +187,7 @@ impl Task {
         let before = there.failure.take();
         match result {
             Ok(()) => {
+                self.note_past_log(&doors);
                 self.served.settings = there.settings.clone();
                 *there = self.served.clone();
                 for door in doors {
