@@ -23,6 +23,8 @@ fn what_is_dropped_for_lack_of_time_is_kept_at_the_next_read() {
     let may = BLOCKS / 2;
     let bytes_per_day = Some(24 * may * BLOCK_BYTES);
     rig.tell(CacheMessage::SetWriteBudget { bytes_per_day });
+    // It is in force before anything is read.
+    rig.ask(|reply| CacheMessage::Status { reply });
     rig.check();
     let counter = |rig: &Rig| {
         let counters = &rig.status.counters;
