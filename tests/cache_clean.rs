@@ -162,6 +162,7 @@ fn what_was_read_and_what_was_drained_is_there_after_a_restart() {
         read_all(&mut rig, 100);
     }
     let left = read_all(&mut rig, 100);
+    assert!(left <= 50, "half of it is kept at least: {left} are not");
     rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
     let mut rig = restarted(rig);
     let misses = read_all(&mut rig, 100);

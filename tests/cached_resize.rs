@@ -4,11 +4,13 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    DISK_BYTES, MIB, cache, connect, finish, load, operate, read, started, verify, write,
+    DISK_BYTES, MIB, Nbd, cache, connect, counter, finish, image, load, manifest, operate, read,
+    started, verify, write,
 };
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
-use vflashd::{Vflashd, change, eventually};
+use vflash_bench::runner::{Mix, Runner, Workload};
+use vflashd::{SOON, Vflashd, change, eventually};
 
 const DISK: &str = "/v1/volumes/vm/disk";
 
@@ -25,14 +27,14 @@ fn has(daemon: &Vflashd, mebibytes: u64) {
 }
 
 #[test]
-fn twenty_resizes_under_a_verified_load_lose_nothing() {
+fn twenty_growths_and_shrinks_under_a_verified_load_lose_nothing() {
     for words in [", maxStaleness: 1h", ", durability: flush"] {
         let (mut daemon, _) = started(words);
         let mut runner = load(&daemon, "vm/disk", 21);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let resizes = scope.spawn(|| {
-                for round in 0..10_u64 {
+                for round in 0..20_u64 {
                     resize(&daemon, 24 + 8 * (round % 3));
                     resize(&daemon, 6 + 3 * (round % 3));
                 }
@@ -44,7 +46,7 @@ fn twenty_resizes_under_a_verified_load_lose_nothing() {
         });
         assert!(done.load(Ordering::Acquire));
         verify(&mut runner);
-        assert_eq!(daemon.events("resized").len(), 20);
+        assert_eq!(daemon.events("resized").len(), 40);
         daemon.kill();
         daemon.run(&[]);
         runner.device.reconnect().unwrap();
@@ -53,6 +55,69 @@ fn twenty_resizes_under_a_verified_load_lose_nothing() {
         assert_eq!(check["clean"], true, "{check}");
         daemon.stop();
     }
+}
+
+/// What a guest works on, and cache sizes with and without room for it.
+const WORKING_SET: u64 = 12 * MIB;
+const ROOM: u64 = 40;
+const NO_ROOM: u64 = 8;
+
+/// Reads and verifies the working set; how much of a million reads hit.
+fn hits(daemon: &Vflashd, runner: &mut Runner) -> u64 {
+    let all = || ["hits", "probation_hits", "misses"].map(|name| counter(daemon, "vm/disk", name));
+    let before = all();
+    verify(runner);
+    let after = all();
+    let [hits, held, misses] = std::array::from_fn(|index| after[index] - before[index]);
+    (hits + held) * 1_000_000 / (hits + held + misses)
+}
+
+/// As [`hits`], when what was read is kept: it has room, and a fill that was dropped comes again.
+fn warm(daemon: &Vflashd, runner: &mut Runner) -> u64 {
+    (0..8).map(|_| hits(daemon, runner)).max().unwrap()
+}
+
+#[test]
+fn twenty_times_smaller_and_larger_a_cache_hits_as_before() {
+    let mut daemon = Vflashd::start();
+    let (backing, socket) = (daemon.path("disk.raw"), daemon.path("nbd"));
+    image(&backing);
+    // A backing that is faster than the flash would be passed to.
+    let _server = Nbd::unix(&socket, &backing, &["--filter=delay", "delay-read=12ms"]);
+    let url = format!("nbd+unix:///?socket={}", socket.display());
+    let words = format!(", sidecar: {}", daemon.path("redo").display());
+    daemon.apply(&manifest(&daemon, &[("disk", &words, &url)]));
+    resize(&daemon, ROOM);
+    let workload = Workload {
+        mix: Mix::BOTH,
+        block_bytes: 32 << 10,
+        ragged: false,
+        span_sectors: WORKING_SET / 512,
+        verify: true,
+        seed: 5,
+    };
+    let mut runner = Runner::new(connect(&daemon, "vm/disk", 2, 32), workload).guarded(SOON);
+    let mut before = warm(&daemon, &mut runner);
+    for round in 0..20 {
+        std::thread::scope(|scope| {
+            let shrinks = scope.spawn(|| resize(&daemon, NO_ROOM));
+            while !shrinks.is_finished() {
+                operate(&mut runner, 20);
+            }
+        });
+        let small = hits(&daemon, &mut runner);
+        assert!(small < before, "round {round}: {small} of {before} without room");
+        std::thread::scope(|scope| {
+            let grows = scope.spawn(|| resize(&daemon, ROOM));
+            while !grows.is_finished() {
+                operate(&mut runner, 20);
+            }
+        });
+        let after = warm(&daemon, &mut runner);
+        assert!(after >= before, "round {round}: {after} hits of a million, {before} before");
+        before = after;
+    }
+    daemon.stop();
 }
 
 #[test]

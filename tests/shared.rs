@@ -4,7 +4,8 @@ mod cached_disk;
 mod vflashd;
 
 use cached_disk::{
-    Nbd, ask, cache, connect, contents, drain, image, load, operate, read, same, verify, write,
+    Nbd, ask, cache, connect, contents, counter, drain, image, load, operate, read, same, verify,
+    write,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -281,7 +282,7 @@ fn sockets(daemon: &Vflashd, machines: &[&str]) -> Vec<PathBuf> {
 }
 
 /// What happens to a disk while its guests are at work.
-const DISTURBANCES: [&str; 10] = [
+const DISTURBANCES: &[&str] = &[
     "drain",
     "grow",
     "kill",
@@ -294,9 +295,12 @@ const DISTURBANCES: [&str; 10] = [
     "kill",
 ];
 
-fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64) {
+/// The same without kills, after which counters begin anew, and with less cache.
+const GENTLE: &[&str] = &["drain", "least", "write-through", "shrink", "drain", "write-back"];
+
+fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64, how: &[&str]) {
     let mut next = every;
-    for what in DISTURBANCES.iter().cycle() {
+    for what in how.iter().cycle() {
         while meanwhile.operations() < next && !meanwhile.is_over() {
             std::thread::yield_now();
         }
@@ -312,6 +316,7 @@ fn disturb(daemon: &mut Vflashd, meanwhile: &Meanwhile, every: u64) {
             }
             "grow" => resize(daemon, 32),
             "shrink" => resize(daemon, 12),
+            "least" => resize(daemon, 6),
             "drain" => drop(daemon.post("/v1/volumes/two/disk/drain", &json!({}))),
             mode => {
                 daemon.post("/v1/volumes/two/disk/mode", &json!({"mode": mode}));
@@ -354,7 +359,7 @@ fn all_that_several_machines_see_can_have_happened_in_one_order() {
         seed: 5,
     };
     let report = linear::run(&options, |meanwhile| {
-        disturb(&mut daemon, meanwhile, (operations / 28).min(12_000));
+        disturb(&mut daemon, meanwhile, (operations / 28).min(12_000), DISTURBANCES);
         Ok(())
     });
     let report = report.unwrap();
@@ -362,6 +367,44 @@ fn all_that_several_machines_see_can_have_happened_in_one_order() {
     assert_eq!(report.violations, [""; 0], "{report:?}");
     assert!(report.restarts >= 3 && report.operations >= options.operations, "{report:?}");
     assert_eq!(report.torn, 0, "a block is never seen half written");
+    daemon.stop();
+}
+
+/// Few blocks stay in the log or what was drained of it: here more are read than the cache has
+/// room for, so that they come from the backing, are kept, moved and dropped.
+#[test]
+fn what_several_machines_see_has_one_order_on_a_disk_that_is_larger_than_its_cache() {
+    let (mut daemon, backing) = with_image();
+    std::fs::write(&backing, vec![0; 24 << 20]).unwrap();
+    let socket = daemon.path("nbd");
+    // A backing that is faster than the flash would be passed to.
+    let _server = Nbd::unix(&socket, &backing, &["--filter=delay", "delay-read=12ms"]);
+    let url = PathBuf::from(format!("nbd+unix:///?socket={}", socket.display()));
+    let machines = ["one", "two", "three", "four"];
+    let words = format!(", sharedWith: [{}]", machines[1..].join(", "));
+    let sidecar = format!("16MiB, sidecar: {}", daemon.path("redo").display());
+    let home = home(&url, &words).replace("16MiB", &sidecar);
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine("one", &[&home])));
+    let options = LinearOptions {
+        sockets: sockets(&daemon, &machines),
+        queues: 4,
+        depth: 2,
+        blocks: (16 << 20) / 4096,
+        operations: 20_000,
+        seed: 6,
+    };
+    let report = linear::run(&options, |meanwhile| {
+        disturb(&mut daemon, meanwhile, options.operations / 14, GENTLE);
+        Ok(())
+    });
+    let report = report.unwrap();
+    assert_eq!((report.violations.as_slice(), report.torn), (&[][..], 0), "{report:?}");
+    for name in ["hits", "misses", "fills", "retired"] {
+        let count = counter(&daemon, "one/disk", name);
+        assert!(count > 100 || (name == "retired" && count > 0), "{name}: {count}");
+    }
+    let gone = ["moves", "squeezed", "evicted"].map(|name| counter(&daemon, "one/disk", name));
+    assert!(gone.iter().sum::<u64>() > 100, "moved, squeezed, evicted: {gone:?}");
     daemon.stop();
 }
 

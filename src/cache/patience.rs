@@ -132,7 +132,7 @@ impl Core {
                 }
                 Token::Read => {
                     let fetch = self.reads.release(number);
-                    fetch.iter().for_each(|fetch| self.forget_fetch(number, fetch));
+                    fetch.iter().for_each(|fetch| self.give_up_fetch(number, fetch));
                 }
                 _ => self.arounds.release(number),
             }

@@ -58,6 +58,14 @@ pub(crate) fn cache(daemon: &Vflashd, volume: &str) -> Value {
     daemon.get(&format!("/v1/volumes/{volume}"))["cache"].clone()
 }
 
+/// One of its counters, since the daemon has opened it.
+pub(crate) fn counter(daemon: &Vflashd, volume: &str, name: &str) -> u64 {
+    let cache = cache(daemon, volume);
+    let counters = cache["counters"].as_array().unwrap();
+    let counter = counters.iter().find(|counter| counter["name"] == name);
+    counter.expect("there is one of that name")["value"].as_u64().unwrap()
+}
+
 pub(crate) fn connect(daemon: &Vflashd, volume: &str, queues: u16, depth: u16) -> Device {
     let socket = daemon.run_dir().join(format!("{volume}.sock"));
     Device::open(DeviceOptions {

@@ -22,8 +22,8 @@ pub(in crate::cache) struct Fetch {
     /// The first block; the operation reads whole ones from there.
     first: u64,
     blocks: u64,
-    /// Bits by block: it goes to flash at once; it was written meanwhile.
-    admitted: u64,
+    admitted: Admitted,
+    /// By block: it was written meanwhile.
     stale: u64,
     joined: Vec<Joined>,
 }
@@ -38,8 +38,26 @@ pub(in crate::cache) struct Joined {
     pub begun: Nanos,
 }
 
+/// Which blocks of a fetch go to flash at once: a bit each.
+#[derive(Clone, Copy, Default)]
+struct Admitted {
+    all: u64,
+    /// Of them those for space that nobody uses.
+    free: u64,
+}
+
+impl Admitted {
+    fn is(&self, at: u64) -> bool {
+        self.all >> at & 1 == 1
+    }
+
+    fn is_free(&self, at: u64) -> bool {
+        self.free >> at & 1 == 1
+    }
+}
+
 impl Fetch {
-    fn new(first: u64, blocks: u64, admitted: u64) -> Self {
+    fn new(first: u64, blocks: u64, admitted: Admitted) -> Self {
         Self { first, blocks, admitted, stale: 0, joined: Vec::new() }
     }
 
@@ -69,15 +87,20 @@ impl Fetch {
 /// How a block that is not in the index is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// From the backing, and nothing is kept.
+    /// From the backing, for this request alone.
     Past,
-    Fetch {
-        admit: bool,
-    },
+    /// From the backing, for all who want it; to flash then, or to where probation waits for it.
+    Fetch { admit: Option<Admit> },
     /// From this slot of probation.
     Held(u32),
     /// With this read, which is under way.
     Join(u32),
+}
+
+/// The policy wants a block on flash.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Admit {
+    free: bool,
 }
 
 impl Core {
@@ -94,7 +117,7 @@ impl Core {
             return self.read_backing(id, start, sectors, io);
         }
         let end = start + sectors;
-        let mut run = Run { id, start, end: start, fetch: false, admitted: 0 };
+        let mut run = Run { id, start, end: start, fetch: false, admitted: Admitted::default() };
         for block in blocks(start, sectors) {
             let from = start.max(block * BLOCK_SECTORS);
             let to = end.min((block + 1) * BLOCK_SECTORS);
@@ -107,10 +130,12 @@ impl Core {
             };
             if ends {
                 self.read_run(run, io);
-                run = Run { id, start: from, end: from, fetch, admitted: 0 };
+                run = Run { id, start: from, end: from, fetch, admitted: Admitted::default() };
             }
-            if let Way::Fetch { admit: true } = way {
-                run.admitted |= 1 << (block - run.start / BLOCK_SECTORS);
+            if let Way::Fetch { admit: Some(Admit { free }) } = way {
+                let at = block - run.start / BLOCK_SECTORS;
+                run.admitted.all |= 1 << at;
+                run.admitted.free |= u64::from(free) << at;
             }
             run.end = to;
             match way {
@@ -127,7 +152,7 @@ impl Core {
                     count(&self.status.counters.joined, 1);
                 }
             }
-            run = Run { id, start: to, end: to, fetch: false, admitted: 0 };
+            run = Run { id, start: to, end: to, fetch: false, admitted: Admitted::default() };
         }
         self.read_run(run, io);
     }
@@ -161,18 +186,20 @@ impl Core {
                 count(&self.status.counters.probation_hits, 1);
                 return Way::Held(slot);
             }
-            Verdict::Hit | Verdict::Bypass | Verdict::Probed { .. } => return Way::Past,
-            Verdict::Admit => true,
+            Verdict::Hit | Verdict::Probed { .. } => return Way::Past,
+            Verdict::Bypass => None,
+            Verdict::Admit { free } => Some(Admit { free }),
             Verdict::Probation { slot, leaves } => {
                 leaves.into_iter().for_each(|leaves| self.leave_probation(slot, leaves, io));
                 self.clean.held.clear(slot);
-                false
+                None
             }
         };
-        match self.is_fetchable(block) {
-            true => Way::Fetch { admit },
-            false => Way::Past,
+        if self.is_fetchable(block) {
+            return Way::Fetch { admit };
         }
+        admit.into_iter().for_each(|Admit { free }| self.clean.policy.dropped(block, free));
+        Way::Past
     }
 
     /// Whether what the backing has of the block now may be kept (C1, C2).
@@ -187,9 +214,10 @@ impl Core {
 
     /// A block makes place for another one: to flash, if it was used.
     fn leave_probation(&mut self, slot: u32, leaves: Leaves, io: &mut dyn Io) {
-        let Some(place) = leaves.to else { return };
-        if let Some(data) = self.clean.held.get(slot).copied() {
-            self.begin_fill(leaves.block, place, &data, io);
+        let Leaves { block, to: Some(place) } = leaves else { return };
+        let data = self.clean.held.get(slot).copied();
+        if !data.is_some_and(|data| self.begin_fill(block, place, &data, io)) {
+            self.clean.policy.dropped(block, false);
         }
     }
 
@@ -217,11 +245,19 @@ impl Core {
     }
 
     /// Nobody may join the fetch any more.
-    pub(in crate::cache) fn forget_fetch(&mut self, number: u32, fetch: &Fetch) {
+    fn forget_fetch(&mut self, number: u32, fetch: &Fetch) {
         for block in fetch.first..fetch.first + fetch.blocks {
             if self.clean.fetching.get(&block) == Some(&number) {
                 self.clean.fetching.remove(&block);
             }
+        }
+    }
+
+    /// The fetch brings nothing.
+    pub(in crate::cache) fn give_up_fetch(&mut self, number: u32, fetch: &Fetch) {
+        self.forget_fetch(number, fetch);
+        for at in (0..fetch.blocks).filter(|at| fetch.admitted.is(*at)) {
+            self.clean.policy.dropped(fetch.first + at, fetch.admitted.is_free(at));
         }
     }
 
@@ -233,8 +269,8 @@ impl Core {
         memory: Option<Segment>,
         io: &mut dyn Io,
     ) {
-        self.forget_fetch(number, &fetch);
         let Some(memory) = memory else {
+            self.give_up_fetch(number, &fetch);
             // Each has patience of its own.
             for Joined { slot, start, count, begun } in fetch.joined {
                 self.read_backing_since(begun, (slot, start, count), io);
@@ -242,19 +278,19 @@ impl Core {
             }
             return;
         };
+        self.forget_fetch(number, &fetch);
         let mut data: Block = [0; BLOCK_BYTES as usize];
         for joined in &fetch.joined {
             self.deliver_joined(*joined, &fetch, memory, &mut data);
         }
         for at in 0..fetch.blocks {
-            if fetch.stale >> at & 1 == 1 {
-                continue;
-            }
-            let block = fetch.first + at;
+            let (block, stale) = (fetch.first + at, fetch.stale >> at & 1 == 1);
             memory.part((at * BLOCK_BYTES) as usize, data.len()).copy_to(&mut data);
-            if fetch.admitted >> at & 1 == 1 {
-                self.begin_fill(block, Place::Main, &data, io);
-            } else if let Some(slot) = self.clean.policy.probation_slot(block) {
+            if fetch.admitted.is(at) {
+                if stale || !self.begin_fill(block, Place::Main, &data, io) {
+                    self.clean.policy.dropped(block, fetch.admitted.is_free(at));
+                }
+            } else if let Some(slot) = self.clean.policy.probation_slot(block).filter(|_| !stale) {
                 self.clean.held.put(slot, &data);
             }
         }
@@ -282,7 +318,7 @@ struct Run {
     start: u64,
     end: u64,
     fetch: bool,
-    admitted: u64,
+    admitted: Admitted,
 }
 
 impl Run {
@@ -291,3 +327,7 @@ impl Run {
         blocks.end - blocks.start
     }
 }
+
+#[cfg(test)]
+#[path = "fetch_test.rs"]
+mod tests;

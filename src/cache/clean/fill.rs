@@ -62,20 +62,28 @@ pub(super) enum Moving {
 }
 
 impl Core {
-    /// Writes a block to a slot, if there is one.
-    pub(super) fn begin_fill(&mut self, block: u64, place: Place, data: &Block, io: &mut dyn Io) {
+    /// Writes a block to a slot, if there is one; whether it does.
+    pub(super) fn begin_fill(
+        &mut self,
+        block: u64,
+        place: Place,
+        data: &Block,
+        io: &mut dyn Io,
+    ) -> bool {
         let at = match self.may_fill(io.now()) && !self.clean.filling.contains_key(&block) {
             true => self.slot(),
             false => None,
         };
         let Some(at) = at else {
-            return count(&self.status.counters.fills_dropped, 1);
+            count(&self.status.counters.fills_dropped, 1);
+            return false;
         };
         let number = self.fill(block, What::Fill(place), at);
         let fill = &mut self.clean.fills[number as usize];
         fill.buffer.segment().copy_from(data);
         fill.checksum = piece_checksum(data);
         self.submit_fill(number, io);
+        true
     }
 
     fn may_fill(&self, now: Nanos) -> bool {

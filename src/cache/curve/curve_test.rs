@@ -254,7 +254,7 @@ impl Disk {
         self.sampler.read(block);
         let fill = match self.policy.read(block, &mut self.marks) {
             Verdict::Hit | Verdict::Probed { .. } => return true,
-            Verdict::Admit => Some((block, Place::Main)),
+            Verdict::Admit { .. } => Some((block, Place::Main)),
             Verdict::Probation { leaves: Some(Leaves { block, to: Some(to) }), .. } => {
                 Some((block, to))
             }

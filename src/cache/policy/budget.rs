@@ -47,6 +47,12 @@ impl WearBudget {
             self.tokens = (self.tokens - cost).max(-self.most());
         }
     }
+
+    /// What was charged was not written.
+    pub(super) fn refund(&mut self, bytes: u64) {
+        let cost = (u128::from(bytes) * DAY_NANOS) as i128;
+        self.tokens = (self.tokens + cost).min(self.most());
+    }
 }
 
 /// Thousandths of a fill that a miss earns, and that any read earns: trial blocks may be written as
@@ -88,6 +94,11 @@ impl Thrift {
     pub(super) fn fill(&mut self) {
         self.by_misses = (self.by_misses - FILL_COSTS).max(-self.most);
         self.by_reads = (self.by_reads - FILL_COSTS).max(-self.most);
+    }
+
+    pub(super) fn refund(&mut self) {
+        self.by_misses = (self.by_misses + FILL_COSTS).min(self.most);
+        self.by_reads = (self.by_reads + FILL_COSTS).min(self.most);
     }
 }
 

@@ -22,7 +22,8 @@
 //!
 //! Order: [`Policy::read`] before a read; when the data of an admitted block is on flash and in the
 //! index, [`Policy::filled`]; [`Policy::drained`] when a written block became clean; and after each
-//! of them [`Policy::evict`] until it returns `None`. A fill that fails is simply never `filled`.
+//! of them [`Policy::evict`] until it returns `None`. What is not written after all was
+//! [`Policy::dropped`].
 //!
 //! Invariants:
 //! - P1 the queues hold at most `capacity` entries once `evict` has returned `None`.
@@ -107,8 +108,8 @@ pub enum Verdict {
     Probed { slot: u32 },
     /// Fetch it and keep it in this slot of probation, whose block has to leave first.
     Probation { slot: u32, leaves: Option<Leaves> },
-    /// Fetch it and write it to flash.
-    Admit,
+    /// Fetch it and write it to flash. `free`: to space that nobody uses, which costs no thrift.
+    Admit { free: bool },
     /// Fetch it and keep nothing.
     Bypass,
 }
@@ -290,13 +291,13 @@ impl Policy {
         if known && affordable {
             self.ghost.take(block);
             self.fill(true);
-            return Verdict::Admit;
+            return Verdict::Admit { free: false };
         }
         let below = !self.full && self.len() < self.settings.capacity_blocks;
         let room = below && !self.probation.has_room();
         if room && affordable {
             self.fill(false);
-            return Verdict::Admit;
+            return Verdict::Admit { free: true };
         }
         if followed.before >= self.settings.stream_blocks {
             self.counters.bypassed += 1;
@@ -315,6 +316,17 @@ impl Policy {
         if thrifty {
             self.thrift.fill();
         }
+    }
+
+    /// `block` was to be written, admitted (`free` as the verdict said) or leaving probation, and
+    /// is not: that costs nothing, and the next read finds it known.
+    pub fn dropped(&mut self, block: u64, free: bool) {
+        self.counters.fills -= 1;
+        self.wear.refund(BLOCK_BYTES);
+        if !free {
+            self.thrift.refund();
+        }
+        self.ghost.insert(block);
     }
 
     /// Where a block goes that leaves probation.

@@ -89,12 +89,12 @@ impl Model {
         let affordable = self.wear.allows(BLOCK_BYTES);
         if affordable && self.ghost.take(block) {
             self.fill(true);
-            return Verdict::Admit;
+            return Verdict::Admit { free: false };
         }
         let room = self.len() < self.settings.capacity_blocks;
         if affordable && room && self.slots[self.next].is_some() {
             self.fill(false);
-            return Verdict::Admit;
+            return Verdict::Admit { free: true };
         }
         if followed.before >= self.settings.stream_blocks {
             self.ghost.insert(block);
@@ -112,6 +112,14 @@ impl Model {
         if thrifty {
             self.thrift.fill();
         }
+    }
+
+    pub(super) fn dropped(&mut self, block: u64, free: bool) {
+        self.wear.refund(BLOCK_BYTES);
+        if !free {
+            self.thrift.refund();
+        }
+        self.ghost.insert(block);
     }
 
     fn leave(&mut self, old: Waiting) -> Leaves {

@@ -36,7 +36,7 @@ impl Cache {
     fn read(&mut self, block: u64) -> bool {
         match self.policy.read(block, &mut self.marks) {
             Verdict::Hit | Verdict::Probed { .. } => return true,
-            Verdict::Admit => self.fill(block, Place::Main),
+            Verdict::Admit { .. } => self.fill(block, Place::Main),
             Verdict::Probation { leaves: Some(Leaves { block, to: Some(to) }), .. } => {
                 self.fill(block, to);
             }
@@ -83,13 +83,16 @@ impl Pair {
         let verdict = policy.read(block, marks);
         assert_eq!(verdict, self.model.read(block), "{place}");
         let fill = match verdict {
-            Verdict::Admit => Some((block, Place::Main)),
+            Verdict::Admit { free } => Some((block, Place::Main, free)),
             Verdict::Probation { leaves: Some(leaves), .. } => {
-                leaves.to.map(|to| (leaves.block, to))
+                leaves.to.map(|to| (leaves.block, to, false))
             }
             _ => None,
         };
-        if let Some((block, to)) = fill.filter(|_| !fails) {
+        if let Some((block, _, free)) = fill.filter(|_| fails) {
+            policy.dropped(block, free);
+            self.model.dropped(block, free);
+        } else if let Some((block, to, _)) = fill {
             marks.insert(block);
             policy.filled(block, to, marks);
             self.model.marks.entry(block).or_default();
@@ -334,10 +337,23 @@ fn nothing_is_allocated_while_it_runs() {
 }
 
 #[test]
-fn a_fill_that_failed_leaves_nothing_behind() {
-    let mut policy = Policy::new(Settings::new(100));
+fn a_fill_that_is_dropped_costs_nothing_and_its_block_stays_known() {
+    let mut policy = Policy::new(Settings::new(1000));
     let mut marks = MarkMap::default();
-    let reads = (0..1000).map(|block| policy.read(block * 2, &mut marks));
-    assert!(reads.filter(|verdict| *verdict == Verdict::Admit).count() > 500, "there is room");
-    assert_eq!((policy.len(), marks.len()), (0, 0));
+    // One fill is all that may be written.
+    policy.set_write_budget(Some(24 * BLOCK_BYTES));
+    let mut admitted = 0;
+    for block in 0..1000 {
+        let verdict = policy.read(block * 2, &mut marks);
+        if let Verdict::Admit { free } = verdict {
+            policy.dropped(block * 2, free);
+            admitted += 1;
+            let known = Verdict::Admit { free: false };
+            assert_eq!(policy.read(block * 2, &mut marks), known, "{block} is known");
+            policy.dropped(block * 2, false);
+        }
+    }
+    assert!(admitted > 500, "there is room: {admitted}");
+    assert_eq!((policy.len(), marks.len(), policy.counters().fills), (0, 0, 0));
+    assert_eq!(policy.counters().refused, 0, "the budget has what it had");
 }

@@ -96,7 +96,7 @@ struct SimulateArguments {
     #[arg(long, default_value_t = simulate::Options::default().stream_blocks)]
     stream: u32,
     /// Fail unless all goals are met
-    #[arg(long)]
+    #[arg(long, requires = "reference")]
     check: bool,
     #[command(flatten)]
     trace: TraceArguments,

@@ -167,7 +167,7 @@ impl Cache {
     fn read(&mut self, block: u64) -> bool {
         match self.policy.read(block, &mut self.marks) {
             Verdict::Hit | Verdict::Probed { .. } => return true,
-            Verdict::Admit => self.fill(block, Place::Main),
+            Verdict::Admit { .. } => self.fill(block, Place::Main),
             Verdict::Probation { leaves: Some(Leaves { block, to: Some(to) }), .. } => {
                 self.fill(block, to);
             }

@@ -104,7 +104,7 @@ pub(crate) fn test_programs() -> Result<Vec<TestProgram>> {
 }
 
 /// Reads a line such as `test result: ok. 12 passed; 0 failed; 0 ignored; …`.
-fn parse_result(line: &str) -> Option<Count> {
+pub(crate) fn parse_result(line: &str) -> Option<Count> {
     let rest = line.strip_prefix("test result: ")?;
     let number = |label: &str| {
         let before = rest.split(';').find_map(|part| part.trim_end().strip_suffix(label))?;
