@@ -298,8 +298,9 @@ impl CachedDisk {
             Ok(()) => change.goes(Step::Root),
             Err(errno) => {
                 let text = format!(
-                    "{}: the backing failed to flush, and the mode stays {}: what was written since \
-                     the guest's last FLUSH may be lost, and its next FLUSH says so; try again",
+                    "{}: the backing failed to flush, and the mode stays {}: what was written \
+                     since the guest's last FLUSH may be lost, and its next FLUSH says so; try \
+                     again",
                     core.name,
                     core.mode.name()
                 );
