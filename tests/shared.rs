@@ -8,6 +8,7 @@ use cached_disk::{
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use vflash_bench::device::Device;
 use vflash_bench::linear::{self, LinearOptions, Meanwhile};
 use vflash_bench::queue::Kind;
 use vflashd::{Vflashd, change, confirmed, eventually, pool_manifest};
@@ -477,6 +478,76 @@ fn asked_for(log: &Path) -> u64 {
     text.lines().filter_map(bytes).sum()
 }
 
+/// Reads a golden image as fast as its cache keeps it.
+fn read_and_keep(daemon: &Vflashd, volume: &str, bytes: &[u8]) -> Device {
+    let mut device = connect(daemon, volume, 1, 8);
+    let mut seen = vec![0; bytes.len()];
+    for (at, chunk) in (0..).zip(seen.chunks_mut(32 << 10)) {
+        assert_eq!(ask(&mut device, Kind::Read, at * 64, chunk), 0);
+        if at % 8 < 7 {
+            continue;
+        }
+        // A guest that is faster than the flash has some of it fetched twice.
+        eventually("what was read is kept", || {
+            let cache = cache(daemon, volume);
+            let kept = |name: &str| cache[name].as_u64().unwrap();
+            kept("cleanBytes") + kept("probationBytes") >= (at + 1) * (32 << 10)
+        });
+    }
+    same(&seen, bytes);
+    device
+}
+
+/// The stamp beside it tells whether it is the same; its cache is saved while it serves, and when
+/// the daemon is told to.
+#[test]
+fn a_golden_image_is_warm_after_a_restart_until_it_is_another_one() {
+    let mut daemon = Vflashd::start();
+    let (golden, socket, log) =
+        (daemon.path("golden.raw"), daemon.path("nbd"), daemon.path("asked"));
+    image(&golden);
+    let logs = format!("logfile={}", log.display());
+    let filters = ["--filter=log", "--filter=delay", "delay-read=12ms", &logs];
+    let _server = Nbd::unix(&socket, &golden, &filters);
+    let url = PathBuf::from(format!("nbd+unix:///?socket={}", socket.display()));
+    let sidecar = format!("48MiB, sidecar: {}", daemon.path("golden.vflash").display());
+    let volume = |words: &str| home(&url, words).replace("16MiB", &sidecar);
+    let change_it = |byte: u8| {
+        let writer = Vflashd::start();
+        writer.apply(&(pool_manifest(writer.folder.path()) + &machine("w", &[&volume("")])));
+        let mut device = connect(&writer, "w/disk", 1, 8);
+        write(&mut device, 0, byte);
+        drop(device);
+        detached(&writer, "w/disk");
+        writer.post("/v1/volumes/w/disk/detach", &json!({}));
+    };
+    change_it(1);
+    let manifest = machine("one", &[&volume(", readOnly: true")]);
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &manifest));
+    let bytes = std::fs::read(&golden).unwrap();
+    drop(read_and_keep(&daemon, "one/disk", &bytes));
+    daemon.post("/v1/volumes/one/disk/checkpoint", &json!({}));
+    let missed = |daemon: &Vflashd| {
+        let before = asked_for(&log);
+        let seen = contents(&mut connect(daemon, "one/disk", 1, 8));
+        same(&seen, &std::fs::read(&golden).unwrap());
+        (asked_for(&log) - before) * 100 / seen.len() as u64
+    };
+    daemon.kill();
+    for clean in [false, true] {
+        daemon.begin(&[]);
+        daemon.await_service();
+        let percent = missed(&daemon);
+        assert!(percent < 25, "{percent} % of the image were read again; clean: {clean}");
+        daemon.stop();
+    }
+    change_it(2);
+    daemon.begin(&[]);
+    daemon.await_service();
+    assert!(missed(&daemon) > 90, "it is another image");
+    daemon.stop();
+}
+
 #[test]
 fn eight_machines_read_a_golden_image_from_one_copy() {
     let mut daemon = Vflashd::start();
@@ -493,21 +564,7 @@ fn eight_machines_read_a_golden_image_from_one_copy() {
     let home = home(&url, &words).replace("16MiB", "48MiB");
     daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine(&names[0], &[&home])));
     let (bytes, volume) = (std::fs::read(&golden).unwrap(), format!("{}/disk", names[0]));
-    let mut first = connect(&daemon, &volume, 1, 8);
-    let mut seen = vec![0; bytes.len()];
-    for (at, chunk) in (0..).zip(seen.chunks_mut(32 << 10)) {
-        assert_eq!(ask(&mut first, Kind::Read, at * 64, chunk), 0);
-        if at % 8 < 7 {
-            continue;
-        }
-        // A guest that is faster than the flash has some of it fetched twice.
-        eventually("what was read is kept", || {
-            let cache = cache(&daemon, &volume);
-            let kept = |name: &str| cache[name].as_u64().unwrap();
-            kept("cleanBytes") + kept("probationBytes") >= (at + 1) * (32 << 10)
-        });
-    }
-    same(&seen, &bytes);
+    let first = read_and_keep(&daemon, &volume, &bytes);
     let mut before = asked_for(&log);
     for name in &names[1..] {
         same(&contents(&mut connect(&daemon, &format!("{name}/disk"), 1, 8)), &bytes);

@@ -251,7 +251,7 @@ impl CachedDisk {
             }
             _ => {
                 let text = format!("{}: it cannot be drained", core.name);
-                self.give_up(Error::new(ErrorKind::Io, text), io);
+                self.end_change(Error::new(ErrorKind::Io, text), io);
             }
         }
     }
@@ -304,13 +304,25 @@ impl CachedDisk {
                     core.name,
                     core.mode.name()
                 );
-                self.give_up(Error::io(text, errno.into()), io);
+                self.end_change(Error::io(text, errno.into()), io);
             }
         }
     }
 
-    /// The change ends, and the mode stays.
-    fn give_up(&mut self, why: Error, io: &mut dyn Io) {
+    /// The flash refuses the root that would complete the change: the mode stays. A detach goes
+    /// on, since backing and stamp say all that anybody has to know.
+    pub(super) fn change_refused(&mut self, io: &mut dyn Io) {
+        let (core, changing, _) = self.parts();
+        let Some(change) = changing else { return };
+        if change.goal == Goal::Close {
+            return self.change_rooted(io);
+        }
+        let error = core.refused_by_flash(&format!("its mode stays {}", core.mode.name()));
+        self.end_change(error, io);
+    }
+
+    /// The change comes to nothing: what waited for it goes on as ever.
+    fn end_change(&mut self, why: Error, io: &mut dyn Io) {
         let (core, changing, _) = self.parts();
         core.switching = false;
         let change = changing.take();

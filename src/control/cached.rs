@@ -414,6 +414,7 @@ impl<'a> Opening<'a> {
         let identity = backing_identity(backing.description(), stamped);
         let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
         how.optimal_bytes = backing.description().geometry.optimal_bytes;
+        how.golden = self.is_golden();
         how
     }
 
@@ -587,6 +588,7 @@ impl<'a> Opening<'a> {
         options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
         options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
         options.write_budget = self.cache.write_budget_bytes;
+        options.golden = self.is_golden();
         let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
         let Side { geometry, read_only, no_log, alone, findings, notes } = side;
         let disk = CachedDisk::new(opened, options, geometry, sidecar);

@@ -255,6 +255,7 @@ impl Served {
                     _ => Some(fails.to_owned()),
                 }
             }
+            _ if gauges.flash_failing => Some(FLASH_FAILS.to_owned()),
             _ => {
                 self.settings.cache.as_ref()?.consistency_group.as_ref()?;
                 super::together::group_problem(cached)
@@ -335,6 +336,10 @@ impl Served {
         })
     }
 }
+
+/// What a flash that fails means while the log can still be written or nothing is in it.
+const FLASH_FAILS: &str = "its flash fails to be written: nothing more is kept there for a while, \
+     then it is tried again; guests are served; look at the drive";
 
 /// What a backing that fails means for a guest.
 pub(super) fn backing_fails(mode: Mode) -> &'static str {

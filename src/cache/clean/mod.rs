@@ -24,6 +24,7 @@ mod fetch;
 mod fill;
 mod held;
 pub(in crate::cache) mod load;
+mod rest;
 mod room;
 mod save;
 mod slabs;
@@ -44,6 +45,7 @@ use crate::io::volume::SectorRange;
 use fill::Fill;
 use held::Held;
 use load::LoadedSlab;
+use rest::Rest;
 use save::Save;
 use slabs::{Slabs, SlotAt};
 use speed::Speed;
@@ -67,8 +69,8 @@ pub(in crate::cache) struct Clean {
     filling: ByBlock,
     fills: Vec<Fill>,
     spare: Vec<u32>,
-    /// Writes to slots that failed, one after the other.
-    failures: u32,
+    /// After writes to slots have failed.
+    rest: Rest,
     /// Ranges that writes past the log are changing, with their requests.
     changing: Vec<(u32, SectorRange)>,
     /// How far the index has been swept for the segments being sorted, and what was found.
@@ -109,7 +111,7 @@ impl Clean {
             filling: ByBlock::default(),
             fills: Vec::new(),
             spare: Vec::new(),
-            failures: 0,
+            rest: Rest::default(),
             changing: Vec::new(),
             cursor: 0,
             found: Vec::new(),
@@ -149,6 +151,11 @@ impl Clean {
     /// Nothing is kept, since the backing reads faster than the flash.
     pub(in crate::cache) fn is_past(&self) -> bool {
         self.speed.backing_faster()
+    }
+
+    /// Nothing is kept for a while, since the flash fails to be written.
+    pub(in crate::cache) fn is_flash_failing(&self) -> bool {
+        self.rest.is_failing()
     }
 
     /// Bytes of data in memory.
