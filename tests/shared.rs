@@ -231,6 +231,32 @@ fn a_machine_leaves_its_disk_to_the_others_and_the_last_one_drains_it() {
 }
 
 #[test]
+fn the_last_door_of_a_disk_whose_home_has_left_is_opened_anew_with_other_settings() {
+    let (mut daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let one = home(&backing, "").replace("16MiB", "16MiB, maxStaleness: 1h");
+    daemon.apply(&(pool + &machine("one", &[&one]) + &machine("two", &[&door(&backing, "")])));
+    daemon.post("/v1/volumes/one/disk/detach", &json!({}));
+    let mut two = connect(&daemon, "two/disk", 1, 8);
+    write(&mut two, 8, 6);
+    two.stop().unwrap();
+    drop(two);
+    detached(&daemon, "two/disk");
+    daemon.apply(&machine("two", &[&door(&backing, ", queues: 2")]));
+    let volume = daemon.get("/v1/volumes/two/disk");
+    assert_eq!(
+        (&volume["state"], &volume["cache"]["state"]),
+        (&json!("served"), &json!("serving"))
+    );
+    let mut two = connect(&daemon, "two/disk", 2, 8);
+    assert_eq!(read(&mut two, 8), 6);
+    assert_ne!(std::fs::read(&backing).unwrap()[4096], 6, "it is on the flash alone");
+    drain(&daemon, "two/disk");
+    assert_eq!(std::fs::read(&backing).unwrap()[4096], 6);
+    daemon.stop();
+}
+
+#[test]
 fn a_grant_ends_with_the_list_that_it_stands_in() {
     let (daemon, backing) = with_image();
     let pool = pool_manifest(daemon.folder.path());
@@ -401,6 +427,40 @@ fn another_writer_is_let_in_when_the_log_is_kept_and_not_before() {
     write(&mut two, 0, 2);
     assert_eq!(read(&mut one, 0), 2);
     drop(server);
+}
+
+/// What a machine had under way past the log when the daemon died is done again when it is back.
+#[test]
+fn another_writer_is_let_in_when_the_first_is_back_after_a_kill_past_the_log() {
+    let (mut daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let wanted = |mode: &str, words: &str| {
+        let home = home(&backing, words).replace("16MiB", &format!("16MiB, mode: {mode}"));
+        pool.clone() + &machine("one", &[&home])
+    };
+    daemon.apply(&wanted("bypass", ""));
+    let mut one = connect(&daemon, "one/disk", 1, 8);
+    write(&mut one, 0, 1);
+    daemon.kill();
+    daemon.run(&[]);
+    let shared = wanted("write-back", ", sharedWith: [two]");
+    let text = refusal(&daemon, &shared);
+    assert!(text.contains("one/disk was served past the log of its disk"), "{text}");
+    // A mode that keeps the log changes nothing, nor does another daemon.
+    daemon.apply(&wanted("write-back", ""));
+    eventually("it is in force", || cache(&daemon, "one/disk")["mode"] == "write-back");
+    daemon.kill();
+    daemon.run(&[]);
+    let text = refusal(&daemon, &shared);
+    assert!(text.contains("start it, or let it reconnect"), "{text}");
+    assert_eq!(daemon.volumes(), ["one/disk"]);
+    one.reconnect().unwrap();
+    assert_eq!(read(&mut one, 0), 1);
+    daemon.apply(&shared);
+    let mut two = connect(&daemon, "two/disk", 1, 8);
+    write(&mut two, 0, 2);
+    assert_eq!(read(&mut one, 0), 2);
+    daemon.stop();
 }
 
 #[test]

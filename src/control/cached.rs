@@ -70,6 +70,8 @@ pub struct Cached {
     pub no_log: Option<&'static str>,
     /// The mode that the log was in when it was opened.
     pub mode: Mode,
+    /// An earlier daemon served it last in a mode that keeps no log.
+    pub past_log: bool,
     /// It was opened alone.
     pub alone: Option<Alone>,
     /// Point that draining stays at, plus 1; 0: it goes on.
@@ -93,6 +95,7 @@ pub(super) struct Opening<'a> {
     group: Option<Arc<Consistency>>,
     /// Of the group as its stamp has it.
     generation: u64,
+    past_log: bool,
     waker: Waker,
 }
 
@@ -176,6 +179,7 @@ impl<'a> Opening<'a> {
             log,
             group,
             generation: 0,
+            past_log: false,
             waker,
         })
     }
@@ -220,6 +224,7 @@ impl<'a> Opening<'a> {
             let stamp = claimed.stamp.clone();
             return self.put_together(opened, stamp, (&backing, &claimed));
         }
+        self.past_log = root.as_ref().is_some_and(|root| !root.mode.journals());
         let scan = match &root {
             Some(_) => Some(self.look(&claim, (&mut medium, &mut backing))?),
             None => None,
@@ -599,6 +604,7 @@ impl<'a> Opening<'a> {
             read_only,
             no_log,
             mode,
+            past_log: self.past_log,
             alone,
             held: AtomicU64::new(0),
             goal_bytes: AtomicU64::new(0),
