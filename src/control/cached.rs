@@ -226,11 +226,13 @@ impl<'a> Opening<'a> {
         }
         self.past_log = root.as_ref().is_some_and(|root| !root.mode.journals());
         let scan = match &root {
-            Some(_) => Some(self.look(&claim, (&mut medium, &mut backing))?),
+            Some(root) => {
+                let scan = self.look(&claim, (&mut medium, &mut backing));
+                Some(scan.map_err(|error| self.no_log(root, error))?)
+            }
             None => None,
         };
-        let claimed = self.claim(&claim, &mut backing);
-        let claimed = claimed.map_err(|error| self.no_log(root.as_ref(), error))?;
+        let claimed = self.claim(&claim, &mut backing)?;
         let opened = self.open_log((root, scan), (&mut medium, &mut backing), &claimed);
         if opened.is_err() && !self.log.formatted {
             self.give_back(&mut backing);
@@ -240,9 +242,8 @@ impl<'a> Opening<'a> {
     }
 
     /// The way out of a log that its backing cannot have.
-    fn no_log(&self, root: Option<&Root>, error: Error) -> Error {
-        let through = root.is_some_and(|root| root.mode == Mode::WriteThrough);
-        if error.kind() != ErrorKind::Unsupported || !through {
+    fn no_log(&self, root: &Root, error: Error) -> Error {
+        if error.kind() != ErrorKind::Unsupported || root.mode != Mode::WriteThrough {
             return error;
         }
         let text = format!(

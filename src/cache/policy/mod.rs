@@ -41,7 +41,7 @@ mod stream;
 
 pub use mark::{BlockHasher, Mark, MarkMap, Marks, Place};
 pub use ring::BLOCKS_MAX;
-pub use share::{Claim, OwnerId, Share, Space};
+pub use share::Share;
 
 use crate::base::clock::Nanos;
 use budget::{Thrift, WearBudget};
