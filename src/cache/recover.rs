@@ -509,7 +509,7 @@ pub fn read_opened(
     buffer.segment().copy_from(target);
     for part in found {
         let (first, count, bytes) = match part {
-            super::index::Found::Piece(piece) => {
+            super::index::Found::Piece(piece, _) => {
                 let offset = piece.position * SECTOR_BYTES;
                 let length = usize::from(piece.stored) * SECTOR_BYTES as usize;
                 let bytes = medium

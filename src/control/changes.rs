@@ -433,16 +433,13 @@ impl Engine {
     /// would fail for a reason it does not know.
     pub(super) fn shrink(&self, name: &str, size_bytes: u64) -> Result<()> {
         let served = self.served(name)?;
-        let (id, old) = (served.id, served.facts()?.size_bytes);
+        let id = served.id;
         if let Some(export) = served.link.export() {
             self.host.server.set_capacity(export, size_bytes / SECTOR_BYTES)?;
         }
         let shrunk = served.pool.with_keeper(|keeper| keeper.resize(id, size_bytes, SHRINK_WAIT));
         if let Err(error) = shrunk {
-            // The volume refuses its tail by now: resizing it to what it is takes that back.
-            let restored = served.pool.with_keeper(|keeper| keeper.resize(id, old, SHRINK_WAIT));
             self.announce(name)?;
-            restored?;
             return Err(error.into());
         }
         Ok(served.pool.refresh()?)

@@ -90,7 +90,7 @@ impl Core {
         if let Some(at) = self.clean.slabs.take() {
             return Some(at);
         }
-        if self.segments.counts().free > super::reserve(self.shape) {
+        if !self.is_full() {
             let segment = self.segments.take_slab()?;
             self.clean.slabs.begin(segment);
             return self.clean.slabs.take();

@@ -86,13 +86,13 @@ pub(in crate::cache) struct Clean {
 
 /// Free segments that are kept for the log.
 pub(in crate::cache) fn reserve(shape: Shape) -> u64 {
-    (shape.segments() / 16).max(1)
+    (shape.segments() / 32).max(1)
 }
 
-/// Blocks that are kept at most.
+/// Entries of the policy's queues at most: one for each slot, since what the log takes it takes
+/// slab by slab, and a tenth more, since a block that goes with its slab leaves its entry behind.
 fn capacity(shape: Shape, slabs: &Slabs) -> u64 {
-    let segments = shape.segments().saturating_sub(2 * reserve(shape)).max(1);
-    segments * u64::from(slabs.slots())
+    shape.segments() * u64::from(slabs.slots()) * 11 / 10
 }
 
 impl Clean {
@@ -212,6 +212,12 @@ fn take_out(map: &mut ByBlock, blocks: &Range<u64>, mut taken: impl FnMut(u64, u
 }
 
 impl Core {
+    /// The log can spare no segment. Free slots are no room: overwritten blocks leave them all the
+    /// time, and what stays in slabs that are emptied needs them.
+    fn is_full(&self) -> bool {
+        self.segments.counts().free <= reserve(self.shape)
+    }
+
     /// The policy, and the marks that it wants.
     fn policy(&mut self) -> (&mut Policy, IndexMarks<'_>) {
         let marks = IndexMarks { index: &mut self.index, segments: &self.segments };
