@@ -4,13 +4,12 @@
 #[path = "cache/rig.rs"]
 mod rig;
 
-use rig::{Rig, Setup, alone, explore, run_all, scale};
+use rig::{Rig, Setup, alone, explore, named, run_all, scale};
 use std::time::Duration;
 use vflash::backing::recover::{RecoverOptions, inspect};
-use vflash::base::Result;
-use vflash::cache::{CacheMessage, CacheState, Mode};
+use vflash::cache::{CacheState, Mode};
 use vflash::io::crash::Explorer;
-use vflash::io::disk::Errno;
+use vflash::io::disk::{Errno, OperationKind};
 use vflash::io::sim::{Failure, Faults};
 use vflash::io::volume::RequestKind;
 
@@ -133,50 +132,112 @@ fn every_crash_state_of_long_runs_over_all_modes_keeps_what_was_durable() {
     assert!(alone() || states >= 2_000 * scale(), "{states} states are too few");
 }
 
-/// Where a disk goes from and to; `None`: its detach.
-type Change = (Mode, Option<Mode>);
-
-fn begin(rig: &mut Rig, to: Option<Mode>) -> Result<()> {
-    match to {
-        Some(mode) => rig.ask(|reply| CacheMessage::SetMode { mode, reply }),
-        None => rig.ask(|reply| CacheMessage::Close { reply }),
+/// A few requests, perhaps between two turns. They touch different places, since those under way
+/// together have no order.
+fn burst(rig: &mut Rig) {
+    for lane in 0..rig.random.u64(1..8) {
+        let (start, count) = (lane * 24 + rig.random.u64(0..12), rig.random.u64(1..12));
+        match rig.random.u32(0..10) {
+            0 => rig.zero(RequestKind::Discard, &[(start, count)]),
+            1 => rig.flush(),
+            2 | 3 => rig.read(start, count),
+            _ => rig.write(start, count),
+        }
+        if rig.random.bool() {
+            rig.turn(false);
+        }
     }
 }
 
-/// One operation of one disk fails, the one after so many others, while a change is under way.
-/// True if it came so far.
+/// Requests come, wait and end while modes change.
+fn busy(seed: u64) -> u64 {
+    let mut rig = Rig::new(setup(seed));
+    let (mut changes, mut met) = (0, 0);
+    while changes < 16 {
+        if !rig.is_changing() {
+            let mode = MODES[rig.random.usize(0..MODES.len())];
+            rig.begin_change(Some(mode));
+            changes += 1;
+        }
+        burst(&mut rig);
+        met += u64::from(rig.meets_a_change());
+        rig.finish();
+        if let Some(changed) = rig.changed() {
+            changed.expect("switched");
+        }
+    }
+    rig.await_change_if_any().expect("switched");
+    assert!(met >= 8, "seed {seed}: {met} changes met requests");
+    assert_eq!(rig.failed, 0, "seed {seed}: a guest sees no error");
+    let explorer =
+        Explorer { samples: 3, exhaustive_max: 1, points_max: 100, ..Explorer::new(seed) };
+    explore(&rig, &explorer, |case, world| rig.judge_versions(case, &world))
+}
+
+#[test]
+fn every_crash_state_of_changes_of_mode_that_meet_requests_keeps_what_was_durable() {
+    let seeds: Vec<u64> = (0..12 * scale()).collect();
+    let states = run_all("modes, requests in changes", &seeds, |seed| busy(*seed));
+    assert!(alone() || states >= 2_000 * scale(), "{states} states are too few");
+}
+
+/// Where a disk goes from and to; `None`: its detach.
+type Change = (Mode, Option<Mode>);
+
+/// One operation of one disk fails, the one after so many others, while a change is under way and
+/// requests come. True if it came so far.
 fn one_fails((from, to): Change, disk: usize, after: u64) -> bool {
-    let mut rig = Rig::new(setup(1 + after % 4 + 4 * disk as u64));
+    let seed = 1 + after % 4 + 4 * disk as u64;
+    let mut rig = Rig::new(setup(seed));
     rig.set_mode(from);
     (0..6).for_each(|index| rig.write(30 * index, 3 + index));
-    rig.zero(RequestKind::Discard, &[(33, 9)]);
+    rig.zero(RequestKind::Discard, &[(36, 9)]);
     rig.finish();
-    let head = rig.model.head();
     let fail = Some(Failure { after, forever: false, errno: Errno::EIO, torn: true });
     rig.world.0[disk].set_faults(Faults { fail, reorder: true, ..Faults::default() });
-    let first = begin(&mut rig, to);
-    let failed = rig.world.recordings()[disk].log.iter().any(|operation| operation.failed);
+    rig.begin_change(to);
+    // Who detaches a disk has no guest.
+    if to.is_some() {
+        burst(&mut rig);
+    }
+    let first = rig.await_change();
+    let recording = &rig.world.recordings()[disk];
+    let failed = recording.log.iter().find(|operation| operation.failed).map(|one| one.kind);
     rig.world.set_faults(&Faults { reorder: true, ..Faults::default() });
     // It is done, or is as it was and can be asked for again.
     if let Err(error) = first {
-        assert!(failed, "{from:?} to {to:?}: nothing has failed: {error}");
-        begin(&mut rig, to).expect("done, the second time");
+        assert!(failed.is_some(), "nothing has failed: {error}");
+        rig.begin_change(to);
+        rig.await_change().expect("done, the second time");
     }
     assert!(!matches!(rig.state(), CacheState::Fenced(_)), "{:?}", rig.state());
+    let head = rig.model.head();
     if to.is_none() {
         let found = rig.model.check_point(head, &mut rig.world.reader());
-        assert!(found.is_ok(), "{from:?}, disk {disk}, {after}: {found:?}");
+        assert!(found.is_ok(), "{found:?}");
         let standing = inspect(&mut rig.world.blocking(2), RecoverOptions::default());
         let stamp = standing.expect("readable").expect("stamped").stamp;
-        assert!(stamp.is_clean(), "{from:?}, disk {disk}, {after}: {:?}", rig.setup);
-        return failed;
+        assert!(stamp.is_clean(), "{:?}", rig.setup);
+        return failed.is_some();
     }
-    rig.check_guest(head).unwrap_or_else(|text| panic!("{from:?} to {to:?}, {after}: {text}"));
+    rig.finish();
+    rig.check_guest(head).unwrap_or_else(|text| panic!("{text}"));
     rig.write(31, 4);
     rig.finish();
     rig.check_guest(rig.model.head()).expect("it goes on");
-    assert_eq!(rig.failed, 0, "a guest sees no error");
-    failed
+    rig.flush();
+    rig.finish();
+    // A guest is told of a flush that failed, and sees no other error.
+    assert_eq!(rig.failed, rig.told(), "only FLUSHes fail");
+    let may = disk == 1 && failed == Some(OperationKind::Flush);
+    assert!(may || rig.failed == 0, "{failed:?} failed, and a FLUSH");
+    if disk == 1 {
+        let only = None;
+        let explorer =
+            Explorer { samples: 2, exhaustive_max: 0, points_max: 4, only, ..Explorer::new(seed) };
+        explore(&rig, &explorer, |case, world| rig.judge_versions(case, &world));
+    }
+    failed.is_some()
 }
 
 #[test]
@@ -188,7 +249,12 @@ fn an_error_in_any_step_of_a_change_of_mode_or_a_detach_costs_time_alone() {
     let jobs: Vec<(Change, usize)> =
         changes.into_iter().flat_map(|change| [0, 1, 2].map(|disk| (change, disk))).collect();
     let states = run_all("modes, errors in changes", &jobs, |(change, disk)| {
-        (0..200).take_while(|after| one_fails(*change, *disk, *after)).count() as u64
+        let one = |after: &u64| {
+            let (from, to) = (change.0.name(), change.1.map_or("detach", Mode::name));
+            let name = format!("{from}:{to}:{disk}:{after}");
+            named(&name, || one_fails(*change, *disk, *after)).unwrap_or(true)
+        };
+        (0..200).take_while(one).count() as u64
     });
     assert!(alone() || states >= 80, "{states} states are too few");
 }

@@ -11,6 +11,7 @@
 
 use super::core::{BACKING, Core, Token};
 use super::cursor::Cursor;
+use super::root::Mode;
 use crate::base::clock::Nanos;
 use crate::base::units::SECTOR_BYTES;
 use crate::io::buffer::PinnedBuffer;
@@ -52,11 +53,12 @@ struct AroundOp {
     source: Source,
     /// It is read first.
     edge: Option<Edge>,
+    /// Of a flush: [`Arounds::written`] when it was submitted.
+    covers: u64,
     begun: Nanos,
 }
 
 /// Requests past the log.
-#[derive(Default)]
 pub(super) struct Arounds {
     ops: Vec<Option<AroundOp>>,
     spare: Vec<u32>,
@@ -65,9 +67,31 @@ pub(super) struct Arounds {
     /// Those of them that change the disk, in the order of their coming, if they may share blocks.
     line: Vec<u32>,
     zeros: Option<PinnedBuffer>,
+    /// Requests that have changed the disk so far, and those that a flush has covered.
+    written: u64,
+    flushed: u64,
+    /// A flush failed that was not the guest's own, and what it should have covered may be lost.
+    lost: bool,
+    /// FLUSHes that wait for a change of the whole disk to end.
+    flushes: Vec<u32>,
 }
 
 impl Arounds {
+    /// Whether an earlier process has flushed what it wrote in `mode` nobody knows.
+    pub(super) fn new(mode: Mode) -> Self {
+        Self {
+            ops: Vec::new(),
+            spare: Vec::new(),
+            requests: 0,
+            line: Vec::new(),
+            zeros: None,
+            written: u64::from(!mode.journals()),
+            flushed: 0,
+            lost: false,
+            flushes: Vec::new(),
+        }
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.requests == 0
     }
@@ -85,6 +109,49 @@ impl Arounds {
 }
 
 impl Core {
+    /// A guest's FLUSH. Of two flushes of the backing at one time only one may be told that it lost
+    /// something: so none is begun while a change of the whole disk flushes.
+    pub(super) fn flush(&mut self, id: u32, io: &mut dyn Io) {
+        if self.switching && !self.mode.journals() {
+            return self.arounds.flushes.push(id);
+        }
+        if std::mem::take(&mut self.arounds.lost) {
+            return self.end(id, Outcome::Failed, io);
+        }
+        match self.mode.journals() {
+            true => self.guest_flush(id, io),
+            false => self.around(id, io),
+        }
+    }
+
+    /// The backing was flushed for a change of the whole disk, with nothing under way. If it failed
+    /// the guest must be told, since a flush fails once: its next FLUSH does.
+    pub(super) fn flushed_around(&mut self, flushed: bool) {
+        let arounds = &mut self.arounds;
+        match flushed {
+            true => arounds.flushed = arounds.written,
+            false => arounds.lost |= arounds.flushed < arounds.written,
+        }
+    }
+
+    /// The FLUSHes that waited for a change of the whole disk, which has ended.
+    pub(super) fn flushes_go_on(&mut self, closed: bool, io: &mut dyn Io) {
+        let flushes = std::mem::take(&mut self.arounds.flushes);
+        let lost = !flushes.is_empty() && std::mem::take(&mut self.arounds.lost);
+        for id in flushes {
+            match (closed, lost) {
+                (true, _) => self.refuse(id, io),
+                (false, true) => self.end(id, Outcome::Failed, io),
+                (false, false) => self.flush(id, io),
+            }
+        }
+    }
+
+    /// The disk is fenced: the FLUSHes that wait.
+    pub(super) fn take_flushes(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.arounds.flushes)
+    }
+
     /// Begins a request that changes the disk or flushes it, past the log.
     pub(super) fn around(&mut self, id: u32, io: &mut dyn Io) {
         self.arounds.requests += 1;
@@ -155,6 +222,7 @@ impl Core {
     fn end_around(&mut self, id: u32, io: &mut dyn Io) {
         let slot = &self.slots[id as usize];
         let outcome = if slot.failed { Outcome::Failed } else { Outcome::Done };
+        self.arounds.written += u64::from(slot.kind != Some(RequestKind::Flush));
         self.leave_line(id);
         self.end_or_refuse(id, outcome, io);
         self.go_on_around(io);
@@ -168,6 +236,11 @@ impl Core {
 
     /// Forgets a request that has nothing under way. `waited`: since that was forgotten before.
     pub(super) fn forget_request_around(&mut self, id: u32, waited: bool, io: &mut dyn Io) -> bool {
+        let flushes = &mut self.arounds.flushes;
+        if let Some(at) = flushes.iter().position(|other| *other == id) {
+            flushes.remove(at);
+            return true;
+        }
         let slot = &self.slots[id as usize];
         let lines_up = self.arounds.line.contains(&id) && slot.done == 0;
         let begun = waited && slot.kind.is_some_and(|kind| kind != RequestKind::Read);
@@ -237,7 +310,8 @@ impl Core {
         let kind = OperationKind::Read;
         self.slots[id as usize].under_way += 1;
         let (length, edge, begun) = (block, Some(edge), io.now());
-        self.add_around(AroundOp { slot: id, kind, offset, length, source, edge, begun }, io);
+        let op = AroundOp { slot: id, kind, offset, length, source, edge, covers: 0, begun };
+        self.add_around(op, io);
     }
 
     /// Whole blocks of a write: from the guest's memory if the backing can read that.
@@ -298,8 +372,8 @@ impl Core {
         io: &mut dyn Io,
     ) {
         self.slots[id as usize].under_way += 1;
-        let begun = io.now();
-        let op = AroundOp { slot: id, kind, offset, length, source, edge: None, begun };
+        let (covers, begun) = (self.arounds.written, io.now());
+        let op = AroundOp { slot: id, kind, offset, length, source, edge: None, covers, begun };
         self.add_around(op, io);
     }
 
@@ -368,6 +442,9 @@ impl Core {
         let kind = self.around_kind();
         let place = self.arounds.ops.get_mut(number as usize).and_then(Option::take);
         let mut op = place.expect("it is under way");
+        if op.kind == OperationKind::Flush {
+            self.arounds.flushed = self.arounds.flushed.max(op.covers);
+        }
         let edge = op.edge.take();
         if let (Some(Edge { from, bytes, skip }), Source::Own(buffer)) = (edge, &op.source) {
             match skip {

@@ -1,19 +1,25 @@
 //! Changes of the whole disk, step by step while it serves: another mode, and the clean detach.
 //!
 //! ```text
-//! Settle → Drain → Retire → Root        away from journalling, and the detach
-//! Settle → Flush → Root                 back to journalling: the backing is flushed
-//! Drain → Root, or Root                 between modes that both journal, or both do not
-//! Settle → Drain → Retire               out of a consistency group
+//! Ahead → Settle → Drain → Retire → Root        away from journalling, and the detach
+//!           ↑        │
+//!           └─ Ahead ┘ the backing fails
+//! Settle → Flush → Root                         back to journalling: the backing is flushed
+//! Drain → Root, or Root                         between modes that both journal, or both do not
+//! Ahead → Settle → Drain → Retire               out of a consistency group
 //! ```
+//!
+//! From Settle on, what writes waits. So most of the log is drained ahead of it, while writes go
+//! on, and an outage of the backing is sat out there.
 //!
 //! Each step is durable before the next begins, so a crash leaves the old mode or the new one
 //! (FORMAT.md, "If power fails here").
 
 use super::core::{BACKING, Token};
 use super::disk::CachedDisk;
+use super::drain::{DrainReply, DrainState};
 use super::journal::Pending;
-use super::message::Reply;
+use super::message::{CacheMessage, Reply};
 use super::root::Mode;
 use super::roots::RootWish;
 use crate::base::{Error, ErrorKind, Result};
@@ -27,8 +33,17 @@ const WAITING: u8 = 0;
 const REACHED: u8 = 1;
 const REFUSED: u8 = 2;
 
+/// What may be left in the log, in bytes, when writes begin to wait.
+const LEFT_MAX: u64 = 8 << 20;
+
+/// Drains ahead that leave more than half of what the one before left: the guest writes as fast as
+/// the backing takes it. After so many, writes wait nevertheless.
+const ROUNDS_MAX: u32 = 4;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    /// What the log has is drained, again and again, until little is left.
+    Ahead,
     /// What has been begun comes to its end; nothing that writes is begun.
     Settle,
     Drain,
@@ -62,6 +77,9 @@ pub(super) struct Changing {
     goal: Goal,
     step: Step,
     begun: bool,
+    /// Bytes that the last drain ahead left, and how many left too much.
+    left: u64,
+    rounds: u32,
     signal: Arc<AtomicU8>,
     reply: Reply<Result<()>>,
 }
@@ -83,11 +101,13 @@ impl CachedDisk {
         let step = match (stays, core.mode) {
             (true, Mode::WriteBack) => Step::Drain,
             (true, _) => Step::Root,
+            (false, mode) if mode.journals() => Step::Ahead,
             (false, _) => Step::Settle,
         };
-        core.switching = !stays;
+        core.switching = step == Step::Settle;
+        let (begun, left, rounds) = (false, u64::MAX, 0);
         let signal = Arc::new(AtomicU8::new(WAITING));
-        *changing = Some(Changing { goal, step, begun: false, signal, reply });
+        *changing = Some(Changing { goal, step, begun, left, rounds, signal, reply });
     }
 
     /// Why a change cannot be begun.
@@ -96,6 +116,15 @@ impl CachedDisk {
         let (name, busy) = (core.name.clone(), changing.is_some() || core.is_fenced());
         if busy {
             let text = format!("{name}: another change is under way, or it is fenced");
+            return Some(Error::new(ErrorKind::Busy, text));
+        }
+        // Write-back alone needs nothing that is held back.
+        let drains = goal != Goal::Mode(Mode::WriteBack) || core.mode == Mode::WriteBack;
+        if let Some(point) = self.held().filter(|_| drains) {
+            let text = format!(
+                "{name} is held at point {point}: `vflash drain {name}` ends the hold; try again \
+                 then"
+            );
             return Some(Error::new(ErrorKind::Busy, text));
         }
         let member = self.member();
@@ -150,7 +179,7 @@ impl CachedDisk {
                 self.change(io);
             }
             Step::Settle => {}
-            Step::Drain | Step::Retire => self.change_drains(io),
+            Step::Ahead | Step::Drain | Step::Retire => self.change_drains(io),
             Step::Flush if !change.begun => {
                 change.begun = true;
                 let kind = OperationKind::Flush;
@@ -184,20 +213,32 @@ impl CachedDisk {
         if !std::mem::replace(&mut change.begun, true) {
             let (step, close, signal) =
                 (change.step, change.goal == Goal::Close, change.signal.clone());
-            let reply = Box::new(move |result: std::result::Result<u64, _>| {
+            let reply: DrainReply = Box::new(move |result| {
                 let reached = if result.is_ok() { REACHED } else { REFUSED };
                 signal.store(reached, Ordering::Release);
             });
-            let (drainer, mut host) = self.drainer(io);
-            match step {
-                Step::Drain => drainer.drain(None, false, reply, &mut host),
-                _ => drainer.retire(close, reply, &mut host),
+            if step == Step::Ahead {
+                // What is not durable yet comes to be, first.
+                self.order(CacheMessage::Drain { to: None, hold: false, reply }, io);
+            } else {
+                let (drainer, mut host) = self.drainer(io);
+                match step {
+                    Step::Drain => drainer.drain(None, false, reply, &mut host),
+                    _ => drainer.retire(close, reply, &mut host),
+                }
             }
         }
+        let troubled = self.is_troubled(io);
         let (core, changing, _) = self.parts();
         let Some(change) = changing else { return };
         match change.signal.load(Ordering::Acquire) {
+            // Nobody waits for an outage: ahead again.
+            _ if troubled && change.step == Step::Drain && core.switching => {
+                core.switching = false;
+                change.step = Step::Ahead;
+            }
             WAITING => {}
+            REACHED if change.step == Step::Ahead => self.drained_ahead(troubled, io),
             REACHED => {
                 let journals = change.goal.mode().is_some_and(Mode::journals);
                 let next = match change.step {
@@ -215,6 +256,34 @@ impl CachedDisk {
         }
     }
 
+    /// The drainer cannot do anything now.
+    fn is_troubled(&mut self, io: &mut dyn Io) -> bool {
+        let now = io.now();
+        let (drainer, _) = self.drainer(io);
+        let retries = matches!(drainer.status(now).state, DrainState::Retrying(_));
+        let (core, ..) = self.parts();
+        retries || core.is_alone()
+    }
+
+    /// All has been drained that was in the log when this round began.
+    fn drained_ahead(&mut self, troubled: bool, io: &mut dyn Io) {
+        let now = io.now();
+        let (drainer, _) = self.drainer(io);
+        let dirty = drainer.status(now).dirty_bytes;
+        let (core, changing, _) = self.parts();
+        let Some(change) = changing.as_mut().filter(|_| !troubled) else { return };
+        let left = dirty + core.journal.uncounted_bytes;
+        change.rounds += u32::from(left > change.left / 2);
+        change.left = left;
+        if left > LEFT_MAX && change.rounds < ROUNDS_MAX {
+            change.goes(Step::Ahead);
+        } else {
+            core.switching = true;
+            change.goes(Step::Settle);
+        }
+        self.change(io);
+    }
+
     /// The backing has been flushed, or not.
     pub(super) fn change_flushed(
         &mut self,
@@ -222,12 +291,19 @@ impl CachedDisk {
         io: &mut dyn Io,
     ) {
         let (core, changing, _) = self.parts();
+        core.flushed_around(result.is_ok());
         let Some(change) = changing else { return };
         match result {
             Ok(()) if change.goal == Goal::Close && core.sidecar => change.goes(Step::Retire),
             Ok(()) => change.goes(Step::Root),
             Err(errno) => {
-                let text = format!("{}: the backing failed to flush", core.name);
+                let text = format!(
+                    "{}: the backing failed to flush, and the mode stays {}: what was written \
+                     since the guest's last FLUSH may be lost, and its next FLUSH says so; try \
+                     again",
+                    core.name,
+                    core.mode.name()
+                );
                 self.end_change(Error::io(text, errno.into()), io);
             }
         }
@@ -246,30 +322,33 @@ impl CachedDisk {
     }
 
     /// The change comes to nothing: what waited for it goes on as ever.
-    fn end_change(&mut self, error: Error, io: &mut dyn Io) {
+    fn end_change(&mut self, why: Error, io: &mut dyn Io) {
         let (core, changing, _) = self.parts();
         core.switching = false;
         let change = changing.take();
-        if !core.mode.journals() {
-            self.pass_by(io);
-        }
+        self.unpark(io);
         if let Some(change) = change {
-            (change.reply)(Err(error));
+            (change.reply)(Err(why));
         }
     }
 
-    /// What waited for a place in the log goes past it, or nowhere if the disk is closed.
-    fn pass_by(&mut self, io: &mut dyn Io) {
+    /// What waited for the change to end goes on: in a mode that keeps no log, writes go past it.
+    /// Appended, they would come to the backing over what is newer.
+    fn unpark(&mut self, io: &mut dyn Io) {
         let (core, _, closed) = self.parts();
+        let closed = *closed;
+        core.flushes_go_on(closed, io);
+        if core.mode.journals() && !closed {
+            return;
+        }
         let mut dropped = Vec::new();
         for pending in std::mem::take(&mut core.journal.pending) {
             match pending {
-                Pending::Request(id) if *closed => core.refuse(id, io),
+                Pending::Request(id) if closed => core.refuse(id, io),
                 Pending::Request(id) => core.around(id, io),
                 Pending::Mark(name) => dropped.push(name),
             }
         }
-        core.answer(io);
         dropped.iter().for_each(|name| self.unmark(name));
     }
 
@@ -292,10 +371,12 @@ impl CachedDisk {
             Some(mode) => core.mode = mode,
             None => *closed = true,
         }
-        match *closed || !core.mode.journals() {
-            true => self.pass_by(io),
-            false => core.answer(io),
-        }
+        core.answer(io);
+        self.unpark(io);
         (change.reply)(Ok(()));
     }
 }
+
+#[cfg(test)]
+#[path = "change_test.rs"]
+mod tests;

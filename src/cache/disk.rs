@@ -211,6 +211,7 @@ impl CachedDisk {
             journal: Journal::new(head, options.strong, alignment(flash)),
             reads: Reads::default(),
             mode: root.mode,
+            arounds: Arounds::new(root.mode),
             golden: options.golden,
             clean: Clean::new(root.shape, root.incarnation, options.write_budget),
             roots: Roots::new(root),
@@ -221,7 +222,6 @@ impl CachedDisk {
             policy: options.fence,
             fenced: opened.fence,
             held: Vec::new(),
-            arounds: Arounds::default(),
             patience: Patience::new(options.backing_timeout),
             origins: opened.origins,
             wake: None,
@@ -433,10 +433,12 @@ impl CachedDisk {
     fn write(&mut self, id: u32, replayed: bool, io: &mut dyn Io) {
         let core = &mut self.core;
         let slot = &core.slots[id as usize];
-        let known = replayed && core.origins.binary_search(&slot.origin).is_ok();
-        if known || slot.ranges.is_empty() {
-            count(&core.status.counters.replayed, u64::from(known));
+        if slot.ranges.is_empty() {
             return core.end(id, Outcome::Done, io);
+        }
+        if replayed && core.origins.binary_search(&slot.origin).is_ok() {
+            count(&core.status.counters.replayed, 1);
+            return core.answer_replayed(id, io);
         }
         if core.mode.journals() || core.switching {
             core.journal.pending.push_back(Pending::Request(id));
@@ -445,7 +447,8 @@ impl CachedDisk {
         }
     }
 
-    fn order(&mut self, message: CacheMessage, io: &mut dyn Io) {
+    /// Does what it is told.
+    pub(super) fn order(&mut self, message: CacheMessage, io: &mut dyn Io) {
         match message {
             CacheMessage::Drain { to, hold, reply } => {
                 // Only what is durable in the log can be drained.
@@ -583,8 +586,7 @@ impl Volume for CachedDisk {
                 self.core.end(id, Outcome::Done, io);
             }
             RequestKind::Read => self.core.read(id, io),
-            RequestKind::Flush if self.core.mode.journals() => self.core.guest_flush(id, io),
-            RequestKind::Flush => self.core.around(id, io),
+            RequestKind::Flush => self.core.flush(id, io),
             _ => self.write(id, request.origin.replayed, io),
         }
     }
@@ -668,6 +670,11 @@ impl CachedDisk {
 
     pub(super) fn member(&self) -> Option<&Member> {
         self.drainer.member()
+    }
+
+    /// The point that draining is held at.
+    pub(super) fn held(&self) -> Option<u64> {
+        self.drainer.held()
     }
 
     /// A mode change or the detach is under way, or was carried out.

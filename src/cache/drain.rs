@@ -384,6 +384,11 @@ impl Drainer {
         self.points.reach(to)
     }
 
+    /// The point that draining stays at.
+    pub fn held(&self) -> Option<u64> {
+        self.hold
+    }
+
     /// Ends a hold.
     pub fn let_go(&mut self, host: &mut dyn DrainHost) {
         self.hold = None;

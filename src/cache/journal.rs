@@ -386,6 +386,7 @@ impl Core {
             if (self.switching || self.settling) && slot.done == 0 {
                 break;
             }
+            assert!(self.mode.journals(), "past the log nothing comes into it");
             let edge = journal.strict || (journal.edge && picks.is_empty());
             let edge = edge && slot.done == 0;
             if slot.kind != Some(RequestKind::Write) {

@@ -2,7 +2,7 @@
 //! when the disk is fenced.
 
 use super::core::{Core, FLASH, Token};
-use super::journal::{Covered, FAILURES_MAX, Pending};
+use super::journal::{Ack, Covered, FAILURES_MAX, Pending};
 use super::layout::BLOCK_BYTES;
 use super::record::BatchHeader;
 use super::root::Mode;
@@ -95,6 +95,19 @@ impl Core {
             self.submit_append(index, io);
         }
         true
+    }
+
+    /// A request that is in the log already, as recovery found it: ends when any other write that
+    /// counts would.
+    pub(super) fn answer_replayed(&mut self, id: u32, io: &mut dyn Io) {
+        match self.mode {
+            Mode::WriteThrough => {
+                let won = self.journal.counted_won;
+                self.journal.acks.push_back(Ack { won, slot: id });
+                self.answer(io);
+            }
+            _ => self.end(id, Outcome::Done, io),
+        }
     }
 
     /// A guest's FLUSH: what completed before it is durable when it completes.
@@ -241,6 +254,7 @@ impl Core {
         }));
         requests.append(&mut journal.flush_waiting);
         requests.append(&mut journal.flush_current);
+        requests.append(&mut self.take_flushes());
         for id in requests {
             self.refuse(id, io);
         }

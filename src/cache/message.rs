@@ -36,7 +36,8 @@ pub enum CacheMessage {
     Checkpoint {
         reply: Reply<Result<()>>,
     },
-    /// Answered when the mode is durable and in force.
+    /// Answered when the mode is durable and in force. Refused while draining is held, if the mode
+    /// needs it.
     SetMode {
         mode: Mode,
         reply: Reply<Result<()>>,
@@ -90,7 +91,7 @@ pub enum CacheMessage {
         reply: Reply<Result<()>>,
     },
     /// Leaves the consistency group: drains all, and goes on by itself when the others' stamps do
-    /// not name it any more. Writes wait meanwhile.
+    /// not name it any more. Writes wait for the last of it.
     Leave {
         reply: Reply<Result<()>>,
     },

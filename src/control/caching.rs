@@ -230,6 +230,8 @@ impl Served {
                     let text = format!("the mode is {} now", mode.name());
                     events.add(EventKind::Updated, object, text);
                 }
+                // Refused, which only who asked needs to know.
+                Err(error) if error.kind() == ErrorKind::Busy => {}
                 Err(error) => events.add(EventKind::Error, object, error.to_string()),
             }
             // Who asked may have stopped waiting.
@@ -431,6 +433,9 @@ impl Engine {
     pub fn drain(&self, name: &str, request: &Drain) -> Result<Draining> {
         let (served, cached) = self.cached(name)?;
         let to = self.drain_target(&served, request)?;
+        if request.hold {
+            self.refuse_hold(&served)?;
+        }
         served.link.send(Box::new(CacheMessage::LetGo));
         cached.held.store(0, Ordering::Relaxed);
         let hold = request.hold;
@@ -558,6 +563,7 @@ impl Engine {
             return Err(Failure::new(ErrorCode::Invalid, text));
         };
         self.refuse_mode(served, cache)?;
+        self.refuse_held(served, cache.mode)?;
         if let Some(text) = cache.refuse_writers().filter(|_| self.is_written_by_several(served)) {
             let text = format!("cached disk {}: several machines write it: {text}", served.name);
             return Err(Failure::new(ErrorCode::Invalid, text));
@@ -734,10 +740,17 @@ impl Engine {
             let bytes_per_day = cache.write_budget_bytes;
             served.link.send(Box::new(CacheMessage::SetWriteBudget { bytes_per_day }));
         }
-        if changed(|a, b| a.mode != b.mode) {
-            self.change_mode(served, cache_mode(cache.mode))?;
+        let mode = cache_mode(cache.mode);
+        let in_force = served.cached.as_ref().map(|cached| cached.status.gauges().mode);
+        match (changed(|a, b| a.mode != b.mode), in_force == Some(mode)) {
+            (true, _) => self.change_mode(served, mode),
+            (false, true) => Ok(()),
+            // An earlier attempt has failed, or goes on.
+            (false, false) => match self.change_mode(served, mode) {
+                Err(failure) if failure.code == ErrorCode::Busy => Ok(()),
+                done => done,
+            },
         }
-        Ok(())
     }
 
     /// Begins another mode. Leaving write-back drains first, which may take long: the pool

@@ -25,6 +25,7 @@ pub mod detaching;
 pub mod engine;
 pub mod events;
 pub mod exposition;
+mod holding;
 pub mod http;
 pub mod inspect;
 pub mod openapi;

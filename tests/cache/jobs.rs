@@ -50,7 +50,27 @@ pub(crate) fn run_all<T: Sync>(name: &str, jobs: &[T], job: impl Fn(&T) -> u64 +
 
 /// One state is being repeated, so counts mean nothing.
 pub(crate) fn alone() -> bool {
-    std::env::var_os("VFLASH_CRASH_CASE").is_some()
+    std::env::var_os(CASE).is_some()
+}
+
+const CASE: &str = "VFLASH_CRASH_CASE";
+
+/// Prints the line that repeats a case, if it fails.
+struct Announce<'a>(&'a str);
+
+impl Drop for Announce<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("case failed; repeat it with {CASE}={}", self.0);
+        }
+    }
+}
+
+/// Runs a case that is no crash state, unless another one is being repeated.
+pub(crate) fn named<T>(name: &str, case: impl FnOnce() -> T) -> Option<T> {
+    let other = std::env::var(CASE).is_ok_and(|only| only != name);
+    let _announce = Announce(name);
+    (!other).then(case)
 }
 
 /// What the three disks lose: all lose power at once, or the shared storage lives on.

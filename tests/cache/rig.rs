@@ -38,11 +38,14 @@ mod away;
 mod drains;
 #[path = "jobs.rs"]
 mod jobs;
+#[path = "modes.rs"]
+mod modes;
 #[path = "sizes.rs"]
 mod sizes;
 
 use away::Port;
-pub(crate) use jobs::{LOSSES, alone, clip, explore, run_all, scale};
+pub(crate) use jobs::{LOSSES, alone, clip, explore, named, run_all, scale};
+use modes::Modes;
 pub(crate) use sizes::{SEGMENTS_MAX, allocation_bytes};
 
 pub(crate) const SECTORS: u64 = 2048;
@@ -292,6 +295,7 @@ pub(crate) struct Rig {
     /// The shared storage is away; and what the disk has to show when it is back.
     away: Arc<AtomicBool>,
     pub(crate) alone: Option<Known>,
+    modes: Modes,
     pub(crate) requests: u64,
 }
 
@@ -333,6 +337,7 @@ impl Rig {
             failed: 0,
             away,
             alone: None,
+            modes: Modes::default(),
             requests: 0,
         }
     }
@@ -392,7 +397,7 @@ impl Rig {
     }
 
     pub(crate) fn flush(&mut self) {
-        let covers = self.acked;
+        let covers = self.acked_all();
         let id = self.submit(RequestKind::Flush, &[], &[]);
         self.under_way.insert(id, (UnderWay::Flush { covers }, None));
     }
@@ -435,17 +440,20 @@ impl Rig {
         let (what, buffer) = self.under_way.remove(&id).expect("it was submitted");
         if outcome != Outcome::Done {
             self.failed += 1;
+            self.modes.told += u64::from(matches!(what, UnderWay::Flush { .. }));
             return;
         }
         match what {
             UnderWay::Write { won } => {
                 self.acked = self.acked.max(won);
-                if self.setup.strong && !self.now.past_log {
+                if self.is_strong() {
                     self.now.kept = self.now.kept.max(won);
                 }
             }
             UnderWay::Flush { covers } => {
-                self.now.kept = self.now.kept.max(covers);
+                if self.modes.told == 0 {
+                    self.now.kept = self.now.kept.max(covers);
+                }
                 Arc::make_mut(&mut self.model).flush();
             }
             UnderWay::Read { start, oldest, length } => {
@@ -501,23 +509,6 @@ impl Rig {
         }
         let state = self.state();
         panic!("seed {}: no answer: {state:?}", self.setup.seed);
-    }
-
-    /// Another mode. Leaving one that journals drains, and the way back flushes the backing: all
-    /// that was acknowledged before is kept.
-    pub(crate) fn set_mode(&mut self, mode: Mode) {
-        self.finish();
-        let past_log = self.now.past_log;
-        // Meanwhile it may be in either: neither promise is given.
-        self.now.past_log = false;
-        self.note();
-        self.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
-        let journals = matches!(mode, Mode::WriteBack | Mode::WriteThrough);
-        if journals == past_log {
-            self.now.kept = self.acked;
-        }
-        self.now.past_log = !journals;
-        self.note();
     }
 
     pub(crate) fn close(&mut self) {
