@@ -99,8 +99,8 @@ fn writes_are_kept_or_dropped() {
 
 /// The goals: no point worse than LRU, and at a tenth of the footprint half its fills, or as
 /// [`fill_goal`] says. The whole traces meet them. Excerpts miss the first at two points: a
-/// hundredth of w106's is a cache of 1 MiB, which nobody has; and OLTP at a quarter, where the whole trace is
-/// level with LRU, is 0.55 % above it.
+/// hundredth of w106's is a cache of 1 MiB, which nobody has; and OLTP at a quarter, where the
+/// whole trace is level with LRU, is 0.55 % above it.
 #[test]
 fn excerpts_of_real_traces_meet_the_goals() {
     let mut points = Vec::new();
