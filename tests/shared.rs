@@ -622,7 +622,7 @@ fn a_golden_image_is_warm_after_a_restart_until_it_is_another_one() {
         write(&mut device, 0, byte);
         drop(device);
         detached(&writer, "w/disk");
-        // Nothing is written to an NBD export in the first seconds, and a detach does not wait long.
+        // Nothing is written to an NBD export in its first seconds; a detach waits no longer.
         drain(&writer, "w/disk");
         writer.post("/v1/volumes/w/disk/detach", &json!({}));
     };
