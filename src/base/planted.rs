@@ -51,12 +51,18 @@ pub enum Bug {
     GoneAlone,
     /// A disk of a consistency group is held, and the others go on.
     HoldOfOne,
+    /// A disk leaves its consistency group before the others' stamps say so.
+    LeftUnsaid,
     /// A disk that was given up still counts as one of its consistency group.
     NotExpelled,
     /// A disk of a consistency group offers numbers that are not durable in its log yet.
     FrontierAhead,
     /// The age of a flash is not compared with the backing's in a consistency group.
     OldFlashTrusted,
+    /// A write of a write-through disk is answered when it is in the log.
+    ThroughUndrained,
+    /// A flush of the flash that ends late takes back what appends have made durable since.
+    FlushTakesBack,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
     /// A cache that shrinks to where no header is left forgets how far the numbers have come.
@@ -72,7 +78,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 35] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -96,9 +102,12 @@ impl Bug {
         Self::AppliedUncommitted,
         Self::GoneAlone,
         Self::HoldOfOne,
+        Self::LeftUnsaid,
         Self::NotExpelled,
         Self::FrontierAhead,
         Self::OldFlashTrusted,
+        Self::ThroughUndrained,
+        Self::FlushTakesBack,
         Self::StaleRead,
         Self::ShrinkForgetsNumbers,
         Self::BudgetIgnored,

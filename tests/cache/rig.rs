@@ -250,6 +250,8 @@ pub(crate) struct Moment {
     pub(crate) at: u64,
     /// Every crash from now on keeps this write and all before it.
     pub(crate) kept: u64,
+    /// And without the flash this one.
+    pub(crate) backed: u64,
     /// Writes that were submitted.
     pub(crate) submitted: u64,
     /// The drain position as the disk reports it.
@@ -258,6 +260,8 @@ pub(crate) struct Moment {
     pub(crate) allocation_bytes: u64,
     /// Writes pass the log by: the backing alone is the disk.
     pub(crate) past_log: bool,
+    /// Writes are answered when the backing has them.
+    pub(crate) through: bool,
 }
 
 enum UnderWay {
@@ -433,6 +437,7 @@ impl Rig {
         match what {
             UnderWay::Write { won } => {
                 self.acked = self.acked.max(won);
+                self.now.backed = if self.now.through { self.acked } else { self.now.backed };
                 if self.setup.strong && !self.now.past_log {
                     self.now.kept = self.now.kept.max(won);
                 }
@@ -507,9 +512,9 @@ impl Rig {
         self.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
         let journals = matches!(mode, Mode::WriteBack | Mode::WriteThrough);
         if journals == past_log {
-            self.now.kept = self.acked;
+            (self.now.kept, self.now.backed) = (self.acked, self.acked);
         }
-        self.now.past_log = !journals;
+        (self.now.past_log, self.now.through) = (!journals, mode == Mode::WriteThrough);
         self.note();
     }
 
@@ -554,6 +559,12 @@ impl Rig {
     pub(crate) fn moment(&self, point: u64) -> Moment {
         let later = self.moments.partition_point(|moment| moment.at <= point);
         self.moments[later.saturating_sub(1)]
+    }
+
+    /// A write past the log is under way before its moment is noted.
+    pub(crate) fn submitted_by(&self, point: u64) -> u64 {
+        let later = self.moments.partition_point(|moment| moment.at <= point);
+        self.moments.get(later).map_or(self.model.head(), |next| next.submitted)
     }
 
     /// A random request, mostly small ones in a small area; now and then time passes.
@@ -710,9 +721,7 @@ impl Rig {
     pub(crate) fn judge_versions(&self, case: CrashCase, world: &World) -> u64 {
         let moment = self.moment(case.point);
         let Moment { kept, past_log, .. } = moment;
-        // A write past the log is under way before its moment is noted.
-        let later = self.moments.partition_point(|moment| moment.at <= case.point);
-        let submitted = self.moments.get(later).map_or(self.model.head(), |next| next.submitted);
+        let submitted = self.submitted_by(case.point);
         let mut bytes = vec![0; DISK_BYTES as usize];
         if past_log {
             world.reader()(0, &mut bytes);
