@@ -47,6 +47,10 @@ pub enum Bug {
     CommittedUnprepared,
     /// A disk of a consistency group applies its group before the step is committed.
     AppliedUncommitted,
+    /// A disk of a consistency group takes more into its redo group than was agreed on.
+    BeyondAgreed,
+    /// A request for which a group has too little room left is taken in part.
+    RequestTorn,
     /// A disk has the numbers of its consistency group, and is drained by itself.
     GoneAlone,
     /// A disk of a consistency group is held, and the others go on.
@@ -78,7 +82,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -100,6 +104,8 @@ impl Bug {
         Self::OtherEpoch,
         Self::CommittedUnprepared,
         Self::AppliedUncommitted,
+        Self::BeyondAgreed,
+        Self::RequestTorn,
         Self::GoneAlone,
         Self::HoldOfOne,
         Self::LeftUnsaid,

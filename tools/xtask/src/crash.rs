@@ -133,9 +133,11 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::WrongHalf => ("cache_media", MODEL),
         Bug::StaleClean | Bug::DirtyEvicted => ("cache_clean", STALE),
         Bug::OtherEpoch => ("cache_clean", COLD),
-        Bug::CommittedUnprepared | Bug::AppliedUncommitted | Bug::FrontierAhead => {
-            ("cache_consistency", TOGETHER)
-        }
+        Bug::CommittedUnprepared
+        | Bug::AppliedUncommitted
+        | Bug::BeyondAgreed
+        | Bug::RequestTorn
+        | Bug::FrontierAhead => ("cache_consistency", TOGETHER),
         Bug::HoldOfOne => ("cache_consistency", POINT),
         Bug::FlushTakesBack => ("cache_consistency", LATE),
         Bug::LeftUnsaid => ("cache_consistency", LEAVES),
