@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "each program has its own manners")]
 mod fake;
 
-use fake::{FLAGS, Fake, Manner, listens};
+use fake::{FLAGS, Fake, LATENESS, Manner, listens};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 use vflash::backing::fence::Claim;
 use vflash::backing::nbd::{NbdClient, NbdOptions};
 use vflash::backing::open::{Backing, OpenOptions};
+use vflash::backing::recover::RecoverOptions;
 use vflash::backing::spec::Spec;
 use vflash::backing::stamp::{DrainMode, Owner, State};
 use vflash::base::ErrorKind;
 use vflash::base::units::MIB;
 use vflash::io::blocking::Blocking;
 use vflash::io::buffer::PinnedBuffer;
-use vflash::io::disk::{Completion, Disk, Errno, OpenDisk, Operation, OperationKind};
+use vflash::io::disk::{Completion, Disk, DiskTarget, Errno, OpenDisk, Operation, OperationKind};
 
 const SIZE_BYTES: u64 = 4 * MIB;
 const SLOTS: usize = 8;
@@ -245,7 +246,7 @@ fn a_server_that_cannot_be_used_is_told_with_its_own_words() {
 }
 
 #[test]
-fn an_export_that_cannot_flush_or_be_written_gets_no_write_back() {
+fn an_export_that_cannot_flush_or_be_written_gets_no_log() {
     for (flags, reason) in [
         (FLAGS & !(1 << 2), "its server cannot flush, so nobody knows what is durable there"),
         (FLAGS | 1 << 1, "the export is read-only"),
@@ -253,17 +254,16 @@ fn an_export_that_cannot_flush_or_be_written_gets_no_write_back() {
         let fake = Fake::start(vec![0; 1 << 20], &[], flags);
         let sidecar = fake.folder.path().join("sidecar");
         let mut backing = Backing::open(&backing_options(&fake.url(), Some(&sidecar))).unwrap();
-        assert!(!backing.description().writeback);
-        assert_eq!(backing.description().reason, Some(reason));
+        assert_eq!(backing.description().no_log, Some(reason));
         let error = backing.claim(&claim(), &mut |_| {}).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().ends_with(reason), "{error}");
         assert!(!sidecar.exists());
     }
     let fake = Fake::start(vec![0; 1 << 20], &[], FLAGS);
-    let backing = Backing::open(&backing_options(&fake.url(), None)).unwrap();
-    let reason = backing.description().reason.expect("no place for a stamp");
-    assert!(reason.contains("name one (`sidecar:`)"), "{reason}");
+    let mut backing = Backing::open(&backing_options(&fake.url(), None)).unwrap();
+    let error = backing.claim(&claim(), &mut |_| {}).expect_err("no place for a stamp");
+    assert!(error.to_string().contains("name one (`sidecar:`)"), "{error}");
 }
 
 fn backing_options(url: &str, sidecar: Option<&Path>) -> OpenOptions {
@@ -309,6 +309,64 @@ fn an_export_is_claimed_with_a_sidecar_elsewhere() {
     let owner = Owner { allocation: [4; 16], ..Default::default() };
     let error = other.claim(&Claim { owner, ..claim() }, &mut |_| {}).expect_err("refused");
     assert!(error.to_string().contains("it belongs to vm/disk"), "{error}");
+}
+
+/// Waits for what is about to be so.
+fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Leaves a write of ones with a server that is late, as the owner by `claim` that was killed.
+fn die_writing(fake: &Fake, options: &OpenOptions, claim: &Claim) {
+    let mut backing = Backing::open(options).unwrap();
+    backing.claim(claim, &mut |_| {}).unwrap();
+    let (DiskTarget::Threaded(client), _) = backing.targets() else { panic!("an export") };
+    let mut disk = client.open(Arc::new(|| {})).unwrap();
+    let buffer = PinnedBuffer::new(4096);
+    buffer.segment().copy_from(&[1; 4096]);
+    let segments = [buffer.segment()];
+    let kind = OperationKind::Write;
+    disk.submit(Operation { kind, offset: 0, length: 4096, segments: &segments }, 1);
+    await_that("the server has read it", || fake.kept.load(Ordering::SeqCst) == 1);
+    drop((disk, client, backing));
+    await_that("its connection is gone", || fake.late_writes() == 1);
+}
+
+#[test]
+fn a_late_write_of_a_dead_owner_lands_on_nothing_newer() {
+    let cannot_flush = FLAGS & !(1 << 2);
+    for (case, flags, stamped, state) in [
+        ("no stamp", FLAGS, false, State::Clean),
+        ("a clean stamp", cannot_flush, true, State::Clean),
+        ("a dirty stamp", FLAGS, true, State::Dirty),
+        ("given up", FLAGS, true, State::Dirty),
+    ] {
+        let fake = Fake::start(vec![0; 1 << 20], &[Manner::Late], flags);
+        let sidecar = fake.folder.path().join("sidecar");
+        let mut options = backing_options(&fake.url(), stamped.then_some(sidecar.as_path()));
+        options.nbd.settle = LATENESS;
+        let mut claim = Claim { state, ..claim() };
+        die_writing(&fake, &options, &claim);
+        if case == "given up" {
+            let how = RecoverOptions::default();
+            let mut backing = Backing::open(&options).unwrap();
+            let taken = backing.take_over_lost("vm/disk", how, &mut |_| {}).unwrap();
+            assert!(taken.expect("something is lost").standing.stamp.is_clean());
+            claim.owner.allocation = [4; 16];
+        }
+        let mut backing = Backing::open(&options).unwrap();
+        backing.claim(&claim, &mut |_| {}).unwrap();
+        let (disk, _) = backing.disks();
+        assert_eq!(disk.read(0, 4096), Ok(vec![0; 4096]), "{case}: reads wait for nothing");
+        disk.write_copies(&[0], &[2; 4096]).unwrap();
+        assert_eq!(fake.late_writes(), 0, "{case}: it was carried out");
+        let content = fake.content.lock().unwrap();
+        assert!(content[..4096] == [2; 4096], "{case}: the newer write stays");
+    }
 }
 
 /// A server of another make.

@@ -407,7 +407,8 @@ impl Pair {
                 let from = (start - base) as usize;
                 expected[from..from + *count as usize].fill(record);
             }
-            let odd = (base..).zip(data.iter().zip(&expected)).filter(|(_, (is, wanted))| is != wanted);
+            let odd =
+                (base..).zip(data.iter().zip(&expected)).filter(|(_, (is, wanted))| is != wanted);
             let odd: Vec<_> = odd.collect();
             assert!(odd.is_empty(), "client {index}: not those of 1..={newest}: {odd:?}");
             [records, newest]

@@ -259,10 +259,12 @@ fn a_flash_that_is_older_than_its_backing_is_found_out_though_it_went_on_alone()
         daemon.kill();
     }
     daemon.run(&[]);
-    let before = std::fs::read(&away).unwrap();
+    let sidecar = daemon.path("disk.raw.vflash");
+    let before = (std::fs::read(&away).unwrap(), std::fs::read(&sidecar).unwrap());
     std::fs::rename(&away, &file).unwrap();
     let text = await_fence(&daemon);
     assert!(text.contains("the flash is older than its backing"), "{text}");
     assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
-    same(&std::fs::read(&file).unwrap(), &before);
+    same(&std::fs::read(&file).unwrap(), &before.0);
+    same(&std::fs::read(&sidecar).unwrap(), &before.1);
 }

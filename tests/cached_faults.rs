@@ -1,6 +1,10 @@
 //! Cached disks on the real daemon when what they stand on fails: storage that hangs, fails or
 //! comes back as another one, logs that are full, blocks larger than what a guest writes.
 
+#[path = "backing_nbd/fake.rs"]
+#[allow(dead_code, reason = "most manners are for other tests")]
+mod fake;
+
 mod cached_disk;
 mod vflashd;
 
@@ -8,12 +12,13 @@ use cached_disk::{
     DISK_BYTES, Loop, Nbd, cache, connect, contents, finish, image, load, manifest, operate,
     outrun, read, same, started, verify, write,
 };
+use fake::{FLAGS, Fake};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use vflash_bench::device::Device;
 use vflash_bench::queue::Kind;
-use vflashd::{SOON, Vflashd, eventually};
+use vflashd::{SOON, Vflashd, change, eventually};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
@@ -207,6 +212,48 @@ fn a_backing_that_stays_away_fails_what_needs_it_and_nothing_else() {
     assert_eq!(read(&mut device, 800), 6);
 }
 
+/// What a log holds would be drained over what another host has written, or waits for ever for the
+/// flush that says that it is drained.
+#[test]
+fn an_export_without_a_stamp_or_a_flush_is_written_past_the_log_alone() {
+    let redo = |daemon: &Vflashd| format!(", sidecar: {}", daemon.path("redo").display());
+    for (flags, stamped, reason) in [
+        (FLAGS, false, "it has no place for an owner stamp"),
+        (FLAGS & !(1 << 2), true, "its server cannot flush"),
+    ] {
+        let daemon = Vflashd::start();
+        let server = Fake::start(vec![0; DISK_BYTES as usize], &[], flags);
+        let wanted = |mode: &str| {
+            let words = if stamped { redo(&daemon) } else { String::new() };
+            let words = format!(", mode: {mode}{words}");
+            manifest(&daemon, &[("disk", &words, &server.url())])
+        };
+        for mode in ["write-back", "write-through"] {
+            let (status, failure) = daemon.ask("POST", "/v1/apply", &change(&wanted(mode)));
+            let told = if stamped { reason } else { "needs a place for its stamp" };
+            assert_ne!(status, 200, "{mode}: {failure}");
+            assert!(failure.to_string().contains(told), "{mode}: {failure}");
+        }
+        daemon.apply(&wanted("write-around"));
+        for mode in ["write-back", "write-through"] {
+            let body = json!({"mode": mode});
+            let (status, failure) = daemon.ask("POST", "/v1/volumes/vm/disk/mode", &body);
+            assert_ne!(status, 200, "{mode}: {failure}");
+            assert!(failure.to_string().contains(reason), "{mode}: {failure}");
+        }
+        assert_eq!(cache(&daemon, DISK)["mode"], "write-around");
+        let told = daemon.events("updated").concat();
+        assert!(told.contains("guests' writes wait until 10s after the opening"), "{told}");
+        let mut device = connect(&daemon, DISK, 1, 8);
+        write(&mut device, 0, 5);
+        assert!(server.content.lock().unwrap()[..4096] == [5; 4096], "it is in the backing");
+        let flushed = cached_disk::ask(&mut device, Kind::Flush, 0, &mut []);
+        assert_eq!(flushed, u8::from(stamped), "{reason}");
+        let told = daemon.events("error").concat();
+        assert_eq!(told.contains("cannot flush: FLUSHes of guests fail"), stamped, "{told}");
+    }
+}
+
 #[test]
 fn the_guests_write_cache_is_switched_on_a_cached_disk_and_remembered() {
     const WRITEBACK: u32 = 32;
@@ -304,9 +351,13 @@ fn a_flash_that_is_older_than_its_backing_is_refused() {
     daemon.kill();
     let new = std::fs::read(&pool).unwrap();
     std::fs::copy(&old, &pool).unwrap();
+    let files = [daemon.path("disk.raw"), daemon.path("disk.raw.vflash")];
+    let read_all = || files.clone().map(|path| std::fs::read(path).unwrap());
+    let before = read_all();
     daemon.run(&[]);
     let text = refusal(&daemon);
     assert!(text.contains("the flash is older than its backing"), "{text}");
+    assert!(read_all() == before, "backing and sidecar are untouched");
     assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
     daemon.kill();
     std::fs::write(&pool, new).unwrap();

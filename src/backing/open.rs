@@ -4,9 +4,9 @@
 //! The locks are on the very descriptions that the data path writes through (`io/file.rs`): they
 //! are free only when the last write of a killed daemon has ended. An NBD export has no lock: there
 //! the sidecar's keeps others out, and [`nbd`](super::nbd) holds back what a late write of a dead
-//! connection could undo.
+//! connection could undo: after each opening, since no stamp tells of an owner who made none.
 
-use super::fence::{self, Claim, dirty_words, point_words};
+use super::fence::{self, Claim, Verdict, dirty_words, point_words};
 use super::identity::{Identity, Kind, generation_of_file, generation_of_stamp};
 use super::nbd::{NbdClient, NbdOptions};
 use super::recover::{self, Damage, Progress, RecoverOptions, Recovery, Standing, Word};
@@ -16,6 +16,7 @@ use super::sidecar::{clear_headers, write_stamp};
 use super::spec::Spec;
 use super::stamp::{Owner, Stamp, State};
 use super::together;
+use crate::base::planted::{Bug, planted};
 use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
 use crate::io::disk::{Disk, DiskGeometry, DiskTarget, Errno, OpenDisk};
@@ -44,10 +45,10 @@ pub struct Description {
     pub identity: Identity,
     pub geometry: DiskGeometry,
     pub read_only: bool,
-    /// A write-back cache may stand on it.
-    pub writeback: bool,
-    /// Why not, in words.
-    pub reason: Option<&'static str>,
+    /// What completed there can be made durable.
+    pub flush: bool,
+    /// Why no cache that keeps a log (write-back, write-through) can stand on it, in words.
+    pub no_log: Option<&'static str>,
 }
 
 /// A backing, opened and locked.
@@ -142,8 +143,8 @@ impl Backing {
             _ => None,
         };
         if *reading {
-            (description.read_only, description.writeback) = (true, false);
-            description.reason = Some("it was opened for reading alone");
+            description.read_only = true;
+            description.no_log = Some("it was opened for reading alone");
         }
         let (spec, reading) = (spec.clone(), *reading);
         let mut backing = Self {
@@ -158,14 +159,24 @@ impl Backing {
             generation,
             word: None,
         };
-        if backing.sidecar_path.is_none() && !reading && backing.description.writeback {
-            backing.description.writeback = false;
-            backing.description.reason = Some(
+        if backing.sidecar_path.is_none() {
+            backing.description.no_log.get_or_insert(
                 "it has no place for an owner stamp: name one (`sidecar:`) on storage that every \
                  host reaches",
             );
         }
+        // Now that the locks are had: whoever had them is dead, and its writes are with the server.
+        let late = backing.nbd.as_ref().filter(|_| !reading && !planted(Bug::HoldLeftOut));
+        if let Some(nbd) = late {
+            nbd.hold_writes();
+        }
         Ok(backing)
+    }
+
+    /// For how long after its opening nothing that is written to it goes out, since a server may
+    /// still carry out what a killed owner had left with it. Reads go on.
+    pub fn held(&self) -> Option<Duration> {
+        self.nbd.as_ref().filter(|_| !self.reading).map(|nbd| nbd.settle())
     }
 
     pub fn description(&self) -> &Description {
@@ -322,36 +333,44 @@ impl Backing {
         Ok(recovery)
     }
 
+    /// Whether the claim would be let in, and where the backing is then; changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::claim`] of one that is refused.
+    pub fn judge(&mut self, claim: &Claim) -> Result<(Option<Standing>, Verdict)> {
+        let standing = self.standing(damage_for(claim))?;
+        let found = self.description.identity;
+        let verdict = fence::judge(claim, &found, standing.as_ref(), &self.words())
+            .map_err(|error| error.context(self.named()))?;
+        Ok((standing, verdict))
+    }
+
     /// Makes the backing the claimer's, or refuses and changes nothing: finishes a committed group,
     /// then makes the claimer's stamp durable. Without a sidecar's place there is no stamp, and the
-    /// claim must not be for write-back.
+    /// claim must not be for a cache that keeps a log: what that has not drained would be drained
+    /// over what another host has written since.
     pub fn claim(&mut self, claim: &Claim, progress: &mut dyn FnMut(Progress)) -> Result<Claimed> {
         let named = self.named();
-        if let (State::Dirty, Some(reason)) = (claim.state, self.description.reason) {
-            let text = format!("{named}: no write-back cache can stand on it: {reason}");
+        if let (State::Dirty, Some(reason)) = (claim.state, self.description.no_log) {
+            let text = format!(
+                "{named}: no cache that keeps a log (write-back, write-through) can stand on it: \
+                 {reason}"
+            );
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         if self.sidecar_path.is_none() {
             let cold = claim.remembered.is_some();
             return Ok(Claimed { stamp: None, recovery: None, cold, next_group: 1, live: None });
         }
-        let flash_dirty = claim.remembered.is_some_and(|flash| flash.dirty);
-        // A damaged group of ours is on our flash too, and will be drained anew.
-        let damage = if flash_dirty { Damage::Skip } else { Damage::Refuse };
-        let standing = self.standing(damage)?;
+        let (_, verdict) = self.judge(claim)?;
         let found = self.description.identity;
-        let verdict = fence::judge(claim, &found, standing.as_ref(), &self.words())
-            .map_err(|error| error.context(&named))?;
-        let unclean = standing.as_ref().is_some_and(|standing| !standing.stamp.is_clean());
-        let options = RecoverOptions { damage, now_ms: claim.now_ms, word: self.word };
+        let options =
+            RecoverOptions { damage: damage_for(claim), now_ms: claim.now_ms, word: self.word };
         let recovery = self.recover(options, claim.adopt, progress)?;
         let standing = recovery.as_ref().map(|recovery| &recovery.standing);
         let stamp = fence::claimed(claim, verdict, found, standing);
         let sidecar = self.sidecar_for(&stamp, standing.is_none())?;
         write_stamp(sidecar, &stamp).map_err(|error| error.context(&named))?;
-        if let (Some(nbd), true) = (&self.nbd, unclean) {
-            nbd.hold_writes();
-        }
         let next_group = stamp.retired_group + 1;
         let cold = verdict.cold;
         Ok(Claimed { stamp: Some(stamp), recovery, cold, next_group, live: None })
@@ -367,7 +386,7 @@ impl Backing {
         let (named, words) = (self.named(), self.words());
         let dirty = claim.remembered.is_some_and(|flash| flash.dirty);
         let Some(sidecar) = self.sidecar.as_mut().filter(|_| dirty) else { return Ok(None) };
-        if self.description.reason.is_some() {
+        if self.description.no_log.is_some() {
             return Ok(None);
         }
         let options = RecoverOptions { damage: Damage::Skip, now_ms: 0, word: self.word };
@@ -381,9 +400,6 @@ impl Backing {
         let mine = stamp.owner.allocation == claim.owner.allocation && !verdict.cold;
         let same = mine && stamp.identity.difference(found).is_none();
         let Some(live) = standing.live.filter(|_| same) else { return Ok(None) };
-        if let Some(nbd) = &self.nbd {
-            nbd.hold_writes();
-        }
         Ok(Some(Claimed {
             stamp: Some(stamp),
             recovery: None,
@@ -471,6 +487,14 @@ impl Backing {
     }
 }
 
+/// A damaged group of ours is on our flash too, and will be drained anew.
+fn damage_for(claim: &Claim) -> Damage {
+    match claim.remembered.is_some_and(|flash| flash.dirty) {
+        true => Damage::Skip,
+        false => Damage::Refuse,
+    }
+}
+
 /// For a shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:=@%,".contains(c);
@@ -497,19 +521,19 @@ fn describe_file(disk: &FileDisk) -> Result<Description> {
         .map_err(|error| Error::io(format!("examining {}", disk.path().display()), error))?;
     let known = matches!(identity.kind, Kind::File | Kind::Device);
     assert!(known, "a path leads to a file or a device");
-    Ok(Description { identity, geometry, read_only: false, writeback: true, reason: None })
+    Ok(Description { identity, geometry, read_only: false, flush: true, no_log: None })
 }
 
 fn describe_nbd(client: &NbdClient) -> Description {
     let (geometry, export) = (client.geometry(), client.export());
     let identity = Identity::of_nbd(client.url(), geometry.size_bytes, geometry.block_bytes);
-    let reason = if export.read_only() {
+    let no_log = if export.read_only() {
         Some("the export is read-only")
     } else if !export.can_flush() {
         Some("its server cannot flush, so nobody knows what is durable there")
     } else {
         None
     };
-    let writeback = reason.is_none();
-    Description { identity, geometry, read_only: export.read_only(), writeback, reason }
+    let (read_only, flush) = (export.read_only(), export.can_flush());
+    Description { identity, geometry, read_only, flush, no_log }
 }

@@ -19,6 +19,10 @@ use crate::base::{Error, ErrorKind, Result};
 use crate::io::blocking::Blocking;
 use crate::io::disk::Errno;
 
+/// How often a group is applied if the backing fails to flush: over NBD a flush that takes long is
+/// given more time with each (`nbd/queue.rs`, N6).
+const APPLY_TRIES: u32 = 8;
+
 /// What is done about a slot whose header is damaged: its group may be the one that counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Damage {
@@ -160,8 +164,8 @@ pub fn recover(
         stamp.retired_group = header.id.number;
         write_stamp(sidecar, &stamp)?;
     }
-    let bytes = apply(backing, (&mut *sidecar, data_offset), (&header, &entries), progress)?;
-    backing.flush().map_err(|errno| on_backing("flushing", 0, errno))?;
+    let group = (&header, &entries[..]);
+    let bytes = bring(backing, (&mut *sidecar, data_offset), group, progress)?;
     let mut stamp = standing.stamp.next(options.now_ms);
     stamp.retired_group = header.id.number;
     stamp.point = standing.point;
@@ -451,6 +455,25 @@ impl<'a> GroupData<'a> {
 /// Writes to the backing under way together, and bytes of them, at most.
 const WRITES_MAX: usize = 64;
 const WRITE_BYTES_MAX: usize = 8 << 20;
+
+/// Puts a group in place, durably: its bytes.
+fn bring(
+    backing: &mut Blocking,
+    (sidecar, data_offset): (&mut Blocking, u64),
+    group: (&GroupHeader, &[Entry]),
+    progress: &mut dyn FnMut(Progress),
+) -> Result<u64> {
+    let mut tries = 1;
+    loop {
+        let bytes = apply(backing, (&mut *sidecar, data_offset), group, progress)?;
+        match backing.flush() {
+            Ok(()) => return Ok(bytes),
+            // What it was to cover may be lost: all is written again, never only flushed.
+            Err(_) if tries < APPLY_TRIES => tries += 1,
+            Err(errno) => return Err(on_backing("flushing", 0, errno)),
+        }
+    }
+}
 
 /// Puts every entry in its place, many at a time; returns the bytes of the backing that were
 /// written.

@@ -79,10 +79,14 @@ pub enum Bug {
     RegionsOverlap,
     /// RESET_DEVICE leaves the rings as they are.
     ResetForgotten,
+    /// A backing is opened though its owner stamp says that another's flash has writes for it.
+    StampUnchecked,
+    /// What a killed owner left with an NBD server is not waited for.
+    HoldLeftOut,
 }
 
 impl Bug {
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -120,6 +124,8 @@ impl Bug {
         Self::FaultUntold,
         Self::RegionsOverlap,
         Self::ResetForgotten,
+        Self::StampUnchecked,
+        Self::HoldLeftOut,
     ];
 }
 

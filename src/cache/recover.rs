@@ -172,7 +172,15 @@ impl Opened {
 /// # Errors
 /// As [`super::scan::scan`]; `Fenced` if the backing is another one; `Io` if the flash fails.
 pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
-    let mut scan = scan(medium, options.clean_segments_max)?;
+    let scan = scan(medium, options.clean_segments_max)?;
+    open_scanned(medium, scan, options)
+}
+
+/// As [`open`], of a log that was looked at and that nothing has changed since.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_scanned(medium: &mut Medium, mut scan: Scan, options: &OpenOptions) -> Result<Opened> {
     if options.cold {
         scan.root.clean_from = scan.next_sequence;
     }
@@ -242,17 +250,30 @@ pub fn open(medium: &mut Medium, options: &OpenOptions) -> Result<Opened> {
 
 /// What the log knew when it last had its backing, which must not be ahead of it.
 fn known(scan: &Scan, options: &OpenOptions) -> Result<Known> {
-    let newest = scan.last_won.max(scan.drained_through);
-    let newest = scan.root.alone_since.unwrap_or(newest);
     let OpenOptions { drained_through, drained_others, .. } = *options;
-    let known = Known { drained: scan.drained_through.max(drained_through), newest };
-    let fresh = scan.root.incarnation == 0;
-    let trusted = options.shared && planted(Bug::OldFlashTrusted);
-    if !fresh && !options.cold && scan.verdict == Verdict::Ends && !trusted {
+    if !options.cold {
         let point = Point { won: drained_through, others: drained_others, ..Point::default() };
-        known.check_age(&point)?;
+        check_age(scan, &point, options.shared)?;
     }
-    Ok(known)
+    Ok(Known { drained: scan.drained_through.max(drained_through), newest: newest(scan) })
+}
+
+/// The newest number that the log had when it last had its backing.
+fn newest(scan: &Scan) -> u64 {
+    scan.root.alone_since.unwrap_or(scan.last_won.max(scan.drained_through))
+}
+
+/// Whether the log has come as far as its backing, which is at `point`: for who wants to know
+/// before the backing is claimed. `shared`: as [`OpenOptions`] has it.
+///
+/// # Errors
+/// `Fenced`: the backing has seen a later flash.
+pub fn check_age(scan: &Scan, point: &Point, shared: bool) -> Result<()> {
+    let trusted = shared && planted(Bug::OldFlashTrusted);
+    if scan.root.incarnation == 0 || scan.verdict != Verdict::Ends || trusted {
+        return Ok(());
+    }
+    Known { drained: scan.drained_through, newest: newest(scan) }.check_age(point)
 }
 
 /// What the root says from now on.

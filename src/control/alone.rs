@@ -175,10 +175,11 @@ impl Alone {
                 (taken, stamp)
             }
             None => {
+                if let (Some(standing), _) = backing.judge(&claim)? {
+                    self.known.check_age(&standing.point).map_err(whole)?;
+                }
                 let claimed = opening.claim(&claim, backing)?;
                 let stamp = claimed.stamp.clone();
-                let point = stamp.as_ref().map(|stamp| stamp.point).unwrap_or_default();
-                self.known.check_age(&point).map_err(whole)?;
                 let stamp = opening.opened_at(self.known.drained, stamp, backing)?;
                 (claimed, stamp)
             }

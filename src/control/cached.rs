@@ -20,7 +20,7 @@ use crate::cache::consistency::{Consistency, Joining, Waker};
 use crate::cache::drain::SidecarState;
 use crate::cache::memory::DrainMemory;
 use crate::cache::root::{BackingIdentity, Root};
-use crate::cache::scan::read_root;
+use crate::cache::scan::{Scan, read_root, scan};
 use crate::cache::{
     self, CacheOptions, CacheStatus, CachedDisk, FormatOptions, Medium, Mode, Opened, Place, Shape,
 };
@@ -54,6 +54,8 @@ pub struct CachedVolume {
     pub side: Arc<Cached>,
     /// What is worth telling of its state.
     pub findings: Vec<String>,
+    /// As it must be, and worth knowing.
+    pub notes: Vec<String>,
 }
 
 /// What is known of a cached disk beside its reactor.
@@ -64,8 +66,8 @@ pub struct Cached {
     /// Of the backing, and so of what the guest sees.
     pub geometry: DiskGeometry,
     pub read_only: bool,
-    /// Why it cannot be write-back; `None`: it can.
-    pub no_writeback: Option<&'static str>,
+    /// Why it can be in no mode that keeps a log; `None`: it can.
+    pub no_log: Option<&'static str>,
     /// The mode that the log was in when it was opened.
     pub mode: Mode,
     /// It was opened alone.
@@ -209,7 +211,8 @@ impl<'a> Opening<'a> {
         if self.is_golden() {
             let claimed =
                 Claimed { stamp: None, recovery: None, live: None, cold: false, next_group: 1 };
-            let (opened, stamp) = self.open_log(root, (&mut medium, &mut backing), &claimed)?;
+            let log = (root, None);
+            let (opened, stamp) = self.open_log(log, (&mut medium, &mut backing), &claimed)?;
             return self.put_together(opened, stamp, (&backing, &claimed));
         }
         let claim = self.wanted(root.as_ref(), &backing);
@@ -217,13 +220,33 @@ impl<'a> Opening<'a> {
             let stamp = claimed.stamp.clone();
             return self.put_together(opened, stamp, (&backing, &claimed));
         }
-        let claimed = self.claim(&claim, &mut backing)?;
-        let opened = self.open_log(root, (&mut medium, &mut backing), &claimed);
+        let scan = match &root {
+            Some(_) => Some(self.look(&claim, (&mut medium, &mut backing))?),
+            None => None,
+        };
+        let claimed = self.claim(&claim, &mut backing);
+        let claimed = claimed.map_err(|error| self.no_log(root.as_ref(), error))?;
+        let opened = self.open_log((root, scan), (&mut medium, &mut backing), &claimed);
         if opened.is_err() && !self.log.formatted {
             self.give_back(&mut backing);
         }
         let (opened, stamp) = opened?;
         self.put_together(opened, stamp, (&backing, &claimed))
+    }
+
+    /// The way out of a log that its backing cannot have.
+    fn no_log(&self, root: Option<&Root>, error: Error) -> Error {
+        let through = root.is_some_and(|root| root.mode == Mode::WriteThrough);
+        if error.kind() != ErrorKind::Unsupported || !through {
+            return error;
+        }
+        let text = format!(
+            "{error}; its log holds nothing that was acknowledged and is not in the backing: give \
+             it up (`vflash detach {} --lost`) and apply the disk anew, in a mode without a log or \
+             on what can have one",
+            self.name
+        );
+        Error::new(ErrorKind::Unsupported, text)
     }
 
     /// Whether the disk may go on without its backing for a while: it was served here before, in
@@ -322,8 +345,10 @@ impl<'a> Opening<'a> {
     /// What is claimed.
     pub(super) fn wanted(&mut self, root: Option<&Root>, backing: &Backing) -> Claim {
         let log = &self.log;
-        let writeback = backing.description().writeback;
-        let dirty = writeback || self.cache.mode == CacheMode::WriteBack;
+        // A log that is there is drained first, whatever is wanted next.
+        let modes = [Some(cache_mode(self.cache.mode)), root.map(|root| root.mode)];
+        let journals = modes.into_iter().flatten().any(Mode::journals);
+        let dirty = journals || backing.description().no_log.is_none();
         let (generation, roster) =
             self.group.as_ref().map(|group| group.roster()).unwrap_or_default();
         self.generation = generation;
@@ -392,6 +417,18 @@ impl<'a> Opening<'a> {
         how
     }
 
+    /// Looks at the log before the backing is claimed: an older one than the backing has seen is
+    /// refused before anything is changed.
+    fn look(&self, claim: &Claim, (medium, backing): (&mut Medium, &mut Backing)) -> Result<Scan> {
+        let scan = scan(medium, self.how(backing, true).clean_segments_max)?;
+        let (standing, verdict) = backing.judge(claim)?;
+        if let Some(standing) = standing.filter(|_| !verdict.cold) {
+            cache::recover::check_age(&scan, &standing.point, self.group.is_some())
+                .map_err(|error| way_out(error, self.name))?;
+        }
+        Ok(scan)
+    }
+
     pub(super) fn claim(&mut self, claim: &Claim, backing: &mut Backing) -> Result<Claimed> {
         let claimed = backing.claim(claim, &mut |_| {})?;
         if let Some(stamp) = &claimed.stamp {
@@ -410,9 +447,10 @@ impl<'a> Opening<'a> {
         self.pool.change(move |pool| pool.set_attributes(id, attributes))
     }
 
+    /// `scan`: what the log was looked at for, if it was.
     fn open_log(
         &mut self,
-        root: Option<Root>,
+        (root, scan): (Option<Root>, Option<Scan>),
         (medium, backing): (&mut Medium, &mut Backing),
         claimed: &Claimed,
     ) -> Result<(Opened, Option<Stamp>)> {
@@ -444,8 +482,11 @@ impl<'a> Opening<'a> {
         (how.drained_through, how.drained_others) = (point.won, point.others);
         how.cold = claimed.cold;
         how.shared = self.group.is_some();
-        let opened =
-            cache::recover::open(medium, &how).map_err(|error| way_out(error, self.name))?;
+        let opened = match scan {
+            Some(scan) => cache::recover::open_scanned(medium, scan, &how),
+            None => cache::recover::open(medium, &how),
+        };
+        let opened = opened.map_err(|error| way_out(error, self.name))?;
         let stamp = self.opened_at(opened.drained, stamp, backing)?;
         Ok((opened, stamp))
     }
@@ -506,14 +547,30 @@ impl<'a> Opening<'a> {
         let joining = joining.transpose()?;
         let sidecar = stamp.map(|stamp| sidecar_state(stamp, claimed));
         let mut side = Side::new(description.geometry);
-        (side.read_only, side.no_writeback) = (description.read_only, description.reason);
+        (side.read_only, side.no_log) = (description.read_only, description.no_log);
         side.findings = opened.findings.clone();
         side.findings.extend(opened.fence.clone());
+        if !description.flush {
+            let text = "its server cannot flush: FLUSHes of guests fail, and nobody knows what is \
+                        durable there";
+            side.findings.push(text.to_owned());
+        }
+        side.notes.extend(self.waits(backing));
         let mut volume = self.compose(opened, sidecar, disks, side);
         if let Some((group, joining)) = joining {
             volume.disk.join(group.join(joining));
         }
         Ok(volume)
+    }
+
+    /// Which writes of a guest wait now, if any do: with a log of its own nobody notices.
+    fn waits(&self, backing: &Backing) -> Option<String> {
+        let held = backing.held().filter(|_| self.cache.mode != CacheMode::WriteBack)?;
+        Some(format!(
+            "guests' writes wait until {}s after the opening: as long the NBD server may carry out \
+             what a killed daemon had left with it; reads go on",
+            held.as_secs()
+        ))
     }
 
     fn compose(
@@ -531,21 +588,21 @@ impl<'a> Opening<'a> {
         options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
         options.write_budget = self.cache.write_budget_bytes;
         let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
-        let Side { geometry, read_only, no_writeback, alone, findings } = side;
+        let Side { geometry, read_only, no_log, alone, findings, notes } = side;
         let disk = CachedDisk::new(opened, options, geometry, sidecar);
         let side = Cached {
             status: disk.status(),
             disk: disk_uuid,
             geometry,
             read_only,
-            no_writeback,
+            no_log,
             mode,
             alone,
             held: AtomicU64::new(0),
             goal_bytes: AtomicU64::new(0),
             group: self.group,
         };
-        CachedVolume { disk, disks, side: Arc::new(side), findings }
+        CachedVolume { disk, disks, side: Arc::new(side), findings, notes }
     }
 }
 
@@ -553,15 +610,16 @@ impl<'a> Opening<'a> {
 struct Side {
     geometry: DiskGeometry,
     read_only: bool,
-    no_writeback: Option<&'static str>,
+    no_log: Option<&'static str>,
     alone: Option<Alone>,
     findings: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Side {
     fn new(geometry: DiskGeometry) -> Self {
-        let findings = Vec::new();
-        Self { geometry, read_only: false, no_writeback: None, alone: None, findings }
+        let (findings, notes) = (Vec::new(), Vec::new());
+        Self { geometry, read_only: false, no_log: None, alone: None, findings, notes }
     }
 }
 

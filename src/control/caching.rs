@@ -552,7 +552,7 @@ impl Engine {
             let text = format!("{} stays a cached disk", served.name);
             return Err(Failure::new(ErrorCode::Invalid, text));
         };
-        self.refuse_writeback(served, cache)?;
+        self.refuse_mode(served, cache)?;
         if let Some(text) = cache.refuse_writers().filter(|_| self.is_written_by_several(served)) {
             let text = format!("cached disk {}: several machines write it: {text}", served.name);
             return Err(Failure::new(ErrorCode::Invalid, text));
@@ -658,7 +658,7 @@ impl Engine {
         Ok(read_root(&mut medium).map_or(wanted, |(root, _)| root.mode))
     }
 
-    fn refuse_writeback(&self, served: &Served, cache: &CacheSettings) -> Result<()> {
+    fn refuse_mode(&self, served: &Served, cache: &CacheSettings) -> Result<()> {
         if served.settings.read_only
             && !matches!(cache.mode, CacheMode::ReadOnly | CacheMode::Bypass)
         {
@@ -668,12 +668,13 @@ impl Engine {
             );
             return Err(Failure::new(ErrorCode::Invalid, text));
         }
-        let reason = served.cached.as_ref().and_then(|cached| cached.no_writeback);
-        match reason.filter(|_| cache.mode == CacheMode::WriteBack) {
+        let reason = served.cached.as_ref().and_then(|cached| cached.no_log);
+        match reason.filter(|_| cache_mode(cache.mode).journals()) {
             None => Ok(()),
             Some(reason) => {
                 let text = format!(
-                    "cached disk {}: no write-back cache can stand on {}: {reason}",
+                    "cached disk {}: no cache that keeps a log (write-back, write-through) can \
+                     stand on {}: {reason}",
                     served.name, cache.backing
                 );
                 Err(Failure::new(ErrorCode::Unsupported, text))

@@ -60,14 +60,19 @@ impl Task {
         let link = self.served.link.clone();
         let waker: Waker = Arc::new(move || link.send(Box::new(CacheMessage::Wake)));
         let opened = cached::open(&self.host.opener, &self.served.pool, &self.served.name, waker);
-        let findings = opened.as_ref().map(|opened| opened.findings.clone()).unwrap_or_default();
+        let told = |opened: &cached::CachedVolume| {
+            let findings = opened.findings.iter().map(|text| (EventKind::Error, text.clone()));
+            let notes = opened.notes.iter().map(|text| (EventKind::Updated, text.clone()));
+            findings.chain(notes).collect()
+        };
+        let told: Vec<(EventKind, String)> = opened.as_ref().map(told).unwrap_or_default();
         let result = match opened {
             Ok(opened) => self.served.export_cached(&self.host, opened, &mut doors),
             Err(error) => Err(error),
         };
         if result.is_ok() {
-            for finding in findings {
-                self.host.events.add(EventKind::Error, self.served.object(), finding);
+            for (kind, text) in told {
+                self.host.events.add(kind, self.served.object(), text);
             }
         }
         self.publish(&result, doors);

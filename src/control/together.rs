@@ -138,7 +138,9 @@ fn found(pool: &OpenPool, name: &str) -> Result<Arc<Consistency>> {
 /// No number above this is in the log.
 fn last_number(pool: &OpenPool, id: AllocationId) -> Result<u64> {
     let mut medium = super::cached::medium(&pool.target, super::cached::place(pool, id)?)?;
-    Ok(scan(&mut medium, 0)?.next_won.saturating_sub(1))
+    let scan = scan(&mut medium, 0)?;
+    // What is drained was given, whether the log still shows it or not.
+    Ok(scan.next_won.saturating_sub(1).max(scan.root.drained_through).max(scan.drained_through))
 }
 
 impl Engine {

@@ -406,19 +406,20 @@ fn lacks_sidecar(
     (mode, drain, grouped): (CacheMode, Option<Drain>, bool),
     backing: &Backing,
 ) -> Option<(&'static str, String)> {
-    if mode == CacheMode::WriteBack {
-        let text = format!(
-            "write-back needs a place for its stamp, and beside {backing} is none: add `sidecar: \
-             PATH` on the shared storage, or `mode: write-through`"
-        );
-        return Some(("cache", text));
-    }
     if grouped {
         let text = format!(
             "disks of a consistency group move by redo groups, and beside {backing} is no place \
              for them: add `sidecar: PATH` on the shared storage"
         );
         return Some(("consistencyGroup", text));
+    }
+    if matches!(mode, CacheMode::WriteBack | CacheMode::WriteThrough) {
+        let text = format!(
+            "{} needs a place for its stamp, and beside {backing} is none: add `sidecar: PATH` on \
+             the shared storage, or `mode: write-around`",
+            mode.name()
+        );
+        return Some(("cache", text));
     }
     (drain == Some(Drain::Grouped)).then(|| {
         let text = format!(

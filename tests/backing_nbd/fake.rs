@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// How a connection is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,13 +30,25 @@ pub(crate) enum Manner {
     HalfGreeting,
     /// Bytes mutated by this seed, in both phases.
     Garbled(u64),
+    /// Writes are read and not answered. They are carried out when their connection is gone: just
+    /// after another one's, if that comes within [`LATENESS`], and before any that comes later.
+    Late,
 }
+
+/// How long after the end of a connection its writes may be carried out.
+pub(crate) const LATENESS: Duration = Duration::from_millis(500);
+
+/// A write that was read: when its connection ended, where, what.
+type LateWrite = (Instant, usize, Vec<u8>);
 
 pub(crate) struct Fake {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) content: Arc<Mutex<Vec<u8>>>,
     manners: Arc<Mutex<VecDeque<Manner>>>,
     pub(crate) connections: Arc<AtomicUsize>,
+    late: Arc<Mutex<Vec<LateWrite>>>,
+    /// Writes that were read by connections which are late.
+    pub(crate) kept: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -49,6 +62,10 @@ struct Connection {
     random: fastrand::Rng,
     answers: usize,
     waiting: Vec<Vec<u8>>,
+    late: Arc<Mutex<Vec<LateWrite>>>,
+    kept: Arc<AtomicUsize>,
+    /// Read, and to be carried out late.
+    unanswered: Vec<(usize, Vec<u8>)>,
 }
 
 impl Fake {
@@ -61,11 +78,14 @@ impl Fake {
             content: Arc::new(Mutex::new(content)),
             manners: Arc::new(Mutex::new(manners.iter().copied().collect())),
             connections: Arc::default(),
+            late: Arc::default(),
+            kept: Arc::default(),
             stop: Arc::default(),
             thread: None,
         };
         let (content, manners) = (fake.content.clone(), fake.manners.clone());
         let (connections, stop) = (fake.connections.clone(), fake.stop.clone());
+        let (late, kept) = (fake.late.clone(), fake.kept.clone());
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stop.load(Ordering::SeqCst) {
@@ -81,6 +101,9 @@ impl Fake {
                     random: fastrand::Rng::with_seed(seed),
                     answers: 0,
                     waiting: Vec::new(),
+                    late: late.clone(),
+                    kept: kept.clone(),
+                    unanswered: Vec::new(),
                 };
                 // Served beside the next one, as a server does. It ends as it likes.
                 std::thread::spawn(move || connection.serve(flags));
@@ -92,6 +115,11 @@ impl Fake {
 
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("nbd")
+    }
+
+    /// Writes of connections that have ended which are still to be carried out.
+    pub(crate) fn late_writes(&self) -> usize {
+        self.late.lock().unwrap().len()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -153,8 +181,31 @@ impl Connection {
         }
         self.option_reply(3, &blocks)?;
         self.option_reply(1, &[])?;
+        let served = self.requests();
+        let ended = Instant::now();
+        let unanswered = std::mem::take(&mut self.unanswered).into_iter();
+        let late = unanswered.map(|(offset, data)| (ended, offset, data));
+        self.late.lock().unwrap().extend(late);
+        served
+    }
+
+    fn requests(&mut self) -> Result<()> {
         while self.request()? {}
         Ok(())
+    }
+
+    /// Carries a write out; those of connections that are gone come before it or after it.
+    fn write(&self, offset: usize, data: &[u8]) {
+        let late = std::mem::take(&mut *self.late.lock().unwrap());
+        let (after, before): (Vec<_>, Vec<_>) =
+            late.into_iter().partition(|(ended, ..)| ended.elapsed() < LATENESS);
+        let mut content = self.content.lock().unwrap();
+        let mut put = |offset: usize, data: &[u8]| {
+            content[offset..offset + data.len()].copy_from_slice(data);
+        };
+        before.iter().for_each(|(_, offset, data)| put(*offset, data));
+        put(offset, data);
+        after.iter().for_each(|(_, offset, data)| put(*offset, data));
     }
 
     fn option_reply(&mut self, kind: u32, data: &[u8]) -> Result<()> {
@@ -177,15 +228,21 @@ impl Connection {
         let (command, offset, length) = (number(6, 8), number(16, 24), number(24, 28));
         let mut data = vec![0; if command == 1 { length } else { 0 }];
         self.stream.read_exact(&mut data)?;
+        if command == 1 && self.manner == Manner::Late {
+            self.unanswered.push((offset, data));
+            self.kept.fetch_add(1, Ordering::SeqCst);
+            return Ok(true);
+        }
         let error = if let Manner::Error(error) = self.manner { error } else { 0 };
         let mut reply = 0x6744_6698_u32.to_be_bytes().to_vec();
         reply.extend_from_slice(&error.to_be_bytes());
         reply.extend_from_slice(&head[8..16]);
-        if error == 0 {
+        if error == 0 && command == 1 {
+            self.write(offset, &data);
+        } else if error == 0 {
             let mut content = self.content.lock().unwrap();
             match command {
                 0 => reply.extend_from_slice(&content[offset..offset + length]),
-                1 => content[offset..offset + length].copy_from_slice(&data),
                 6 => content[offset..offset + length].fill(0),
                 2 => return Ok(false),
                 _ => {}

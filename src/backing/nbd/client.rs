@@ -2,7 +2,7 @@
 
 use super::connection::{Stream, connect};
 use super::protocol::{Command, ERROR_SHUTDOWN, Export, Fault, REPLY_BYTES, reply, request};
-use super::queue::{Next, Port, Queue};
+use super::queue::{Next, Port, Queue, Times};
 use crate::backing::spec::NbdUrl;
 use crate::base::{Error, Result};
 use crate::io::disk::{Completion, Disk, DiskGeometry, OpenDisk, Operation, Waker};
@@ -22,7 +22,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub struct NbdOptions {
     /// Each step of connecting.
     pub connect: Duration,
-    /// A request's answer: after this the connection is given up for a new one.
+    /// A request's answer: after this the connection is given up for a new one. A flush and zeros
+    /// get twice as much each time that it was not enough.
     pub request: Duration,
     /// For a server to carry out what it read from a lost connection.
     pub settle: Duration,
@@ -110,7 +111,8 @@ impl NbdClient {
     /// Connects; fails if the server cannot be reached now.
     pub fn connect(url: NbdUrl, options: NbdOptions) -> Result<Arc<Self>> {
         let (stream, export) = connect(&url, options.connect)?;
-        let queue = Queue::new(export, options.settle);
+        let times = Times { request: options.request, settle: options.settle };
+        let queue = Queue::new(export, times);
         let status = NbdStatus { connected: true, ..Default::default() };
         let state = State { queue, status, broken: None, news: false, stop: false };
         let shared = Arc::new(Shared {
@@ -143,8 +145,13 @@ impl NbdClient {
         self.threads.shared.state().status.clone()
     }
 
-    /// The last owner was killed and may have left writes with the server: nothing is changed until
-    /// they have had time to end.
+    /// How long the server may take to carry out what it read from a connection that is gone.
+    pub fn settle(&self) -> Duration {
+        self.threads.shared.options.settle
+    }
+
+    /// Who had the export before may have been killed and have left writes with the server: nothing
+    /// is changed until they have had time to end ([`Self::settle`] from now on).
     pub fn hold_writes(&self) {
         let shared = &self.threads.shared;
         let mut state = shared.state();
@@ -322,14 +329,13 @@ impl Sender<'_> {
                 return Err(Left::Stopped);
             }
             state.news = false;
-            let late = state.queue.oldest_sent().map(|at| at + self.shared.options.request);
-            if late.is_some_and(|late| late <= now) {
-                let seconds = self.shared.options.request.as_secs();
+            if let Some(waited) = state.queue.is_late(now) {
+                let seconds = waited.as_secs();
                 return Err(Left::Broken(format!("a request got no answer in {seconds}s")));
             }
             let wake = match state.queue.next(now) {
                 Next::Send(wire) => return Ok(wire),
-                Next::Wait(wake) => wake.into_iter().chain(late).min(),
+                Next::Wait(wake) => wake.into_iter().chain(state.queue.late_at()).min(),
             };
             // A flush may have ended without being sent.
             self.shared.deliver(state);

@@ -7,11 +7,14 @@
 //!   anything that overlaps it.
 //! - N3 A server may still be carrying out what it read from a lost connection. So nothing newer
 //!   goes to bytes in doubt until [`Queue::settle`] after the next connection; and nothing new at
-//!   all for as long after the opening of a disk whose last owner was killed.
+//!   all for as long after an opening: the last owner may have been killed.
 //! - N4 A flush answers for writes that completed on its own connection only. If an earlier one was
 //!   completed on a connection that was lost, the server may have lost it: the flush fails, and who
 //!   submitted it writes again.
 //! - N5 Every operation is completed exactly once.
+//! - N6 A server that is merely slow is not given up for ever: what a flush or a write of zeros may
+//!   take doubles each time that it was not enough. A flush that is cut off fails by N4, and what
+//!   it was to cover is written again: with one limit that would never end.
 
 use super::protocol::{Command, Export, errno, request};
 use crate::io::buffer::{Segment, gather, scatter};
@@ -25,6 +28,9 @@ const WINDOW: usize = 64;
 
 /// Bytes of one request to zero: what a slow server does in a few seconds.
 const ZERO_BYTES_MAX: u64 = 64 << 20;
+
+/// What a slow request is given at most, however often less was not enough (N6).
+const SLOW_MAX: Duration = Duration::from_secs(3600);
 
 /// Where completions go: one per handle on the disk.
 pub(super) trait Port: Send + Sync {
@@ -61,6 +67,11 @@ impl Request {
         !matches!(self.command, Command::Read | Command::Flush)
     }
 
+    /// It takes a server as long as there is to be done, which its bytes do not tell.
+    fn is_slow(&self) -> bool {
+        matches!(self.command, Command::Flush | Command::WriteZeroes | Command::Punch)
+    }
+
     fn overlaps(&self, offset: u64, end: u64) -> bool {
         self.offset < end && offset < self.end
     }
@@ -87,9 +98,22 @@ pub(super) struct Answered {
     result: Result<(), Errno>,
 }
 
+/// How long things may take.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    /// A request's answer.
+    pub(super) request: Duration,
+    /// For a server to carry out what it read from a lost connection.
+    pub(super) settle: Duration,
+}
+
 pub(super) struct Queue {
     export: Export,
-    settle: Duration,
+    times: Times,
+    /// What a slow request may take now (N6).
+    slow_limit: Duration,
+    /// When the last slow request was answered.
+    slow_ended: Option<Instant>,
     waiting: VecDeque<Request>,
     sent: BTreeMap<u64, (Request, Instant)>,
     operations: BTreeMap<u64, Under>,
@@ -109,10 +133,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(export: Export, settle: Duration) -> Self {
+    pub(super) fn new(export: Export, times: Times) -> Self {
         Self {
             export,
-            settle,
+            times,
+            slow_limit: times.request,
+            slow_ended: None,
             waiting: VecDeque::new(),
             sent: BTreeMap::new(),
             operations: BTreeMap::new(),
@@ -212,7 +238,7 @@ impl Queue {
 
     /// From now on until the settling time is over, nothing changes (N3).
     pub(super) fn hold(&mut self, now: Instant) {
-        self.held_until = Some(now + self.settle);
+        self.held_until = Some(now + self.times.settle);
     }
 
     /// The next request to be sent, which then is under way.
@@ -290,6 +316,9 @@ impl Queue {
 
     pub(super) fn settle_answer(&mut self, answered: Answered, now: Instant) {
         let Answered { request, result } = answered;
+        if request.is_slow() {
+            self.slow_ended = Some(now);
+        }
         match request.command {
             Command::Flush => {
                 let before = self.writes_at_flush.remove(&request.cookie);
@@ -343,13 +372,32 @@ impl Queue {
     /// There is a new one.
     pub(super) fn connected(&mut self, now: Instant) {
         for doubt in &mut self.doubts {
-            doubt.until = Some(doubt.until.unwrap_or(now + self.settle));
+            doubt.until = Some(doubt.until.unwrap_or(now + self.times.settle));
         }
     }
 
-    /// When the oldest request under way was sent.
-    pub(super) fn oldest_sent(&self) -> Option<Instant> {
-        self.sent.values().map(|(_, at)| *at).min()
+    /// What an answer to a request that was sent at `at` may take. A server may do one thing after
+    /// the other: all that is sent before a slow request has ended may wait for that.
+    fn limit(&self, at: Instant) -> (bool, Duration) {
+        let under_way = self.sent.values().any(|(request, _)| request.is_slow());
+        let slow = under_way || self.slow_ended.is_some_and(|ended| ended > at);
+        (slow, if slow { self.slow_limit } else { self.times.request })
+    }
+
+    /// When the connection is to be given up, if nothing is answered until then.
+    pub(super) fn late_at(&self) -> Option<Instant> {
+        self.sent.values().map(|(_, at)| *at + self.limit(*at).1).min()
+    }
+
+    /// After how long an answer is late, if one is: then the connection is to be given up. The next
+    /// one is given more time if a slow request took too long (N6).
+    pub(super) fn is_late(&mut self, now: Instant) -> Option<Duration> {
+        let limits = self.sent.values().map(|(_, at)| (*at, self.limit(*at)));
+        let (_, (slow, limit)) = limits.into_iter().find(|(at, (_, limit))| *at + *limit <= now)?;
+        if slow {
+            self.slow_limit = (limit * 2).min(SLOW_MAX.max(limit));
+        }
+        Some(limit)
     }
 
     /// Without a connection: fails what was submitted at `before` or earlier. What may have been

@@ -8,6 +8,8 @@ use std::sync::Mutex;
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 16;
 const SETTLE: Duration = Duration::from_secs(10);
+const REQUEST: Duration = Duration::from_secs(30);
+const TIMES: Times = Times { request: REQUEST, settle: SETTLE };
 
 #[derive(Default)]
 struct Ended(Mutex<Vec<Completion>>);
@@ -63,7 +65,7 @@ struct Fixture {
 impl Fixture {
     fn new(flags: u16, payload: u32) -> Self {
         Self {
-            queue: Queue::new(export(flags, payload), SETTLE),
+            queue: Queue::new(export(flags, payload), TIMES),
             ended: Arc::default(),
             now: Instant::now(),
             buffer: PinnedBuffer::new((BLOCK * BLOCKS) as usize),
@@ -222,6 +224,50 @@ fn a_flush_that_would_prove_nothing_fails() {
     let flush = all.sent().expect("sent again");
     all.answer(&flush, 0);
     assert_eq!(all.ended(), [(5, Ok(()))]);
+}
+
+/// A drain's group: written and flushed again until the flush has succeeded, on a server that takes
+/// `takes` for a flush, begins it anew on each connection, and is given up when it is late.
+fn drained_after(takes: Duration) -> u32 {
+    let mut all = Fixture::new(FLUSH, 1 << 20);
+    for tries in 1..=20 {
+        all.submit(OperationKind::Write, 0, 1, 1);
+        all.now += SETTLE;
+        let write = all.sent().expect("a write");
+        all.answer(&write, 0);
+        all.submit(OperationKind::Flush, 0, 0, 2);
+        let flush = all.sent().expect("a flush");
+        all.submit(OperationKind::Read, 0, 1, 3);
+        let read = all.sent().expect("a read, which waits for the flush");
+        let late = all.queue.late_at().expect("something is under way");
+        let ends = all.now + takes;
+        if ends < late {
+            all.now = ends;
+            assert_eq!(all.queue.is_late(all.now), None);
+            all.answer(&flush, 0);
+            assert_eq!(all.queue.is_late(all.now), None, "the read's answer comes now");
+            all.answer(&read, 0);
+            assert_eq!(all.ended(), [(1, Ok(())), (2, Ok(())), (3, Ok(()))]);
+            all.submit(OperationKind::Read, 0, 1, 4);
+            all.sent().expect("a read");
+            assert_eq!(all.queue.late_at(), Some(all.now + REQUEST), "as ever");
+            return tries;
+        }
+        all.now = late;
+        assert!(all.queue.is_late(all.now).is_some());
+        all.reconnect();
+        let read = all.sent().expect("the read, and the flush ends here");
+        all.answer(&read, 0);
+        assert_eq!(all.ended(), [(1, Ok(())), (2, Err(Errno::EIO)), (3, Ok(()))]);
+    }
+    panic!("a flush of {takes:?} never ends");
+}
+
+#[test]
+fn a_flush_that_takes_longer_than_a_request_may_ends_all_the_same() {
+    assert_eq!(drained_after(REQUEST / 2), 1);
+    assert_eq!(drained_after(REQUEST * 3), 3);
+    assert_eq!(drained_after(REQUEST * 100), 8);
 }
 
 #[test]

@@ -160,6 +160,10 @@ pub(crate) fn recover(format: Format, arguments: &RecoverArguments) -> Result<()
     let damage = if arguments.skip_damaged { Damage::Skip } else { Damage::Refuse };
     add_others(&mut named, &mut backings, damage)?;
     let progress = Progress::new();
+    if let Some(held) = backings.iter().find_map(Backing::held) {
+        let seconds = held.as_secs();
+        progress.show(&format!("waiting up to {seconds}s for what a killed owner left under way"));
+    }
     let how = (how(damage), arguments.adopt);
     let recovered =
         together::recover_all(&mut backings, &arguments.without, how, &mut |progressed| {

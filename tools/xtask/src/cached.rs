@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, fcntl};
+use serde_json::Value;
 use vflash_guest::daemon::Daemon;
 use vflash_guest::guest::{Guest, GuestConfig};
 use vflash_guest::ordered::Ordered;
@@ -121,8 +122,8 @@ fn look_at_the_image_alone(scratch: &Scratch, expected: &[(String, String)]) -> 
 /// daemon dies, and brought to their last point without it.
 pub(crate) fn cut_under_a_guest(cuts: u32) -> Result<String> {
     let scratch = Scratch::new()?;
-    let mut daemon = daemon_with(&scratch, &["files", "ordered"])?;
-    let disks = ["victim/files", "victim/ordered"].map(|name| daemon.socket(name)).to_vec();
+    let mut daemon = daemon_with(&scratch, &CUT_DISKS)?;
+    let disks = CUT_DISKS.map(|disk| daemon.socket(&format!("victim/{disk}"))).to_vec();
     let mut guest = Guest::boot(&GuestConfig { disks, ..GuestConfig::default() })?;
     let mut ask = |command: &str| guest.command(command, COMMAND_LIMIT);
     ask("mkfs vda")?;
@@ -130,20 +131,26 @@ pub(crate) fn cut_under_a_guest(cuts: u32) -> Result<String> {
     ask(&format!("load-start /mnt/data bytes={LOAD_BYTES} depth={DEPTH} block=4096 run=1"))?;
     let Ordered { bytes, run, flush } = ORDERED;
     ask(&format!("ordered-start vdb bytes={bytes} run={run} flush={flush}"))?;
-    let (mut point, mut furthest_behind) = (0, 0);
+    let (mut point, mut furthest_behind, mut within_drains) = (0, 0, 0);
     for cut in 1..=cuts {
         let written = wait_for_writes(&mut guest, u64::from(cut) * WRITES_PER_CUT)?;
         let copies = scratch.data.path().join("copies");
+        let reported = reported(&daemon).with_context(|| format!("cut {cut}"))?;
+        let seen = await_drain(&scratch, &daemon)?;
         daemon.crash_and(|| {
             copy(&image(&scratch, "files"), &copies)?;
             copy(&image(&scratch, "ordered"), &copies)
         })?;
-        let found = check_copies(&copies, daemon.vflash_program()?)
+        let known = [0, 1].map(|disk: usize| reported[disk].max(seen[disk]));
+        let found = check_copies(&copies, daemon.vflash_program()?, known)
             .with_context(|| format!("cut {cut}"))?;
-        ensure!(found >= point, "cut {cut}: the image went back from write {point} to {found}");
-        (point, furthest_behind) = (found, furthest_behind.max(written.saturating_sub(found)));
+        let after = found.writes;
+        ensure!(after >= point, "cut {cut}: the image went back from write {point} to {after}");
+        (point, furthest_behind) = (after, furthest_behind.max(written.saturating_sub(after)));
+        within_drains += u32::from(found.within_drain);
         std::fs::remove_dir_all(&copies).context("remove the copies")?;
     }
+    ensure!(within_drains > 0 || cuts < CUTS_TELLING, "no cut of {cuts} fell within a drain");
     ensure!(point > 0, "nothing was ever drained");
     let end = guest.command("load-stop", COMMAND_LIMIT)?;
     for key in ["errors", "lost"] {
@@ -152,8 +159,9 @@ pub(crate) fn cut_under_a_guest(cuts: u32) -> Result<String> {
     let writer = guest.command("ordered-stop", COMMAND_LIMIT)?;
     daemon.stop()?;
     Ok(format!(
-        "{cuts} cuts: every image exactly a past point ({point} of {} writes at the last one, at \
-         most {furthest_behind} behind), e2fsck clean",
+        "{cuts} cuts, {within_drains} of them within a drain: every image exactly a past point, \
+         none before what the daemon had reported ({point} of {} writes at the last one, at most \
+         {furthest_behind} behind), e2fsck clean",
         writer.number("written")?
     ))
 }
@@ -197,17 +205,77 @@ fn sidecar(image: &Path) -> PathBuf {
     name.into()
 }
 
-/// Brings the copies to their last point, on a host that has nothing else; after how many ordered
-/// writes that is.
-fn check_copies(folder: &Path, vflash: PathBuf) -> Result<u64> {
-    for disk in ["files", "ordered"] {
+/// The disks of the machine that is cut.
+const CUT_DISKS: [&str; 2] = ["files", "ordered"];
+
+/// Of so many cuts at least one falls within a drain: they are made when one is seen.
+const CUTS_TELLING: u32 = 10;
+
+/// How old what is not drained may be: `maxStaleness` is 1 s, and the machine may be busy.
+const BEHIND_MS_MAX: u64 = 30_000;
+
+/// Waits until a redo group of a disk is committed and not applied yet; the points of both then.
+/// Looks at the sidecars as they are, beside the daemon.
+fn await_drain(scratch: &Scratch, daemon: &Daemon) -> Result<[u64; 2]> {
+    let vflash = daemon.vflash_program()?;
+    let look = |disk: &str| {
+        let mut command = Command::new(&vflash);
+        command.args(["backing", "show", "--output", "json"]).arg(image(scratch, disk));
+        // What is being written meanwhile may look damaged.
+        let shown = output(&mut command).unwrap_or_default();
+        serde_json::from_str(&shown).unwrap_or(Value::Null)
+    };
+    let seen = until(CYCLE_LIMIT, || {
+        let shown = CUT_DISKS.map(look);
+        let waits = shown.iter().any(|shown| shown["waitingGroup"].is_object());
+        Ok(waits.then(|| shown.map(|shown| shown["point"].as_u64().unwrap_or(0))))
+    });
+    seen.context("nothing is drained")
+}
+
+/// Up to which numbers the daemon says that the images are, which are then not far behind.
+fn reported(daemon: &Daemon) -> Result<[u64; 2]> {
+    let mut points = [0; 2];
+    for (point, disk) in points.iter_mut().zip(CUT_DISKS) {
+        let volume = daemon.query(&["describe", &format!("victim/{disk}")])?;
+        let number = |key: &str| {
+            let number = volume["cache"][key].as_u64();
+            number.with_context(|| format!("{disk} has no `{key}`: {volume}"))
+        };
+        let behind_ms = number("oldestDirtyMs")?;
+        ensure!(behind_ms <= BEHIND_MS_MAX, "the image of {disk} is {behind_ms} ms behind");
+        *point = number("drainedWon")?;
+    }
+    Ok(points)
+}
+
+/// What a cut has left.
+struct Found {
+    /// Ordered writes in their image.
+    writes: u64,
+    /// A group was committed and not in place.
+    within_drain: bool,
+}
+
+/// Brings the copies to their last point, on a host that has nothing else: none is before the one
+/// that is `known` of it.
+fn check_copies(folder: &Path, vflash: PathBuf, known: [u64; 2]) -> Result<Found> {
+    let mut within_drain = false;
+    for (disk, known) in CUT_DISKS.into_iter().zip(known) {
         let image = folder.join(format!("{disk}.raw"));
         // It is a copy, and says so.
-        output(Command::new(&vflash).args(["backing", "recover", "--adopt"]).arg(&image))?;
+        let recover = ["backing", "recover", "--adopt", "--output", "json"];
+        let printed = output(Command::new(&vflash).args(recover).arg(&image))?;
+        let recovered: Value =
+            serde_json::from_str(&printed).with_context(|| format!("vflash prints {printed}"))?;
+        let point = recovered["point"].as_u64().context("it has no point")?;
+        ensure!(point >= known, "{disk} is at point {point}, and had come to {known}");
+        within_drain |= !recovered["finishedGroup"].is_null();
     }
     let files = folder.join("files.raw");
     // What a file system's own journal repairs at every mount after a power cut.
     output(Command::new("e2fsck").args(["-y", "-E", "journal_only"]).arg(&files))?;
     output(Command::new("e2fsck").args(["-f", "-n"]).arg(&files)).context("e2fsck of the copy")?;
-    ORDERED.point_of(&folder.join("ordered.raw"))
+    let writes = ORDERED.point_of(&folder.join("ordered.raw"))?;
+    Ok(Found { writes, within_drain })
 }

@@ -114,6 +114,9 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const STALE: &str = "no_read_is_stale_among_fills_evictions_and_drains";
     const FRONT_ENDS: &str = "no_front_end_harms_the_daemon_or_its_neighbours";
     const RESET: &str = "a_queue_goes_on_after_each_reconnect_and_reset";
+    const ANOTHERS: &str =
+        "a_claim_makes_the_sidecar_and_another_flash_is_refused_until_it_is_clean";
+    const LATE: &str = "a_late_write_of_a_dead_owner_lands_on_nothing_newer";
     match bug {
         Bug::AckBeforeFlush
         | Bug::FlushSkipsWrites
@@ -147,6 +150,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::StaleRead => ("shared", ORDER),
         Bug::FaultUntold | Bug::RegionsOverlap => ("fuzz_vhost", FRONT_ENDS),
         Bug::ResetForgotten => ("vhost", RESET),
+        Bug::StampUnchecked => ("backing_open", ANOTHERS),
+        Bug::HoldLeftOut => ("backing_nbd", LATE),
         Bug::ShrinkForgetsNumbers => ("cache_resize", RESIZED),
         Bug::BudgetIgnored => ("cache_clean", BUDGET),
     }
