@@ -220,11 +220,34 @@ fn an_apply_that_fails_names_what_it_had_destroyed_before() {
     let (status, failure) = daemon.ask("POST", "/v1/apply", &confirmed(&less, &["vm/a", "zed/z"]));
     assert!(status >= 500, "{failure}");
     let message = failure["message"].as_str().unwrap();
-    let (failed, kept) = message.split_once("; done before and not undone: ").expect(message);
-    assert!(failed.contains("volume zed/z") && failed.contains("was undone"), "{message}");
-    assert_eq!(kept, "volume vm/a: delete 16MiB on p0, destroying its content");
-    assert_eq!(daemon.volumes(), ["vm/b", "zed/z"], "as the message says");
+    let (failed, became) = message.split_once("; done before and not undone: ").expect(message);
+    assert!(failed.contains("volume zed/z") && !failed.contains("undone"), "{message}");
+    let (kept, left) = became.split_once("; left to be done, by applying again: ").expect(message);
+    let deleted = "volume vm/a: delete 16MiB on p0, destroying its content";
+    assert_eq!(kept, format!("volume vm/c: 1MiB on p0, nonvolatile; {deleted}"));
+    assert_eq!(left, "volume zed/z: size 2MiB -> 1MiB, destroying what lies behind 1MiB");
+    assert_eq!(daemon.volumes(), ["vm/b", "vm/c", "zed/z"], "what was to take its place stays");
     assert!(daemon.events("error").iter().any(|event| event.contains(kept)), "and who follows");
+}
+
+#[test]
+fn a_pool_on_a_file_that_was_there_stays_when_an_apply_fails_and_is_named() {
+    let daemon = Vflashd::start();
+    let file = std::fs::File::create(daemon.path("pool")).unwrap();
+    file.set_len(256 << 20).unwrap();
+    std::fs::create_dir_all(daemon.run_dir().join("vm/z.sock/x")).unwrap();
+    let wanted = pool_manifest(daemon.folder.path())
+        + &machine_manifest("vm", &[("a", "size: 8MiB"), ("z", "size: 8MiB")]);
+    let (status, failure) = daemon.ask("POST", "/v1/apply", &change(&wanted));
+    assert!(status >= 500, "{failure}");
+    let message = failure["message"].as_str().unwrap();
+    let (undone, kept) = message.split_once("; done before and not undone: ").expect(message);
+    assert!(undone.ends_with("; what this apply had made before was undone"), "{message}");
+    assert!(kept.starts_with("pool p0: create on "), "{message}");
+    assert_eq!(daemon.get("/v1/pools/p0")["volumes"], 0);
+    std::fs::remove_dir_all(daemon.run_dir().join("vm/z.sock")).unwrap();
+    assert_eq!(daemon.apply(&wanted)["steps"].as_array().unwrap().len(), 2, "the rest");
+    assert_eq!(daemon.volumes(), ["vm/a", "vm/z"]);
 }
 
 #[test]

@@ -4,12 +4,14 @@
 #[path = "cache/rig.rs"]
 mod rig;
 
-use rig::{Rig, SECTORS, SEGMENTS_MAX, Setup, World, alone, explore, run_all, scale};
+use rig::{
+    Rig, SECTORS, SEGMENTS_MAX, Setup, World, allocation_bytes, alone, explore, run_all, scale,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use vflash::cache::recover::{OpenOptions, open};
 use vflash::cache::status::CacheCounters;
-use vflash::cache::{CacheMessage, Mode};
+use vflash::cache::{CacheMessage, CacheState, Mode};
 use vflash::io::crash::Explorer;
 use vflash::io::disk::Errno;
 use vflash::io::sim::{Failure, Faults};
@@ -41,6 +43,13 @@ fn step(rig: &mut Rig) {
     if rig.random.u8(0..16) == 0 {
         let by = Duration::from_millis(rig.random.u64(1..800));
         rig.pass_time(by);
+    }
+}
+
+fn steps_one_by_one(rig: &mut Rig, count: usize) {
+    for _ in 0..count {
+        step(rig);
+        rig.finish();
     }
 }
 
@@ -85,10 +94,7 @@ fn all_modes(seed: u64) -> u64 {
         Mode::WriteBack,
     ];
     for mode in modes {
-        for _ in 0..120 {
-            step(&mut rig);
-            rig.finish();
-        }
+        steps_one_by_one(&mut rig, 120);
         rig.ask(|reply| CacheMessage::SetMode { mode, reply }).expect("switched");
     }
     rig.finish();
@@ -222,18 +228,195 @@ fn a_flash_that_fails_costs_no_guest_an_error_while_nothing_on_it_is_dirty() {
         assert!(value(&rig, |c| &c.fills) > 50);
         let fail = Failure { after: 0, forever: true, errno: Errno::EIO, torn: true };
         rig.world.0[0].set_faults(Faults { fail: Some(fail), ..Faults::default() });
-        for _ in 0..400 {
-            step(&mut rig);
-            rig.finish();
-        }
+        steps_one_by_one(&mut rig, 400);
         read_all(&mut rig, 100);
         rig.world.0[0].set_faults(Faults::default());
-        for _ in 0..200 {
-            step(&mut rig);
-            rig.finish();
-        }
+        steps_one_by_one(&mut rig, 200);
         read_all(&mut rig, 100);
         assert_eq!(rig.failed, 0, "{mode:?}");
+    }
+}
+
+/// What is wished for meanwhile comes to nothing and says so; it comes true when the flash is back.
+#[test]
+fn what_a_flash_that_fails_cannot_note_is_refused_and_costs_no_guest_an_error() {
+    for mode in [Mode::WriteAround, Mode::ReadOnly, Mode::Bypass] {
+        let mut rig = Rig::new(Setup { segments: 8, ..Setup::of(1) }.resizable());
+        rig.set_mode(mode);
+        read_all(&mut rig, 100);
+        let fail = Failure { after: 0, forever: true, errno: Errno::EIO, torn: true };
+        rig.world.0[0].set_faults(Faults { fail: Some(fail), ..Faults::default() });
+        let other = if mode == Mode::Bypass { Mode::WriteAround } else { Mode::Bypass };
+        for to in [other, Mode::WriteBack, Mode::WriteThrough] {
+            rig.write(64, 8);
+            let refused = rig.ask(|reply| CacheMessage::SetMode { mode: to, reply });
+            let text = refused.expect_err("the flash fails").to_string();
+            assert!(text.contains("its mode stays") && text.contains("replace"), "{text}");
+            rig.write(64, 8);
+        }
+        let size_bytes = allocation_bytes(4);
+        let refused = rig.ask(|reply| CacheMessage::Shrink { size_bytes, reply });
+        assert!(refused.expect_err("the flash fails").to_string().contains("keeps its size"));
+        let refused = rig.ask(|reply| CacheMessage::Checkpoint { reply });
+        assert!(refused.expect_err("the flash fails").to_string().contains("no checkpoint"));
+        rig.resize(SEGMENTS_MAX);
+        steps_one_by_one(&mut rig, 100);
+        assert_eq!((rig.failed, rig.status.gauges().mode), (0, mode));
+
+        rig.world.0[0].set_faults(Faults::default());
+        rig.resize(4);
+        rig.set_mode(Mode::WriteBack);
+        (0..200).for_each(|_| step(&mut rig));
+        rig.drain(None);
+        rig.check_backing(rig.model.head());
+        let mut rig = restarted(rig);
+        read_all(&mut rig, SECTORS / 8);
+        assert_eq!(rig.failed, 0, "{mode:?}");
+    }
+}
+
+/// Nothing is dirty: the backing and its stamp are all that the next owner needs.
+#[test]
+fn a_disk_that_only_has_copies_on_a_flash_that_fails_is_detached() {
+    let mut rig = Rig::new(Setup { segments: 8, ..Setup::of(1) });
+    rig.set_mode(Mode::WriteAround);
+    rig.write(64, 8);
+    rig.finish();
+    let fail = Failure { after: 0, forever: true, errno: Errno::EIO, torn: true };
+    rig.world.0[0].set_faults(Faults { fail: Some(fail), ..Faults::default() });
+    rig.close();
+    rig.ask(|reply| CacheMessage::Status { reply });
+    assert_eq!(rig.state(), CacheState::Closed);
+    assert!(rig.world.recover().expect("a stamp").stamp.is_clean());
+    rig.check_backing(rig.model.head());
+}
+
+/// Whatever of the roots that the flash refused has come to be there after all, and whatever has
+/// not: nothing that was written past the log since is undone by what the flash kept.
+#[test]
+fn every_crash_state_after_refused_roots_has_what_was_written_since() {
+    let seeds: Vec<u64> = (0..8 * scale()).collect();
+    let states = run_all("crash states after refused roots", &seeds, |seed| {
+        let setup = Setup { segments: 6 + seed % 4, ..Setup::of(*seed) };
+        let mut rig = Rig::new(setup);
+        (0..100).for_each(|_| step(&mut rig));
+        rig.drain(None);
+        rig.ask(|reply| CacheMessage::Checkpoint { reply }).expect("saved");
+        rig.set_mode(Mode::WriteAround);
+        for to in [Mode::Bypass, Mode::WriteBack, Mode::ReadOnly, Mode::WriteThrough] {
+            one_by_one(&mut rig, 12);
+            let fail = Failure { after: 0, forever: true, errno: Errno::EIO, torn: true };
+            rig.world.0[0].set_faults(Faults { fail: Some(fail), ..Faults::default() });
+            rig.ask(|reply| CacheMessage::SetMode { mode: to, reply }).expect_err("refused");
+            one_by_one(&mut rig, 12);
+            rig.world.0[0].set_faults(Faults::default());
+        }
+        rig.set_mode(Mode::WriteBack);
+        one_by_one(&mut rig, 20);
+        assert_eq!(rig.failed, 0, "seed {seed}");
+        let explorer =
+            Explorer { samples: 3, exhaustive_max: 2, points_max: 150, ..Explorer::new(*seed) };
+        explore(&rig, &explorer, |case, world| rig.judge_versions(case, &world))
+    });
+    assert!(alone() || states >= 1_000, "{states} states are too few");
+}
+
+/// A change of mode that comes to nothing leaves nothing in the log that a write past it would be
+/// undone by.
+#[test]
+fn a_write_that_waited_for_a_change_of_mode_that_fails_goes_past_the_log() {
+    let mut rig = Rig::new(Setup { segments: 8, reorder: false, ..Setup::of(0) });
+    rig.set_mode(Mode::WriteAround);
+    rig.world.0[1].set_faults(Faults { flush_failures: 1, slow_polls: 20, ..Faults::default() });
+    let (done, answer) = std::sync::mpsc::channel();
+    let reply = Box::new(move |result: vflash::base::Result<()>| done.send(result).expect("kept"));
+    rig.tell(CacheMessage::SetMode { mode: Mode::WriteBack, reply });
+    rig.turn(false);
+    rig.write(64, 8);
+    assert!(answer.try_recv().is_err(), "the backing is being flushed");
+    rig.finish();
+    answer.try_recv().expect("answered").expect_err("the backing failed");
+    rig.check_backing(rig.model.head());
+    assert_eq!(rig.failed, 0);
+}
+
+/// A flash that failed for a while is tried again, and not before.
+#[test]
+fn what_is_read_is_kept_again_when_the_flash_can_be_written_again() {
+    let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(0) });
+    rig.set_mode(Mode::WriteAround);
+    let fail = Failure { after: 0, forever: true, errno: Errno::EIO, torn: true };
+    rig.world.0[0].set_faults(Faults { fail: Some(fail), ..Faults::default() });
+    let read_thrice = |rig: &mut Rig| {
+        let before = value(rig, |c| &c.fills);
+        (0..3).for_each(|_| _ = read_all(rig, 200));
+        rig.ask(|reply| CacheMessage::Status { reply });
+        (value(rig, |c| &c.fills) - before > 0, rig.status.gauges().flash_failing)
+    };
+    assert_eq!(read_thrice(&mut rig), (false, true));
+    rig.world.0[0].set_faults(Faults::default());
+    assert_eq!(read_thrice(&mut rig), (false, true), "it is left in peace");
+    rig.reactor.advance(Duration::from_secs(2));
+    assert_eq!(read_thrice(&mut rig), (true, false));
+    assert_eq!(rig.failed, 0);
+}
+
+/// A disk with a content, in read-only mode, whose next daemon may write it or not.
+fn read_only(seed: u64) -> Rig {
+    let mut rig = Rig::new(Setup { segments: 16, reorder: false, ..Setup::of(seed) });
+    (0..200).for_each(|block| rig.write(block * 8, 8));
+    rig.drain(None);
+    rig.set_mode(Mode::ReadOnly);
+    rig.setup.golden = true;
+    restarted(rig)
+}
+
+/// Nothing passes the log by, so what was saved counts.
+#[test]
+fn a_golden_image_is_warm_after_every_restart_and_cold_once_it_may_have_been_written() {
+    let mut rig = read_only(0);
+    (0..3).for_each(|_| _ = read_all(&mut rig, 100));
+    let left = read_all(&mut rig, 100);
+    // It is saved by itself.
+    rig.pass_time(Duration::from_secs(6));
+    for _ in 0..3 {
+        rig = restarted(rig);
+        let misses = read_all(&mut rig, 100);
+        assert!(misses <= left + 16, "{misses} misses, {left} before the restart");
+    }
+    for golden in [false, true] {
+        rig.setup.golden = golden;
+        rig = restarted(rig);
+        assert_eq!(read_all(&mut rig, 100), 100, "nothing is trusted");
+    }
+    assert_eq!(rig.failed, 0);
+}
+
+#[test]
+fn every_crash_state_of_a_golden_image_shows_it() {
+    let seeds: Vec<u64> = (0..4 * scale()).collect();
+    let states = run_all("crash states of a golden image", &seeds, |seed| {
+        let mut rig = read_only(*seed);
+        rig.world.record();
+        for _ in 0..4 {
+            read_all(&mut rig, 150);
+            rig.pass_time(Duration::from_secs(6));
+        }
+        assert!(value(&rig, |c| &c.fills) > 50);
+        let explorer =
+            Explorer { samples: 2, exhaustive_max: 1, points_max: 60, ..Explorer::new(*seed) };
+        explore(&rig, &explorer, |case, world| rig.judge(case, &world, 0))
+    });
+    assert!(alone() || states >= 200, "{states} states are too few");
+}
+
+/// Writes, each followed by a FLUSH; past the log they have no other order.
+fn one_by_one(rig: &mut Rig, count: usize) {
+    for _ in 0..count {
+        rig.write_somewhere();
+        rig.finish();
+        rig.flush();
+        rig.finish();
     }
 }
 

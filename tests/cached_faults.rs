@@ -16,6 +16,8 @@ use fake::{FLAGS, Fake};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use vflash::control::pool::OpenPool;
+use vflash::manifest::Attributes;
 use vflash_bench::device::Device;
 use vflash_bench::queue::Kind;
 use vflashd::{SOON, Vflashd, change, eventually};
@@ -221,7 +223,7 @@ fn an_export_without_a_stamp_or_a_flush_is_written_past_the_log_alone() {
         (FLAGS, false, "it has no place for an owner stamp"),
         (FLAGS & !(1 << 2), true, "its server cannot flush"),
     ] {
-        let daemon = Vflashd::start();
+        let mut daemon = Vflashd::start();
         let server = Fake::start(vec![0; DISK_BYTES as usize], &[], flags);
         let wanted = |mode: &str| {
             let words = if stamped { redo(&daemon) } else { String::new() };
@@ -251,7 +253,41 @@ fn an_export_without_a_stamp_or_a_flush_is_written_past_the_log_alone() {
         assert_eq!(flushed, u8::from(stamped), "{reason}");
         let told = daemon.events("error").concat();
         assert_eq!(told.contains("cannot flush: FLUSHes of guests fail"), stamped, "{told}");
+        daemon.kill();
+        daemon.run(&[]);
+        device.reconnect().unwrap();
+        assert_eq!(read(&mut device, 0), 5, "served again");
     }
+}
+
+/// Nobody can tell what other hosts have written since.
+#[test]
+fn a_log_that_has_lost_its_stamp_is_left_as_it_is_and_the_way_out_is_told() {
+    let mut daemon = Vflashd::start();
+    let server = Fake::start(vec![0; DISK_BYTES as usize], &[], FLAGS);
+    let words = format!(", mode: write-through, sidecar: {}", daemon.path("redo").display());
+    daemon.apply(&manifest(&daemon, &[("disk", &words, &server.url())]));
+    write(&mut connect(&daemon, DISK, 1, 8), 0, 5);
+    daemon.kill();
+    let device = daemon.path("pool").display().to_string();
+    let pool = OpenPool::open(&device, None, SOON).unwrap();
+    let facts = pool.allocation(DISK).unwrap();
+    let mut attributes = Attributes::decode(&facts.attributes).unwrap();
+    attributes.settings.cache.as_mut().unwrap().sidecar = None;
+    pool.change(move |pool| pool.set_attributes(facts.id, attributes.encode())).unwrap();
+    drop(pool);
+    let before = server.content.lock().unwrap().clone();
+    daemon.run(&[]);
+    let text = refusal(&daemon);
+    assert!(text.contains("it has no place for an owner stamp"), "{text}");
+    assert!(
+        text.contains("holds nothing that was acknowledged and is not in the backing"),
+        "{text}"
+    );
+    assert!(text.contains("`vflash detach vm/disk --lost`"), "{text}");
+    daemon.post("/v1/volumes/vm/disk/detach", &json!({"lost": true, "confirm": [DISK]}));
+    assert_eq!(daemon.volumes(), Vec::<String>::new());
+    same(&server.content.lock().unwrap(), &before);
 }
 
 #[test]

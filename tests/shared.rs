@@ -8,6 +8,7 @@ use cached_disk::{
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use vflash_bench::device::Device;
 use vflash_bench::linear::{self, LinearOptions, Meanwhile};
 use vflash_bench::queue::Kind;
 use vflashd::{Vflashd, change, confirmed, eventually, pool_manifest};
@@ -230,6 +231,32 @@ fn a_machine_leaves_its_disk_to_the_others_and_the_last_one_drains_it() {
 }
 
 #[test]
+fn the_last_door_of_a_disk_whose_home_has_left_is_opened_anew_with_other_settings() {
+    let (mut daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let one = home(&backing, "").replace("16MiB", "16MiB, maxStaleness: 1h");
+    daemon.apply(&(pool + &machine("one", &[&one]) + &machine("two", &[&door(&backing, "")])));
+    daemon.post("/v1/volumes/one/disk/detach", &json!({}));
+    let mut two = connect(&daemon, "two/disk", 1, 8);
+    write(&mut two, 8, 6);
+    two.stop().unwrap();
+    drop(two);
+    detached(&daemon, "two/disk");
+    daemon.apply(&machine("two", &[&door(&backing, ", queues: 2")]));
+    let volume = daemon.get("/v1/volumes/two/disk");
+    assert_eq!(
+        (&volume["state"], &volume["cache"]["state"]),
+        (&json!("served"), &json!("serving"))
+    );
+    let mut two = connect(&daemon, "two/disk", 2, 8);
+    assert_eq!(read(&mut two, 8), 6);
+    assert_ne!(std::fs::read(&backing).unwrap()[4096], 6, "it is on the flash alone");
+    drain(&daemon, "two/disk");
+    assert_eq!(std::fs::read(&backing).unwrap()[4096], 6);
+    daemon.stop();
+}
+
+#[test]
 fn a_grant_ends_with_the_list_that_it_stands_in() {
     let (daemon, backing) = with_image();
     let pool = pool_manifest(daemon.folder.path());
@@ -402,6 +429,40 @@ fn another_writer_is_let_in_when_the_log_is_kept_and_not_before() {
     drop(server);
 }
 
+/// What a machine had under way past the log when the daemon died is done again when it is back.
+#[test]
+fn another_writer_is_let_in_when_the_first_is_back_after_a_kill_past_the_log() {
+    let (mut daemon, backing) = with_image();
+    let pool = pool_manifest(daemon.folder.path());
+    let wanted = |mode: &str, words: &str| {
+        let home = home(&backing, words).replace("16MiB", &format!("16MiB, mode: {mode}"));
+        pool.clone() + &machine("one", &[&home])
+    };
+    daemon.apply(&wanted("bypass", ""));
+    let mut one = connect(&daemon, "one/disk", 1, 8);
+    write(&mut one, 0, 1);
+    daemon.kill();
+    daemon.run(&[]);
+    let shared = wanted("write-back", ", sharedWith: [two]");
+    let text = refusal(&daemon, &shared);
+    assert!(text.contains("one/disk was served past the log of its disk"), "{text}");
+    // A mode that keeps the log changes nothing, nor does another daemon.
+    daemon.apply(&wanted("write-back", ""));
+    eventually("it is in force", || cache(&daemon, "one/disk")["mode"] == "write-back");
+    daemon.kill();
+    daemon.run(&[]);
+    let text = refusal(&daemon, &shared);
+    assert!(text.contains("start it, or let it reconnect"), "{text}");
+    assert_eq!(daemon.volumes(), ["one/disk"]);
+    one.reconnect().unwrap();
+    assert_eq!(read(&mut one, 0), 1);
+    daemon.apply(&shared);
+    let mut two = connect(&daemon, "two/disk", 1, 8);
+    write(&mut two, 0, 2);
+    assert_eq!(read(&mut one, 0), 2);
+    daemon.stop();
+}
+
 #[test]
 fn one_image_is_read_by_many_machines_and_daemons_and_belongs_to_none() {
     let (mut daemon, backing) = with_image();
@@ -477,6 +538,76 @@ fn asked_for(log: &Path) -> u64 {
     text.lines().filter_map(bytes).sum()
 }
 
+/// Reads a golden image as fast as its cache keeps it.
+fn read_and_keep(daemon: &Vflashd, volume: &str, bytes: &[u8]) -> Device {
+    let mut device = connect(daemon, volume, 1, 8);
+    let mut seen = vec![0; bytes.len()];
+    for (at, chunk) in (0..).zip(seen.chunks_mut(32 << 10)) {
+        assert_eq!(ask(&mut device, Kind::Read, at * 64, chunk), 0);
+        if at % 8 < 7 {
+            continue;
+        }
+        // A guest that is faster than the flash has some of it fetched twice.
+        eventually("what was read is kept", || {
+            let cache = cache(daemon, volume);
+            let kept = |name: &str| cache[name].as_u64().unwrap();
+            kept("cleanBytes") + kept("probationBytes") >= (at + 1) * (32 << 10)
+        });
+    }
+    same(&seen, bytes);
+    device
+}
+
+/// The stamp beside it tells whether it is the same; its cache is saved while it serves, and when
+/// the daemon is told to.
+#[test]
+fn a_golden_image_is_warm_after_a_restart_until_it_is_another_one() {
+    let mut daemon = Vflashd::start();
+    let (golden, socket, log) =
+        (daemon.path("golden.raw"), daemon.path("nbd"), daemon.path("asked"));
+    image(&golden);
+    let logs = format!("logfile={}", log.display());
+    let filters = ["--filter=log", "--filter=delay", "delay-read=12ms", &logs];
+    let _server = Nbd::unix(&socket, &golden, &filters);
+    let url = PathBuf::from(format!("nbd+unix:///?socket={}", socket.display()));
+    let sidecar = format!("48MiB, sidecar: {}", daemon.path("golden.vflash").display());
+    let volume = |words: &str| home(&url, words).replace("16MiB", &sidecar);
+    let change_it = |byte: u8| {
+        let writer = Vflashd::start();
+        writer.apply(&(pool_manifest(writer.folder.path()) + &machine("w", &[&volume("")])));
+        let mut device = connect(&writer, "w/disk", 1, 8);
+        write(&mut device, 0, byte);
+        drop(device);
+        detached(&writer, "w/disk");
+        writer.post("/v1/volumes/w/disk/detach", &json!({}));
+    };
+    change_it(1);
+    let manifest = machine("one", &[&volume(", readOnly: true")]);
+    daemon.apply(&(pool_manifest(daemon.folder.path()) + &manifest));
+    let bytes = std::fs::read(&golden).unwrap();
+    drop(read_and_keep(&daemon, "one/disk", &bytes));
+    daemon.post("/v1/volumes/one/disk/checkpoint", &json!({}));
+    let missed = |daemon: &Vflashd| {
+        let before = asked_for(&log);
+        let seen = contents(&mut connect(daemon, "one/disk", 1, 8));
+        same(&seen, &std::fs::read(&golden).unwrap());
+        (asked_for(&log) - before) * 100 / seen.len() as u64
+    };
+    daemon.kill();
+    for clean in [false, true] {
+        daemon.begin(&[]);
+        daemon.await_service();
+        let percent = missed(&daemon);
+        assert!(percent < 25, "{percent} % of the image were read again; clean: {clean}");
+        daemon.stop();
+    }
+    change_it(2);
+    daemon.begin(&[]);
+    daemon.await_service();
+    assert!(missed(&daemon) > 90, "it is another image");
+    daemon.stop();
+}
+
 #[test]
 fn eight_machines_read_a_golden_image_from_one_copy() {
     let mut daemon = Vflashd::start();
@@ -493,21 +624,7 @@ fn eight_machines_read_a_golden_image_from_one_copy() {
     let home = home(&url, &words).replace("16MiB", "48MiB");
     daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine(&names[0], &[&home])));
     let (bytes, volume) = (std::fs::read(&golden).unwrap(), format!("{}/disk", names[0]));
-    let mut first = connect(&daemon, &volume, 1, 8);
-    let mut seen = vec![0; bytes.len()];
-    for (at, chunk) in (0..).zip(seen.chunks_mut(32 << 10)) {
-        assert_eq!(ask(&mut first, Kind::Read, at * 64, chunk), 0);
-        if at % 8 < 7 {
-            continue;
-        }
-        // A guest that is faster than the flash has some of it fetched twice.
-        eventually("what was read is kept", || {
-            let cache = cache(&daemon, &volume);
-            let kept = |name: &str| cache[name].as_u64().unwrap();
-            kept("cleanBytes") + kept("probationBytes") >= (at + 1) * (32 << 10)
-        });
-    }
-    same(&seen, &bytes);
+    let first = read_and_keep(&daemon, &volume, &bytes);
     let mut before = asked_for(&log);
     for name in &names[1..] {
         same(&contents(&mut connect(&daemon, &format!("{name}/disk"), 1, 8)), &bytes);

@@ -15,6 +15,7 @@ use vflash::io::disk::{Errno, Operation, OperationKind};
 use vflash::io::volume::{DiskIndex, Io, Outcome, Request, RequestKind, Volume};
 use vflash::metrics::OperationClass;
 use vflash::vhost::{Export, ExportEvent, Server, ServerOptions};
+use vflash_bench::device::{Device, DeviceOptions};
 use vflash_bench::frontend::{DRIVER_FEATURES, Frontend};
 use vflash_bench::memory::GuestMemory;
 use vflash_bench::queue::{Kind, Layout, Queue, Shape, Waiting};
@@ -25,7 +26,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Sends one request on queue 0 and waits for its status.
-fn ask(device: &mut vflash_bench::device::Device, kind: Kind, sector: u64, length: u32) -> u8 {
+fn ask(device: &mut Device, kind: Kind, sector: u64, length: u32) -> u8 {
     let slot = device.queues[0].take_slot().unwrap();
     device.queues[0].submit(&device.memory, slot, kind, sector, length);
     device.queues[0].publish(&device.memory);
@@ -85,6 +86,32 @@ fn a_queue_goes_on_after_each_reconnect_and_reset() {
     operate(&mut runner, 400);
     runner.read_back().unwrap();
     runner.device.stop().unwrap();
+    daemon.server.stop().unwrap();
+}
+
+#[test]
+fn what_a_guest_asks_for_while_nobody_serves_it_is_done_whatever_base_is_told() {
+    let daemon = Daemon::start(1);
+    for base_is_available in [false, true] {
+        let served = daemon.serve(&format!("disk-{base_is_available}"), 16 * MIB, false);
+        let mut device =
+            Device::open(DeviceOptions { base_is_available, ..DeviceOptions::new(&served.socket) })
+                .unwrap();
+        for round in 0..3 {
+            assert_eq!(ask(&mut device, Kind::Write, round, 512), 0);
+            // A stop with nothing in flight; the guest goes on without knowing.
+            device.pause().unwrap();
+            let slots: Vec<_> = (0..5).map(|_| device.queues[0].take_slot().unwrap()).collect();
+            for slot in slots {
+                device.queues[0].submit(&device.memory, slot, Kind::Read, 0, 4096);
+            }
+            device.queues[0].publish(&device.memory);
+            device.reconnect().unwrap();
+            let ended = device.await_ended(5, Duration::from_secs(30)).unwrap();
+            assert_eq!(ended, [0; 5], "round {round}");
+        }
+        device.stop().unwrap();
+    }
     daemon.server.stop().unwrap();
 }
 
@@ -310,10 +337,10 @@ fn rings_without_memory_are_told_of_once_and_start_when_it_comes() {
     let queue = Queue::new(&memory, layout, true, Waiting::Sleep).unwrap();
     // As firmware, loader and kernel do one after the other.
     for _ in 0..3 {
-        frontend.start_queue(0, &queue, &memory).unwrap();
+        frontend.start_queue(0, &queue, &memory, 0).unwrap();
         frontend.messages.get_vring_base(0).unwrap();
     }
-    frontend.start_queue(0, &queue, &memory).unwrap();
+    frontend.start_queue(0, &queue, &memory, 0).unwrap();
     assert_eq!(daemon.server.status(served.id).unwrap().queues_running, 0);
     frontend.set_memory(&memory, None).unwrap();
     assert_eq!(wait(), ExportEvent::MissesMemory { missing: true });

@@ -338,6 +338,17 @@ impl Backing {
     /// # Errors
     /// As [`Self::claim`] of one that is refused.
     pub fn judge(&mut self, claim: &Claim) -> Result<(Option<Standing>, Verdict)> {
+        if let (State::Dirty, Some(reason)) = (claim.state, self.description.no_log) {
+            let text = format!(
+                "{}: no cache that keeps a log (write-back, write-through) can stand on it: \
+                 {reason}",
+                self.named()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        if self.sidecar_path.is_none() {
+            return Ok((None, Verdict { cold: claim.remembered.is_some() }));
+        }
         let standing = self.standing(damage_for(claim))?;
         let found = self.description.identity;
         let verdict = fence::judge(claim, &found, standing.as_ref(), &self.words())
@@ -351,18 +362,11 @@ impl Backing {
     /// over what another host has written since.
     pub fn claim(&mut self, claim: &Claim, progress: &mut dyn FnMut(Progress)) -> Result<Claimed> {
         let named = self.named();
-        if let (State::Dirty, Some(reason)) = (claim.state, self.description.no_log) {
-            let text = format!(
-                "{named}: no cache that keeps a log (write-back, write-through) can stand on it: \
-                 {reason}"
-            );
-            return Err(Error::new(ErrorKind::Unsupported, text));
-        }
+        let (_, verdict) = self.judge(claim)?;
+        let cold = verdict.cold;
         if self.sidecar_path.is_none() {
-            let cold = claim.remembered.is_some();
             return Ok(Claimed { stamp: None, recovery: None, cold, next_group: 1, live: None });
         }
-        let (_, verdict) = self.judge(claim)?;
         let found = self.description.identity;
         let options =
             RecoverOptions { damage: damage_for(claim), now_ms: claim.now_ms, word: self.word };
@@ -372,7 +376,6 @@ impl Backing {
         let sidecar = self.sidecar_for(&stamp, standing.is_none())?;
         write_stamp(sidecar, &stamp).map_err(|error| error.context(&named))?;
         let next_group = stamp.retired_group + 1;
-        let cold = verdict.cold;
         Ok(Claimed { stamp: Some(stamp), recovery, cold, next_group, live: None })
     }
 

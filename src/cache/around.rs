@@ -91,6 +91,7 @@ impl Core {
         if self.slots[id as usize].kind == Some(RequestKind::Flush) {
             return self.begin_around(id, (OperationKind::Flush, 0, 0), Source::Nothing, io);
         }
+        assert!(!self.golden, "nobody writes a golden image");
         let ranges = std::mem::take(&mut self.slots[id as usize].ranges);
         for range in &ranges {
             self.changing(id, *range);

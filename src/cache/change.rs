@@ -209,29 +209,68 @@ impl CachedDisk {
                 self.change(io);
             }
             _ => {
-                core.switching = false;
                 let text = format!("{}: it cannot be drained", core.name);
-                if let Some(change) = changing.take() {
-                    (change.reply)(Err(Error::new(ErrorKind::Io, text)));
-                }
+                self.end_change(Error::new(ErrorKind::Io, text), io);
             }
         }
     }
 
     /// The backing has been flushed, or not.
-    pub(super) fn change_flushed(&mut self, result: std::result::Result<(), Errno>) {
+    pub(super) fn change_flushed(
+        &mut self,
+        result: std::result::Result<(), Errno>,
+        io: &mut dyn Io,
+    ) {
         let (core, changing, _) = self.parts();
         let Some(change) = changing else { return };
         match result {
             Ok(()) if change.goal == Goal::Close && core.sidecar => change.goes(Step::Retire),
             Ok(()) => change.goes(Step::Root),
             Err(errno) => {
-                core.switching = false;
                 let text = format!("{}: the backing failed to flush", core.name);
-                let reply = changing.take().expect("it was just seen").reply;
-                reply(Err(Error::io(text, errno.into())));
+                self.end_change(Error::io(text, errno.into()), io);
             }
         }
+    }
+
+    /// The flash refuses the root that would complete the change: the mode stays. A detach goes
+    /// on, since backing and stamp say all that anybody has to know.
+    pub(super) fn change_refused(&mut self, io: &mut dyn Io) {
+        let (core, changing, _) = self.parts();
+        let Some(change) = changing else { return };
+        if change.goal == Goal::Close {
+            return self.change_rooted(io);
+        }
+        let error = core.refused_by_flash(&format!("its mode stays {}", core.mode.name()));
+        self.end_change(error, io);
+    }
+
+    /// The change comes to nothing: what waited for it goes on as ever.
+    fn end_change(&mut self, error: Error, io: &mut dyn Io) {
+        let (core, changing, _) = self.parts();
+        core.switching = false;
+        let change = changing.take();
+        if !core.mode.journals() {
+            self.pass_by(io);
+        }
+        if let Some(change) = change {
+            (change.reply)(Err(error));
+        }
+    }
+
+    /// What waited for a place in the log goes past it, or nowhere if the disk is closed.
+    fn pass_by(&mut self, io: &mut dyn Io) {
+        let (core, _, closed) = self.parts();
+        let mut dropped = Vec::new();
+        for pending in std::mem::take(&mut core.journal.pending) {
+            match pending {
+                Pending::Request(id) if *closed => core.refuse(id, io),
+                Pending::Request(id) => core.around(id, io),
+                Pending::Mark(name) => dropped.push(name),
+            }
+        }
+        core.answer(io);
+        dropped.iter().for_each(|name| self.unmark(name));
     }
 
     /// The disk is in no consistency group any more.
@@ -249,26 +288,14 @@ impl CachedDisk {
         let (core, changing, closed) = self.parts();
         let Some(change) = changing.take() else { return };
         core.switching = false;
-        let to = change.goal.mode();
-        match to {
+        match change.goal.mode() {
             Some(mode) => core.mode = mode,
             None => *closed = true,
         }
-        let parked = if to.is_none_or(|mode| !mode.journals()) {
-            std::mem::take(&mut core.journal.pending)
-        } else {
-            Default::default()
-        };
-        let mut dropped = Vec::new();
-        for pending in parked {
-            match (pending, to) {
-                (Pending::Request(id), Some(_)) => core.around(id, io),
-                (Pending::Request(id), None) => core.refuse(id, io),
-                (Pending::Mark(name), _) => dropped.push(name),
-            }
+        match *closed || !core.mode.journals() {
+            true => self.pass_by(io),
+            false => core.answer(io),
         }
-        core.answer(io);
-        dropped.iter().for_each(|name| self.unmark(name));
         (change.reply)(Ok(()));
     }
 }

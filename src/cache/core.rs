@@ -127,6 +127,8 @@ pub(super) struct Core {
     pub roots: Roots,
     pub status: Arc<CacheStatus>,
     pub mode: Mode,
+    /// All that have the disk read it.
+    pub golden: bool,
     /// A mode change is under way: nothing new that writes is begun.
     pub switching: bool,
     /// The log is about to have fewer segments: a write that has a part in it is finished first.

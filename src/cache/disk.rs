@@ -51,6 +51,9 @@ pub struct CacheOptions {
     /// `None`: no limit.
     pub write_budget: Option<u64>,
     pub fence: FencePolicy,
+    /// All that have the disk read it, and so does everybody else who opens the backing: what is
+    /// kept of it outlives the daemon in [`Mode::ReadOnly`] too.
+    pub golden: bool,
     /// What all cached disks of a daemon share while they drain.
     pub memory: Arc<DrainMemory>,
     /// Milliseconds of the Unix epoch.
@@ -70,6 +73,7 @@ impl CacheOptions {
             backing_timeout: Duration::from_secs(60),
             write_budget: None,
             fence: FencePolicy::Fail,
+            golden: false,
             memory: DrainMemory::of_daemon(),
             wall_ms: unix_ms,
             now: Nanos::now,
@@ -192,9 +196,8 @@ impl CachedDisk {
             memory: options.memory.clone(),
         };
         let mut drainer = Drainer::new(drain, now);
-        let points = drainer.points_mut();
-        opened.edges.iter().for_each(|(won, epoch)| points.edge(*won, *epoch));
-        opened.marks.iter().for_each(|(name, won)| _ = points.mark(name, *won));
+        opened.edges.iter().for_each(|(won, epoch)| drainer.points_mut().edge(*won, *epoch));
+        opened.marks.iter().for_each(|(name, won)| _ = drainer.points_mut().mark(name, *won));
         let mut core = Core {
             name: options.name.clone(),
             shape: root.shape,
@@ -208,6 +211,7 @@ impl CachedDisk {
             journal: Journal::new(head, options.strong, alignment(flash)),
             reads: Reads::default(),
             mode: root.mode,
+            golden: options.golden,
             clean: Clean::new(root.shape, root.incarnation, options.write_budget),
             roots: Roots::new(root),
             status: Arc::new(CacheStatus::default()),
@@ -401,6 +405,7 @@ impl CachedDisk {
             backing_faster: core.clean.is_past(),
             policy_bytes: core.clean.memory_bytes() as u64,
             budget_used_up: core.clean.policy.is_over_budget(),
+            flash_failing: core.clean.is_flash_failing(),
             parked: core.parked(),
             waiting_for_backing: core.patience.waiting() as u64,
             mode: core.mode,
@@ -542,6 +547,25 @@ impl CachedDisk {
     }
 }
 
+/// Where the flash only holds copies.
+impl CachedDisk {
+    /// A root cannot be written.
+    fn refused(&mut self, wish: RootWish, io: &mut dyn Io) {
+        match wish {
+            RootWish::Drain { .. } => unreachable!("what is drained was only on the flash"),
+            RootWish::Change => self.change_refused(io),
+            RootWish::Resize => self.resize_refused(),
+            // The tables are as they were said to be before.
+            RootWish::Tables => self.core.end_save(io),
+            RootWish::Cold => {}
+            RootWish::Checkpoint => {
+                let error = || self.core.refused_by_flash("there is no checkpoint");
+                self.checkpoints.drain(..).for_each(|reply| reply(Err(error())));
+            }
+        }
+    }
+}
+
 impl Volume for CachedDisk {
     fn attach(&mut self, requests_max: u32) {
         self.core.attach(requests_max);
@@ -581,16 +605,15 @@ impl Volume for CachedDisk {
                     return;
                 }
             }
-            Token::Root => {
-                for wish in self.core.root_completed(result, io) {
-                    self.rooted(wish, io);
-                }
-            }
+            Token::Root => match self.core.root_completed(result, io) {
+                Ok(wishes) => wishes.into_iter().for_each(|wish| self.rooted(wish, io)),
+                Err(wishes) => wishes.into_iter().for_each(|wish| self.refused(wish, io)),
+            },
             Token::Flush if number == REWRITE => self.core.rewrite_completed(result, io),
             Token::Flush => self.core.flush_completed(result, io),
             Token::Summary => self.core.summary_completed(number),
             Token::Around => self.core.around_completed(number, result, io),
-            Token::Change => self.change_flushed(result),
+            Token::Change => self.change_flushed(result, io),
             Token::Fill => self.core.fill_completed(number, result, io),
             Token::Table => self.core.table_completed(number, result, io),
             Token::Drain => {

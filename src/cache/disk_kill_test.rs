@@ -160,7 +160,7 @@ fn a_piece_that_rots_is_found_and_never_served() {
         let mut found = Vec::new();
         opened.index.lookup(sector, 1, &mut found);
         match found[0] {
-            crate::cache::index::Found::Piece(piece) => piece.position * 512,
+            crate::cache::index::Found::Piece(piece, _) => piece.position * 512,
             other => panic!("{other:?}"),
         }
     };

@@ -69,17 +69,12 @@ pub struct Swept {
 /// What a lookup finds, clipped to the range that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    Piece(Piece),
+    /// And what the policy notes of its block.
+    Piece(Piece, Mark),
     /// Reads as zeros.
-    Zero {
-        start: u64,
-        count: u64,
-    },
+    Zero { start: u64, count: u64 },
     /// Not in the log.
-    Absent {
-        start: u64,
-        count: u64,
-    },
+    Absent { start: u64, count: u64 },
 }
 
 impl Piece {
@@ -300,9 +295,10 @@ impl Index {
                 found.push(Found::Absent { start: at, count: next - at });
                 at = next;
             } else if piece == at {
-                let piece = pieces.next().expect("peeked").piece().clip(at, end);
+                let packed = pieces.next().expect("peeked");
+                let piece = packed.piece().clip(at, end);
                 at = piece.end();
-                found.push(Found::Piece(piece));
+                found.push(Found::Piece(piece, packed.mark()));
             } else {
                 let zero_end = zeros.next().expect("peeked").1.min(end);
                 found.push(Found::Zero { start: at, count: zero_end - at });
@@ -347,9 +343,9 @@ impl Index {
     /// Notes it with all pieces of the block. An insertion keeps it.
     pub fn set_mark(&mut self, block: u64, mark: Mark) {
         let leaf = self.leaves.range_mut(..=block).next_back();
-        let leaf = leaf.expect("the leaf at block 0 is always there").1;
+        let (key, leaf) = leaf.expect("the leaf at block 0 is always there");
         let start = block * BLOCK_SECTORS;
-        let range = overlap(leaf, start, start + BLOCK_SECTORS);
+        let range = overlap((*key, leaf), start, start + BLOCK_SECTORS);
         leaf[range].iter_mut().for_each(|piece| *piece = piece.with_mark(mark));
     }
 
@@ -428,13 +424,13 @@ impl Index {
     fn pieces_in(&self, start: u64, end: u64) -> impl Iterator<Item = Packed> {
         let first = start / BLOCK_SECTORS;
         let leaf = self.leaves.range(..=first).next_back();
-        let leaf = leaf.expect("the leaf at block 0 is always there").1;
+        let (key, leaf) = leaf.expect("the leaf at block 0 is always there");
         // A block's pieces lie in one leaf (I2): most lookups need no other.
         let last = end.div_ceil(BLOCK_SECTORS);
         let others = (last > first + 1).then(|| self.leaves.range(first + 1..last));
         let others = others.into_iter().flatten();
-        let others = others.flat_map(move |(_, leaf)| &leaf[overlap(leaf, start, end)]);
-        leaf[overlap(leaf, start, end)].iter().chain(others).copied()
+        let others = others.flat_map(move |(key, leaf)| &leaf[overlap((*key, leaf), start, end)]);
+        leaf[overlap((*key, leaf), start, end)].iter().chain(others).copied()
     }
 
     /// Starts and ends of zero ranges that overlap `start..end`.
@@ -465,7 +461,7 @@ impl Index {
     fn replace(&mut self, key: u64, start: u64, end: u64, new: Option<Packed>) {
         let leaf = self.leaves.get_mut(&key).expect("leaf_key names a leaf");
         let (pieces, capacity) = (leaf.len(), leaf.capacity());
-        let range = overlap(leaf, start, end);
+        let range = overlap((key, leaf), start, end);
         let inside = &leaf[range.clone()];
         let outside = |packed: Option<&Packed>, from: u64, to: u64| {
             let packed = *packed?;
@@ -541,20 +537,19 @@ fn mark_of(leaf: &[Packed], block: u64) -> Mark {
     there.map_or(Mark::default(), |piece| piece.mark())
 }
 
-/// The pieces of a leaf that overlap `start..end`.
-fn overlap(leaf: &[Packed], start: u64, end: u64) -> Range<usize> {
-    let first = first_at(leaf, start);
+/// The pieces of a leaf, here with its key, that overlap `start..end`.
+fn overlap((key, leaf): (u64, &[Packed]), start: u64, end: u64) -> Range<usize> {
+    let first = first_at((key, leaf), start);
     // Whoever asks for many pieces looks at each of them anyway.
     let overlapping = leaf[first..].iter().take_while(|piece| piece.start() < end);
     first..first + overlapping.count()
 }
 
 /// The first piece that ends behind `start`. Where blocks lie one behind the other, as disks are
-/// filled, it is as far from the first piece as its block: one look, where a search of a large
-/// index waits for memory at most of its steps.
-fn first_at(leaf: &[Packed], start: u64) -> usize {
-    let first = leaf.first().map_or(0, |piece| piece.block());
-    let guess = (start / BLOCK_SECTORS).wrapping_sub(first) as usize;
+/// filled, it is as far from the beginning as its block from the leaf's: one look, where a search
+/// of a large index waits for memory at most of its steps.
+fn first_at((key, leaf): (u64, &[Packed]), start: u64) -> usize {
+    let guess = (start / BLOCK_SECTORS).wrapping_sub(key) as usize;
     match leaf.get(guess) {
         Some(piece) if piece.start() <= start && start < piece.end() => guess,
         _ => leaf.partition_point(|piece| piece.end() <= start),

@@ -114,7 +114,7 @@ impl Pair {
         let mut absent_before = false;
         for one in found {
             let (from, length, absent) = match one {
-                Found::Piece(piece) => (piece.start, u64::from(piece.count), false),
+                Found::Piece(piece, _) => (piece.start, u64::from(piece.count), false),
                 Found::Zero { start, count } => (start, count, false),
                 Found::Absent { start, count } => (start, count, true),
             };
@@ -124,7 +124,7 @@ impl Pair {
             for sector in from..from + length {
                 let model = self.model[sector as usize];
                 match (one, model) {
-                    (Found::Piece(piece), Cell::Stored(position, checksum)) => {
+                    (Found::Piece(piece, _), Cell::Stored(position, checksum)) => {
                         let here = piece.position + u64::from(piece.skip) + sector - piece.start;
                         assert_eq!((here, piece.checksum), (position, checksum), "at {sector}");
                     }
@@ -239,6 +239,12 @@ fn a_mark_stays_with_its_block_until_its_last_piece_goes() {
         assert_eq!(index.mark(other), marks[other as usize], "step {step}, block {other}");
         let whole = index.pieces_of(other).next().filter(|piece| piece.count == 8);
         assert_eq!(index.whole(other), whole);
+        let mut found = Vec::new();
+        index.lookup(other * BLOCK_SECTORS, BLOCK_SECTORS, &mut found);
+        for one in found {
+            let Found::Piece(_, mark) = one else { continue };
+            assert_eq!(Some(mark), marks[other as usize], "step {step}, block {other}");
+        }
     }
     let mut displaced = Vec::new();
     index.displaced(&mut displaced);

@@ -5,6 +5,7 @@ use super::core::{Core, FLASH, Token};
 use super::journal::{Covered, FAILURES_MAX, Pending};
 use super::layout::BLOCK_BYTES;
 use super::record::BatchHeader;
+use super::root::Mode;
 use super::status::count;
 use super::summary::{SummaryFoot, item_bytes, summary_bytes};
 use crate::base::planted::{Bug, planted};
@@ -25,11 +26,18 @@ impl Core {
         self.journal.failures += 1;
         if self.journal.failures > FAILURES_MAX {
             let last = self.journal.counted_won;
-            let text = format!(
-                "the flash fails every write of the log; everything up to point {last} is safe on \
-                 it: replace the drive, or detach the disk",
-            );
-            return self.fence(text, io);
+            let safe = match self.mode {
+                Mode::WriteThrough => format!(
+                    "every write that was acknowledged is in the backing: replace the drive, or \
+                     give the flash up, which loses none of them (`vflash detach {} --lost`)",
+                    self.name
+                ),
+                _ => format!(
+                    "everything up to point {last} is safe on it: replace the drive, or detach \
+                     the disk"
+                ),
+            };
+            return self.fence(format!("the flash fails every write of the log; {safe}"), io);
         }
         self.give_up_segments();
         let journal = &mut self.journal;

@@ -73,6 +73,8 @@ pub(super) struct Reads {
     spare: Vec<u32>,
     found: Vec<Found>,
     segments: Vec<Segment>,
+    /// One piece at a time, while it is checked.
+    piece: Vec<u8>,
     /// For operations that are split.
     pub scratch: Vec<Segment>,
 }
@@ -167,7 +169,7 @@ impl Core {
                     self.read_absent(id, (start, sectors), io);
                     1
                 }
-                Found::Piece(_) => self.read_pieces(id, &found[at..], io),
+                Found::Piece(..) => self.read_pieces(id, &found[at..], io),
             };
         }
         self.reads.found = found;
@@ -240,7 +242,7 @@ impl Core {
 
     /// Reads pieces that lie one behind the other in one segment; how many of `found` that is.
     fn read_pieces(&mut self, id: u32, found: &[Found], io: &mut dyn Io) -> usize {
-        let Some(Found::Piece(first)) = found.first().copied() else { return 0 };
+        let Some(Found::Piece(first, _)) = found.first().copied() else { return 0 };
         let whole = |piece: &Piece| piece.count == piece.stored;
         let segment = self.segments.of_position(first.position);
         let number = self.reads.take();
@@ -248,7 +250,7 @@ impl Core {
         op.checks.clear();
         let (mut taken, mut sectors) = (0, 0);
         for other in found {
-            let Found::Piece(piece) = *other else { break };
+            let Found::Piece(piece, _) = *other else { break };
             let next = first.position + sectors;
             let follows = taken == 0
                 || (whole(&first)
@@ -443,11 +445,18 @@ impl Core {
     }
 
     /// Checks what was read and puts it into the guest's memory, if it is not there already.
-    fn deliver(&self, number: u32) -> bool {
+    fn deliver(&mut self, number: u32) -> bool {
+        let mut piece = std::mem::take(&mut self.reads.piece);
+        piece.resize((BLOCK_SECTORS * SECTOR_BYTES) as usize, 0);
+        let good = self.check(number, &mut piece);
+        self.reads.piece = piece;
+        good
+    }
+
+    fn check(&self, number: u32, piece: &mut [u8]) -> bool {
         let op = &self.reads.ops[number as usize];
         let slot = &self.slots[op.slot as usize];
         let skip = ((op.start - slot.range().start) * SECTOR_BYTES) as usize;
-        let mut piece = [0; 4096];
         let Some(bounce) = &op.bounce else {
             let mut guest = Cursor::new(&slot.segments, skip);
             return op.checks.iter().all(|check| {
@@ -463,7 +472,7 @@ impl Core {
             let mut at = op.skip;
             while left > 0 {
                 let length = left.min(piece.len());
-                memory.part(at, length).copy_to(&mut piece);
+                memory.part(at, length).copy_to(piece);
                 guest.copy_from(&piece[..length]);
                 (at, left) = (at + length, left - length);
             }

@@ -95,6 +95,8 @@ pub struct OpenOptions {
     pub clean_segments_max: usize,
     /// The backing may have been written without this log: what is drained is not to be trusted.
     pub cold: bool,
+    /// Nobody writes the disk, and the backing's fingerprint is another one when somebody else has.
+    pub golden: bool,
     /// The backing is away: the log goes on without it (`alone.rs`).
     pub alone: bool,
     /// Of the backing's geometry; 0: not known.
@@ -114,6 +116,7 @@ impl OpenOptions {
             index_bytes,
             clean_segments_max: 256,
             cold: false,
+            golden: false,
             alone: false,
             optimal_bytes: 0,
             drained_others: 0,
@@ -205,7 +208,8 @@ pub fn open_scanned(medium: &mut Medium, mut scan: Scan, options: &OpenOptions) 
     // If the newest of what was drained is missing, what is there may be older than the backing.
     let newest_drained = if options.shared { scan.drained_through } else { drained };
     let is_newest = scan.last_won >= newest_drained;
-    let slabs = load::trusted(medium, &mut scan, is_newest && !options.cold);
+    let trusted = is_newest && !options.cold;
+    let slabs = load::trusted(medium, &mut scan, (trusted, options.golden));
     slabs.iter().for_each(|slab| loaded.slab(slab));
     if is_newest {
         scan.segments.iter().for_each(|segment| loaded.segment(&scan, segment));
@@ -505,7 +509,7 @@ pub fn read_opened(
     buffer.segment().copy_from(target);
     for part in found {
         let (first, count, bytes) = match part {
-            super::index::Found::Piece(piece) => {
+            super::index::Found::Piece(piece, _) => {
                 let offset = piece.position * SECTOR_BYTES;
                 let length = usize::from(piece.stored) * SECTOR_BYTES as usize;
                 let bytes = medium

@@ -137,12 +137,10 @@ impl CachedDisk {
     fn stay(&mut self, why: Error) {
         let Some(mut resizing) = self.resizing.take() else { return };
         let core = &mut self.core;
-        core.settling = false;
-        if resizing.is_leaving() {
-            core.shape = core.segments.shape();
-            core.segments.limit(core.shape.segments() as u32);
-            core.limit_clean(core.shape.segments() as u32);
-        }
+        (core.settling, core.frozen) = (false, false);
+        core.shape = core.segments.shape();
+        core.segments.limit(core.shape.segments() as u32);
+        core.limit_clean(core.shape.segments() as u32);
         if let Some(reply) = resizing.reply.take() {
             reply(Err(why));
         }
@@ -253,6 +251,24 @@ impl CachedDisk {
             resizing.roots = 2;
             return core.write_root(RootWish::Resize, io);
         }
+        self.resized();
+    }
+
+    /// The flash refuses the root. An opening uses all of an allocation that has grown, and the
+    /// next root says so; one that is to shrink stays, since no root may say more than there is.
+    pub(super) fn resize_refused(&mut self) {
+        let Some(resizing) = &self.resizing else { return };
+        if resizing.place.is_some() {
+            self.core.roots.root.shape = resizing.to;
+            return self.resized();
+        }
+        self.stay(self.core.refused_by_flash("its cache keeps its size"));
+    }
+
+    /// The other size is in force.
+    fn resized(&mut self) {
+        let Some(resizing) = &mut self.resizing else { return };
+        let core = &mut self.core;
         let to = resizing.to;
         core.frozen = false;
         core.shape = to;

@@ -12,6 +12,7 @@ use crate::io::sim::{Failure, Faults};
 use crate::io::volume::{Outcome, RequestKind, SectorRange};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const SEGMENT: u64 = 64 * KIB;
 
@@ -156,6 +157,43 @@ fn resizes_up_and_down_under_requests_and_kills_lose_nothing() {
         assert_eq!(size(&mut rig), (bytes(segments), None), "seed {seed}");
         rig.killed(options()).check();
     }
+}
+
+/// What hit before a growth hits after it: a growth drops nothing.
+#[test]
+fn twenty_resizes_under_requests_drop_nothing_at_a_growth() {
+    let mut rig = Rig::new(shape(6, SEGMENT), options());
+    let mut random = fastrand::Rng::with_seed(20);
+    let requests = |rig: &mut Rig, random: &mut fastrand::Rng| {
+        for _ in 0..60 {
+            let start = random.u64(0..DISK_BYTES / 4096) * 8;
+            match random.u8(0..3) {
+                0 => rig.write(start, 8),
+                _ => rig.check_range(start, 8),
+            }
+        }
+    };
+    let kept = |rig: &mut Rig| {
+        rig.ask(|reply| CacheMessage::Status { reply });
+        rig.status.gauges().index_pieces
+    };
+    for round in 0..10 {
+        requests(&mut rig, &mut random);
+        // Room is made for the log until there is enough.
+        rig.drain();
+        rig.reactor.rest(Duration::from_secs(1));
+        let before = kept(&mut rig);
+        assert!(before > 0, "something is cached");
+        grow(&mut rig, 12 + round % 3).expect("grown");
+        let after = kept(&mut rig);
+        assert!(after >= before, "round {round}: {after} blocks after the growth, {before} before");
+        rig.check();
+        requests(&mut rig, &mut random);
+        shrink(&mut rig, 6 + round % 3).expect("shrunk");
+        rig.check();
+    }
+    rig.drain();
+    rig.killed(options()).check();
 }
 
 /// Everything was drained and lay behind the new end: no header is left that knows the numbers.

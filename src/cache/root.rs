@@ -30,6 +30,12 @@ impl Mode {
         matches!(self, Self::WriteBack | Self::WriteThrough)
     }
 
+    /// Whatever differs from what was kept is in the log: all writes go there, or there is none,
+    /// since the disk is a `golden` image. Bypass keeps nothing.
+    pub fn tells_all(self, golden: bool) -> bool {
+        self.journals() || (golden && self == Self::ReadOnly)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::WriteBack => "write-back",

@@ -1,8 +1,14 @@
 //! Roots while the disk runs: one is written at a time, always the newest there is to say.
+//!
+//! A flash that takes no root fences the disk, but where it only holds copies: in the modes past
+//! the log, once all is drained. There a root that cannot be written is *refused*: who wished for
+//! it is told, and nothing else has changed. What was tried may be on the flash all the same, so
+//! either root may be the one that the next opening finds (FORMAT.md, "If power fails here").
 
 use super::core::{Core, FLASH, Token};
 use super::layout::{BLOCK_BYTES, root_offsets};
 use super::root::Root;
+use crate::base::{Error, ErrorKind};
 use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Errno, Operation, OperationKind};
 use crate::io::volume::Io;
@@ -97,33 +103,63 @@ impl Core {
         }
     }
 
-    /// A copy has been written; who waited for the root, once it is durable.
+    /// A copy has been written; who waited for the root, once it is durable (`Ok`) or refused.
     pub(super) fn root_completed(
         &mut self,
         result: Result<(), Errno>,
         io: &mut dyn Io,
-    ) -> Vec<RootWish> {
+    ) -> Result<Vec<RootWish>, Vec<RootWish>> {
         let roots = &mut self.roots;
         roots.under_way -= 1;
         roots.failures += u32::from(result.is_err());
         if roots.under_way > 0 {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let failures = std::mem::take(&mut roots.failures);
         if failures > 0 {
             roots.attempts += 1;
             if roots.attempts < ATTEMPTS_MAX {
                 self.submit_root(io);
-                return Vec::new();
+                return Ok(Vec::new());
             }
             if failures > 1 {
-                self.fence("the flash refuses to write the cache's root".to_owned(), io);
-                return Vec::new();
+                return Err(self.root_refused(io));
             }
             log::warn!("one copy of the cache's root cannot be written; the other one is whole");
         }
         let done = std::mem::take(&mut self.roots.current);
         self.next_root(io);
-        done
+        Ok(done)
+    }
+
+    /// The flash takes no root: fences the disk, or says whose wishes come to nothing.
+    fn root_refused(&mut self, io: &mut dyn Io) -> Vec<RootWish> {
+        let mut wishes = std::mem::take(&mut self.roots.current);
+        wishes.append(&mut self.roots.waiting);
+        let drains = wishes.iter().any(|wish| matches!(wish, RootWish::Drain { .. }));
+        let copies = !self.mode.journals() && self.drained >= self.journal.counted_won;
+        if drains || !copies {
+            self.fence("the flash refuses to write the cache's root".to_owned(), io);
+            return Vec::new();
+        }
+        log::error!(
+            "{}: the flash refuses to write the cache's root; guests are served from the backing",
+            self.name
+        );
+        let root = &mut self.roots.root;
+        (root.mode, root.clean, root.shape) = (self.mode, false, self.segments.shape());
+        // The next one goes where this one failed: the other place has the last that is whole.
+        root.sequence += 1;
+        wishes
+    }
+
+    /// Why a wish came to nothing, and what follows.
+    pub(super) fn refused_by_flash(&self, what: &str) -> Error {
+        let text = format!(
+            "{}: {what}, since the flash refuses to write the cache's root: nothing is lost, and \
+             guests are served from the backing; replace the drive and attach the disk anew",
+            self.name
+        );
+        Error::new(ErrorKind::Io, text)
     }
 }

@@ -45,6 +45,8 @@ pub struct CacheGauges {
     pub policy_bytes: u64,
     /// The write budget is used up for now: nothing that is read is written to the flash.
     pub budget_used_up: bool,
+    /// The flash fails to be written: nothing is kept for a while, then it is tried again.
+    pub flash_failing: bool,
     /// Requests that wait for space.
     pub parked: u64,
     /// Operations for guests that failed at the backing and are tried again.

@@ -2,8 +2,9 @@
 //!
 //! Everything that can be checked is checked before the first step. Steps run in the plan's order:
 //! those that can be undone first, then those that destroy. If one fails, what can be undone is
-//! undone, in reverse order, and the answer says so. Guests are told of larger volumes at the very
-//! end, so that growth can be undone too.
+//! undone, in reverse order, and the answer says so; but nothing is once something was destroyed:
+//! what was made before may be to take its place. Then the answer says what is done and what is
+//! left. Guests are told of larger volumes at the very end, so that growth can be undone too.
 //!
 //! Each step is durable by itself. A daemon killed between two leaves what the finished ones made;
 //! planning again gives the rest.
@@ -36,13 +37,8 @@ enum Undo {
     ShareAsBefore { name: String, of: String, granted: bool, settings: VolumeSettings },
 }
 
-/// What was carried out of a plan.
-#[derive(Default)]
-struct Done<'a> {
-    undos: Vec<Undo>,
-    /// Steps that cannot be undone: pools that grew, what was destroyed.
-    kept: Vec<&'a Action>,
-}
+/// A step that was carried out, and how to undo it, if it can be.
+type Done<'a> = (&'a Action, Option<Undo>);
 
 impl Engine {
     pub fn apply(&self, change: &Change) -> Result<api::Plan> {
@@ -133,6 +129,10 @@ impl Engine {
             }
             actual.devices.insert(path.clone(), found.state);
         }
+        let state = self.state();
+        let down = state.volumes.values().filter(|served| served.is_down());
+        actual.down = down.filter_map(|served| VolumeName::parse(&served.name)).collect();
+        drop(state);
         actual.backings = sharing::identify(manifest::plan::backings(wanted, &actual));
         Ok(actual)
     }
@@ -201,12 +201,11 @@ impl Engine {
                 ..Failure::new(ErrorCode::Unconfirmed, text)
             });
         }
-        let mut done = Done::default();
-        for step in &plan.steps {
+        let mut done: Vec<Done<'_>> = Vec::new();
+        for (at, step) in plan.steps.iter().enumerate() {
             match self.step(&step.action) {
-                Ok(Some(undo)) => done.undos.push(undo),
-                Ok(None) => done.kept.push(&step.action),
-                Err(failure) => return Err(self.take_back(step, failure, done)),
+                Ok(undo) => done.push((&step.action, undo)),
+                Err(failure) => return Err(self.end_early(&plan.steps[at..], step, failure, done)),
             }
         }
         for step in &plan.steps {
@@ -219,17 +218,7 @@ impl Engine {
     fn step(&self, action: &Action) -> Result<Option<Undo>> {
         match action {
             Action::CreatePool { name, device, file_bytes, overwrites } => {
-                let new = NewPool {
-                    name: name.clone(),
-                    device: device.to_string(),
-                    size_bytes: *file_bytes,
-                    preallocation: Preallocation::Reserved,
-                    overwrite: overwrites.is_some(),
-                };
-                let made = matches!(device, Device::Path(path) if !path.exists());
-                let made_file = made.then(|| PathBuf::from(&new.device));
-                self.make_pool(&new)?;
-                Ok(Some(Undo::ClosePool { name: name.clone(), made_file }))
+                self.create_pool_on(name, device, *file_bytes, overwrites.is_some())
             }
             Action::OpenPool { name, device } => {
                 self.open_pool(&device.display().to_string(), Some(name))?;
@@ -270,6 +259,7 @@ impl Engine {
                 self.set_settings(&name, to)?;
                 Ok(Some(Undo::SetBack { name, settings: from.clone() }))
             }
+            Action::ServeVolume { name } => self.serve_again(&name.to_string()).map(|()| None),
             Action::ShareDisk { name, of, granted, from, to } => {
                 let (name, of) = (name.to_string(), of.to_string());
                 let before = self.served(&name).is_ok_and(|served| served.granted);
@@ -285,6 +275,27 @@ impl Engine {
             }
             Action::DeleteVolume { name, .. } => self.destroy(&name.to_string()).map(|()| None),
         }
+    }
+
+    /// A file or device that was there is not made what it was: then there is no way back.
+    fn create_pool_on(
+        &self,
+        name: &str,
+        device: &Device,
+        file_bytes: Option<u64>,
+        overwrite: bool,
+    ) -> Result<Option<Undo>> {
+        let new = NewPool {
+            name: name.to_owned(),
+            device: device.to_string(),
+            size_bytes: file_bytes,
+            preallocation: Preallocation::Reserved,
+            overwrite,
+        };
+        let was_there = matches!(device, Device::Path(path) if path.exists());
+        self.make_pool(&new)?;
+        let made_file = matches!(device, Device::Path(_)).then(|| PathBuf::from(&new.device));
+        Ok((!was_there).then(|| Undo::ClosePool { name: name.to_owned(), made_file }))
     }
 
     fn undo_one(&self, undo: Undo) -> Result<()> {
@@ -310,38 +321,55 @@ impl Engine {
         }
     }
 
-    /// Undoes what was done, latest first, and adds to the failure what became of it: what could
-    /// not be undone is named.
-    fn take_back(&self, failed: &Step, failure: Failure, done: Done<'_>) -> Failure {
-        let undone = !done.undos.is_empty();
-        let mut left = Vec::new();
-        for undo in done.undos.into_iter().rev() {
-            if let Err(failure) = self.undo_one(undo) {
-                left.push(failure.message);
-            }
-        }
+    /// What becomes of a plan whose step `failed`, the first of those that are `left`, and the
+    /// failure with that.
+    fn end_early(
+        &self,
+        left: &[Step],
+        failed: &Step,
+        failure: Failure,
+        done: Vec<Done<'_>>,
+    ) -> Failure {
         let Failure { code, message, .. } = failure;
         let object = failed.action.object();
         let mut text = format!("{}: {object}: {message}", failed.place);
-        if undone && left.is_empty() {
-            text.push_str("; what this apply had made before was undone");
+        let destroyed = done.iter().any(|(action, _)| action.destroys().is_some());
+        let kept: Vec<&Action> = match destroyed {
+            true => done.into_iter().map(|(action, _)| action).collect(),
+            false => self.take_back(done, &mut text),
+        };
+        if !kept.is_empty() {
+            text.push_str(&format!("; done before and not undone: {}", listed(&kept)));
         }
-        if !left.is_empty() {
-            text.push_str(&format!(
-                "; undoing what it had made before failed: {}",
-                left.join("; ")
-            ));
-        }
-        if !done.kept.is_empty() {
-            let steps =
-                done.kept.iter().map(|step| format!("{}: {}", step.object(), step.detail()));
-            let steps: Vec<String> = steps.collect();
-            text.push_str(&format!("; done before and not undone: {}", steps.join("; ")));
+        if destroyed {
+            let left: Vec<&Action> = left.iter().map(|step| &step.action).collect();
+            text.push_str(&format!("; left to be done, by applying again: {}", listed(&left)));
         }
         // Guests and followers of events hear of it as if nothing had failed.
-        done.kept.iter().for_each(|step| self.tell_guest(step));
+        kept.iter().for_each(|step| self.tell_guest(step));
         self.events().add(EventKind::Error, object, &text);
         Failure::new(code, text)
+    }
+
+    /// Undoes what can be, latest first, and adds to the text what became of it; gives what cannot
+    /// be undone.
+    fn take_back<'a>(&self, done: Vec<Done<'a>>, text: &mut String) -> Vec<&'a Action> {
+        let (mut kept, mut undone, mut failures) = (Vec::new(), false, Vec::new());
+        for (action, undo) in done.into_iter().rev() {
+            match undo.map(|undo| self.undo_one(undo)) {
+                None => kept.push(action),
+                Some(Ok(())) => undone = true,
+                Some(Err(failure)) => failures.push(failure.message),
+            }
+        }
+        if !failures.is_empty() {
+            let failures = failures.join("; ");
+            text.push_str(&format!("; undoing what it had made before failed: {failures}"));
+        } else if undone {
+            text.push_str("; what this apply had made before was undone");
+        }
+        kept.reverse();
+        kept
     }
 
     /// After everything has succeeded.
@@ -360,7 +388,7 @@ impl Engine {
                 events.add(EventKind::Created, &object, action.detail());
                 Ok(())
             }
-            Action::UpdateVolume { .. } | Action::ShareDisk { .. } => {
+            Action::UpdateVolume { .. } | Action::ServeVolume { .. } | Action::ShareDisk { .. } => {
                 events.add(EventKind::Updated, &object, action.detail());
                 Ok(())
             }
@@ -370,6 +398,11 @@ impl Engine {
             events.add(EventKind::Error, object, failure.message);
         }
     }
+}
+
+fn listed(actions: &[&Action]) -> String {
+    let text = |action: &&Action| format!("{}: {}", action.object(), action.detail());
+    actions.iter().map(text).collect::<Vec<_>>().join("; ")
 }
 
 fn read(change: &Change) -> Result<Wanted> {
@@ -417,7 +450,9 @@ fn described(plan: &Plan, done: bool) -> api::Plan {
             | Action::CreateVolume(_)
             | Action::ShareDisk { from: None, .. } => api::Action::Create,
             Action::OpenPool { .. } => api::Action::Open,
-            Action::UpdateVolume { .. } | Action::ShareDisk { .. } => api::Action::Update,
+            Action::UpdateVolume { .. } | Action::ServeVolume { .. } | Action::ShareDisk { .. } => {
+                api::Action::Update
+            }
             Action::GrowPool { .. }
             | Action::GrowVolume { .. }
             | Action::ResizeCache { .. }

@@ -70,6 +70,8 @@ pub struct Cached {
     pub no_log: Option<&'static str>,
     /// The mode that the log was in when it was opened.
     pub mode: Mode,
+    /// An earlier daemon served it last in a mode that keeps no log.
+    pub past_log: bool,
     /// It was opened alone.
     pub alone: Option<Alone>,
     /// Point that draining stays at, plus 1; 0: it goes on.
@@ -93,6 +95,7 @@ pub(super) struct Opening<'a> {
     group: Option<Arc<Consistency>>,
     /// Of the group as its stamp has it.
     generation: u64,
+    past_log: bool,
     waker: Waker,
 }
 
@@ -176,6 +179,7 @@ impl<'a> Opening<'a> {
             log,
             group,
             generation: 0,
+            past_log: false,
             waker,
         })
     }
@@ -220,12 +224,15 @@ impl<'a> Opening<'a> {
             let stamp = claimed.stamp.clone();
             return self.put_together(opened, stamp, (&backing, &claimed));
         }
+        self.past_log = root.as_ref().is_some_and(|root| !root.mode.journals());
         let scan = match &root {
-            Some(_) => Some(self.look(&claim, (&mut medium, &mut backing))?),
+            Some(root) => {
+                let scan = self.look(&claim, (&mut medium, &mut backing));
+                Some(scan.map_err(|error| self.no_log(root, error))?)
+            }
             None => None,
         };
-        let claimed = self.claim(&claim, &mut backing);
-        let claimed = claimed.map_err(|error| self.no_log(root.as_ref(), error))?;
+        let claimed = self.claim(&claim, &mut backing)?;
         let opened = self.open_log((root, scan), (&mut medium, &mut backing), &claimed);
         if opened.is_err() && !self.log.formatted {
             self.give_back(&mut backing);
@@ -235,9 +242,8 @@ impl<'a> Opening<'a> {
     }
 
     /// The way out of a log that its backing cannot have.
-    fn no_log(&self, root: Option<&Root>, error: Error) -> Error {
-        let through = root.is_some_and(|root| root.mode == Mode::WriteThrough);
-        if error.kind() != ErrorKind::Unsupported || !through {
+    fn no_log(&self, root: &Root, error: Error) -> Error {
+        if error.kind() != ErrorKind::Unsupported || root.mode != Mode::WriteThrough {
             return error;
         }
         let text = format!(
@@ -414,6 +420,7 @@ impl<'a> Opening<'a> {
         let identity = backing_identity(backing.description(), stamped);
         let mut how = cache::OpenOptions::new(identity, self.allocation_bytes);
         how.optimal_bytes = backing.description().geometry.optimal_bytes;
+        how.golden = self.is_golden();
         how
     }
 
@@ -587,6 +594,7 @@ impl<'a> Opening<'a> {
         options.staleness_max = Duration::from_millis(self.cache.staleness_ms());
         options.backing_timeout = Duration::from_millis(self.cache.backing_timeout_ms());
         options.write_budget = self.cache.write_budget_bytes;
+        options.golden = self.is_golden();
         let (disk_uuid, mode) = (opened.root.disk_uuid, opened.root.mode);
         let Side { geometry, read_only, no_log, alone, findings, notes } = side;
         let disk = CachedDisk::new(opened, options, geometry, sidecar);
@@ -597,6 +605,7 @@ impl<'a> Opening<'a> {
             read_only,
             no_log,
             mode,
+            past_log: self.past_log,
             alone,
             held: AtomicU64::new(0),
             goal_bytes: AtomicU64::new(0),

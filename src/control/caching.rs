@@ -253,6 +253,7 @@ impl Served {
                     _ => Some(fails.to_owned()),
                 }
             }
+            _ if gauges.flash_failing => Some(FLASH_FAILS.to_owned()),
             _ => {
                 self.settings.cache.as_ref()?.consistency_group.as_ref()?;
                 super::together::group_problem(cached)
@@ -333,6 +334,10 @@ impl Served {
         })
     }
 }
+
+/// What a flash that fails means while the log can still be written or nothing is in it.
+const FLASH_FAILS: &str = "its flash fails to be written: nothing more is kept there for a while, \
+     then it is tried again; guests are served; look at the drive";
 
 /// What a backing that fails means for a guest.
 pub(super) fn backing_fails(mode: Mode) -> &'static str {
@@ -571,32 +576,28 @@ impl Engine {
             cache: settings.cache.clone(),
             ..served.settings.clone()
         };
-        self.without(served, || self.note_settings(served, settings))?;
-        {
-            let mut state = self.state();
-            if let Some(there) = state.volumes.get_mut(&served.name) {
-                there.settings = settings.clone();
+        let after = Served { settings: settings.clone(), ..served.clone() };
+        let note = |home: &Served| self.note_settings(home, &home.settings);
+        let joins = will_be_in.is_some() && was_in != will_be_in;
+        let reopened = !served.left && (same != *settings || served.is_down());
+        if served.cached.is_some() && (reopened || joins) {
+            if self.exchange(served, &after, &note, joins)? {
+                return Ok(());
             }
-            state.for_doors(&served.name, |door| door.settings.cache = settings.cache.clone());
+            // By the way that leads there now.
+            let Served { link, .. } = self.served(&served.name)?;
+            return self.tell_cache(&Served { link, ..served.clone() }, cache);
         }
+        self.without(served, || note(&after))?;
+        self.list(&after);
         if served.cached.is_none() {
             // It is opened with these, sooner or later.
             return Ok(());
         }
-        if same != *settings && (served.left || self.holders(served).len() > 1) {
-            let mut door = Served { settings: settings.clone(), ..served.clone() };
-            if !served.left {
-                self.reopen_door(served, &mut door)?;
-            }
-            return self.tell_cache(served, cache);
+        if !served.left {
+            let limits = super::served::limits(settings.limits);
+            self.host.server.set_limits(served.export_id()?, limits)?;
         }
-        let joins = will_be_in.is_some() && was_in != will_be_in;
-        if same != *settings || joins {
-            self.take_down(served)?;
-            return self.open_cache(&served.name);
-        }
-        let limits = super::served::limits(settings.limits);
-        self.host.server.set_limits(served.export_id()?, limits)?;
         self.tell_cache(served, cache)
     }
 
@@ -625,7 +626,8 @@ impl Engine {
     }
 
     /// `name` is to write the disk of `home`: if another does, a mode that keeps a log must be in
-    /// force first, and not just wanted. Waits a moment for that.
+    /// force first, and not just wanted, and what that other had under way before must be done.
+    /// Waits a moment for that.
     pub(super) fn await_log(&self, home: &Served, name: &str) -> Result<()> {
         if self.writers(home).iter().all(|writer| writer == name) {
             return Ok(());
@@ -643,7 +645,31 @@ impl Engine {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        let others = self.writers(home).into_iter().filter(|writer| writer != name);
+        for other in others.filter(|other| self.host.run_dir.past_log(other)) {
+            while !self.is_back(&other)? {
+                if Instant::now() >= deadline {
+                    let text = format!(
+                        "{other} was served past the log of its disk before vflashd was started \
+                         again, and its virtual machine has not come back since: what it had \
+                         under way would be done again over what another machine writes; start \
+                         it, or let it reconnect, and try again, or take its disk away with \
+                         `vflash detach {other}`"
+                    );
+                    return Err(Failure::new(ErrorCode::Busy, text));
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            self.host.run_dir.set_past_log(&other, false)?;
+        }
         Ok(())
+    }
+
+    /// Its machine's queues run: they began with what was under way before.
+    fn is_back(&self, name: &str) -> Result<bool> {
+        let export = self.served(name)?.link.export();
+        let status = export.and_then(|export| self.host.server.status(export).ok());
+        Ok(status.is_some_and(|status| status.queues_running > 0))
     }
 
     /// The mode that a disk is in; of one that is not served, the one that its log was left in.

@@ -363,23 +363,51 @@ impl Engine {
 
     /// Changes settings. Other limits take effect in place; anything else serves the volume anew,
     /// which an attached guest notices as a reconnect.
+    ///
+    /// # Errors
+    /// The settings are as before. [`ErrorCode::Busy`]: the volume is being taken down, and to be
+    /// served again when its requests have ended ([`Engine::serve_again`]).
     pub(super) fn set_settings(&self, name: &str, settings: &VolumeSettings) -> Result<()> {
         let served = self.served(name)?;
         if served.is_cached() {
             return self.set_cached_settings(&served, settings);
         }
-        let (id, attributes) = (served.id, settings.encode());
-        served.pool.change(move |pool| pool.set_attributes(id, attributes))?;
+        let note = |settings: &VolumeSettings| {
+            let (id, attributes) = (served.id, settings.encode());
+            served.pool.change(move |pool| pool.set_attributes(id, attributes))
+        };
         let same = VolumeSettings { limits: settings.limits, ..served.settings.clone() };
-        if !served.is_served() || same != *settings {
-            served.stop(&self.host)?;
-            return self.serve(&served.pool, name);
+        if served.is_served() && same == *settings {
+            note(settings)?;
+            self.host.server.set_limits(served.export_id()?, served::limits(settings.limits))?;
+            if let Some(served) = self.state().volumes.get_mut(name) {
+                served.settings = settings.clone();
+            }
+            return Ok(());
         }
-        self.host.server.set_limits(served.export_id()?, served::limits(settings.limits))?;
-        if let Some(served) = self.state().volumes.get_mut(name) {
-            served.settings = settings.clone();
+        // Before anything is changed: requests may not end in time.
+        served.stop(&self.host)?;
+        let serve = || self.serve(&served.pool, name);
+        note(settings).map_err(Failure::from).and_then(|()| serve()).inspect_err(|_| {
+            let noted = note(&served.settings).map_err(Failure::from);
+            if let Err(failure) = serve().and(noted) {
+                log::error!("volume {name}: serving it as before: {failure}");
+            }
+        })
+    }
+
+    /// Serves a volume that a change has taken down and left so ([`Served::is_down`]).
+    pub(super) fn serve_again(&self, name: &str) -> Result<()> {
+        let served = self.served(name)?;
+        if !served.is_down() {
+            return Ok(());
         }
-        Ok(())
+        if served.is_cached() {
+            let home = self.home_of(name)?;
+            return self.exchange(&home, &served, &|_| Ok(()), false).map(drop);
+        }
+        served.stop(&self.host)?;
+        self.serve(&served.pool, name)
     }
 
     /// Makes a volume larger; its guest is not told yet.
@@ -405,16 +433,13 @@ impl Engine {
     /// would fail for a reason it does not know.
     pub(super) fn shrink(&self, name: &str, size_bytes: u64) -> Result<()> {
         let served = self.served(name)?;
-        let (id, old) = (served.id, served.facts()?.size_bytes);
+        let id = served.id;
         if let Some(export) = served.link.export() {
             self.host.server.set_capacity(export, size_bytes / SECTOR_BYTES)?;
         }
         let shrunk = served.pool.with_keeper(|keeper| keeper.resize(id, size_bytes, SHRINK_WAIT));
         if let Err(error) = shrunk {
-            // The volume refuses its tail by now: resizing it to what it is takes that back.
-            let restored = served.pool.with_keeper(|keeper| keeper.resize(id, old, SHRINK_WAIT));
             self.announce(name)?;
-            restored?;
             return Err(error.into());
         }
         Ok(served.pool.refresh()?)

@@ -33,6 +33,9 @@ const CHANGE_WAIT: Duration = Duration::from_secs(5);
 /// How long pools may take to stop at the end: all they wait for is their drives.
 const POOLS_WAIT: Duration = Duration::from_secs(5);
 
+/// How long the threads of the data path may take to answer, before this daemon is hung.
+const LIFE_WAIT: Duration = Duration::from_secs(10);
+
 pub struct Engine {
     pub(super) host: Host,
     started_ms: u64,
@@ -296,11 +299,13 @@ impl Engine {
         self.host.run_dir.path()
     }
 
-    /// Whether the socket thread, and with it all reactors that it asks, still answers.
+    /// Whether the threads that guests depend on go on: the socket thread and all reactors.
     pub fn answers(&self) -> bool {
-        let served = self.state().volumes.values().find_map(|volume| volume.link.export());
-        // A volume that went meanwhile was answered about, too.
-        served.is_none_or(|id| matches!(self.host.server.status(id), Ok(_) | Err(_)))
+        let answers = self.host.server.answers(LIFE_WAIT);
+        if let Err(error) = &answers {
+            log::error!("systemd is not told that all is well: {error}");
+        }
+        answers.is_ok()
     }
 
     /// The open pools, to look at without holding anything.

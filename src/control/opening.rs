@@ -151,6 +151,20 @@ impl Task {
         Self { served: Served { cached: None, ..served }, ..self }.open()
     }
 
+    /// What its machines had under way when an earlier daemon ended may be done again, at any time.
+    fn note_past_log(&self, doors: &[Served]) {
+        if !self.served.cached.as_ref().is_some_and(|cached| cached.past_log) {
+            return;
+        }
+        let own = (!self.served.left).then_some(&self.served);
+        let writing = own.into_iter().chain(doors).filter(|door| !door.settings.read_only);
+        for door in writing {
+            if let Err(error) = self.host.run_dir.set_past_log(&door.name, true) {
+                self.host.events.add(EventKind::Error, door.object(), error.to_string());
+            }
+        }
+    }
+
     fn is_wanted(&self) -> bool {
         let everything = lock(&self.everything);
         let there = everything.volumes.get(&self.served.name);
@@ -173,6 +187,7 @@ impl Task {
         let before = there.failure.take();
         match result {
             Ok(()) => {
+                self.note_past_log(&doors);
                 self.served.settings = there.settings.clone();
                 *there = self.served.clone();
                 for door in doors {

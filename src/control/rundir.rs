@@ -21,6 +21,12 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const LOCK: &str = "vflashd.lock";
 const POOLS: &str = "pools.json";
 
+/// Of files beside a volume's socket: its guest has turned its write cache off.
+const WRITE_THROUGH: &str = "write-through";
+
+/// As above: see [`RunDir::past_log`].
+const PAST_LOG: &str = "past-log";
+
 /// How long a daemon that ends is waited for.
 const HELD_WAIT: Duration = Duration::from_secs(3);
 
@@ -122,14 +128,13 @@ impl RunDir {
 
     /// Removes what was kept of a volume that is no more.
     pub fn forget(&self, volume: &str) {
-        let (Ok(socket), Ok(marker)) = (self.file(volume, "sock"), self.write_through(volume))
-        else {
-            return;
-        };
+        let files = ["sock", WRITE_THROUGH, PAST_LOG].map(|end| self.file(volume, end));
+        let [Ok(socket), Ok(write_through), Ok(past_log)] = files else { return };
         for result in [
             std::fs::remove_file(&socket),
-            std::fs::remove_file(&marker),
-            marker.parent().map_or(Ok(()), std::fs::remove_dir),
+            std::fs::remove_file(&write_through),
+            std::fs::remove_file(&past_log),
+            socket.parent().map_or(Ok(()), std::fs::remove_dir),
         ] {
             match result.map_err(|error| error.kind()) {
                 // Its directory stays for other volumes.
@@ -153,26 +158,39 @@ impl RunDir {
     /// Whether the guest's write cache is on. A guest says so once, and not again to the daemon
     /// that follows this one.
     pub fn write_cache(&self, volume: &str) -> bool {
-        !self.write_through(volume).is_ok_and(|marker| marker.exists())
+        !self.is_marked(volume, WRITE_THROUGH)
     }
 
     pub fn set_write_cache(&self, volume: &str, enabled: bool) -> Result<()> {
-        let marker = self.write_through(volume)?;
-        let result = match enabled {
-            true => std::fs::remove_file(&marker),
-            false => File::create(&marker).map(drop),
+        self.mark(volume, WRITE_THROUGH, !enabled)
+    }
+
+    /// Whether the guest may have requests under way that an earlier daemon did past the log: they
+    /// are done again when it is back.
+    pub fn past_log(&self, volume: &str) -> bool {
+        self.is_marked(volume, PAST_LOG)
+    }
+
+    pub fn set_past_log(&self, volume: &str, past_log: bool) -> Result<()> {
+        self.mark(volume, PAST_LOG, past_log)
+    }
+
+    fn is_marked(&self, volume: &str, end: &str) -> bool {
+        self.file(volume, end).is_ok_and(|marker| marker.exists())
+    }
+
+    fn mark(&self, volume: &str, end: &str, stands: bool) -> Result<()> {
+        let marker = self.file(volume, end)?;
+        let result = match stands {
+            false => std::fs::remove_file(&marker),
+            true => File::create(&marker).map(drop),
         };
         match result {
-            Err(error) if error.kind() != IoKind::NotFound || !enabled => {
-                Err(Error::io(format!("noting the write cache in {}", marker.display()), error))
+            Err(error) if error.kind() != IoKind::NotFound || stands => {
+                Err(Error::io(format!("noting {} of its guest", marker.display()), error))
             }
             _ => Ok(()),
         }
-    }
-
-    /// Stands where the guest has turned its write cache off.
-    fn write_through(&self, volume: &str) -> Result<PathBuf> {
-        self.file(volume, "write-through")
     }
 
     /// Names come from pools, and a pool may come from anywhere: none may lead out of here.
@@ -272,9 +290,12 @@ mod tests {
         for enabled in [true, false, false, true, true, false] {
             run_dir.set_write_cache("vm/a", enabled).unwrap();
             assert_eq!(run_dir.write_cache("vm/a"), enabled);
+            assert!(!run_dir.past_log("vm/a"));
         }
+        run_dir.set_past_log("vm/a", true).unwrap();
+        assert!(run_dir.past_log("vm/a"));
         run_dir.forget("vm/a");
-        assert!(run_dir.write_cache("vm/a"));
+        assert!(run_dir.write_cache("vm/a") && !run_dir.past_log("vm/a"));
         assert!(!dir.path().join("vm").exists());
         run_dir.forget("vm/a");
     }

@@ -434,7 +434,10 @@ impl Served {
                 // One that ended Busy the last time has ended since.
                 Err(error) if error.kind() == ErrorKind::Gone => {}
                 Err(error) => {
-                    let text = format!("it is being taken down: {error}; ask for it again");
+                    let text = format!(
+                        "it is being taken down: {error}; ask again for what that was for, or \
+                         apply a manifest with it to have it served again"
+                    );
                     self.link.set_trouble(VolumeState::Failed, text);
                     return Err(error.context(format_args!("volume {}", self.name)));
                 }
@@ -480,6 +483,14 @@ impl Served {
 
     pub fn is_served(&self) -> bool {
         !matches!(self.condition().0, VolumeState::Failed | VolumeState::Opening)
+    }
+
+    /// A change has taken it down, and what was to follow failed: it is served again when somebody
+    /// asks for it.
+    pub(super) fn is_down(&self) -> bool {
+        let taken = matches!(self.link.trouble(), Some((VolumeState::Failed, _)));
+        let shut = self.link.export().is_none() && !self.is_opening() && !self.left;
+        self.failure.is_none() && (taken || shut)
     }
 
     pub fn is_fenced(&self) -> bool {

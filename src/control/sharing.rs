@@ -68,12 +68,13 @@ impl Engine {
         Ok(stop_disk(&self.host, home, &doors)?)
     }
 
-    /// An open door of the disk, by which its export is named.
-    fn any_export(&self, home: &str) -> Option<ExportId> {
+    /// An open door of the disk other than `name`'s, by which its export is named.
+    fn other_export(&self, home: &str, name: &str) -> Option<ExportId> {
         let state = self.state();
         let own = state.volumes.get(home).filter(|home| !home.left);
         let doors = state.volumes.values().filter(|door| door.home.as_deref() == Some(home));
-        own.into_iter().chain(doors).find_map(|served| served.link.export())
+        let others = own.into_iter().chain(doors).filter(|door| door.name != name);
+        others.into_iter().find_map(|door| door.export_id().ok())
     }
 
     /// Makes `name` a door to the disk of `of`, or changes the settings of one; `of` itself gets
@@ -95,15 +96,14 @@ impl Engine {
         if !settings.read_only {
             self.await_log(&home, name)?;
         }
+        if let Some(known) = known.filter(|known| !known.left) {
+            return self.change_door(&home, &known, granted, settings);
+        }
         self.without(&home, || {
             self.note_sharing(&home, |attributes| {
                 note_door(attributes, (name, of), granted, settings)
             })?;
-            let known = known.filter(|known| !known.left);
-            match known {
-                Some(known) => self.change_door(&home, known, granted, settings),
-                None => self.new_door(&home, name),
-            }
+            self.new_door(&home, name)
         })
     }
 
@@ -143,7 +143,7 @@ impl Engine {
         else {
             return Ok(());
         };
-        let Some(export) = self.any_export(&home.name) else { return Ok(()) };
+        let Some(export) = self.other_export(&home.name, &door.name) else { return Ok(()) };
         door.renew_link(&self.host);
         door.join(&self.host, export, &side)
     }
@@ -151,34 +151,99 @@ impl Engine {
     fn change_door(
         &self,
         home: &Served,
-        mut door: Served,
+        door: &Served,
         granted: bool,
         settings: &VolumeSettings,
     ) -> Result<()> {
         let settings = VolumeSettings { cache: home.settings.cache.clone(), ..settings.clone() };
-        let same = VolumeSettings { limits: settings.limits, ..door.settings.clone() };
-        let reopened = same != settings;
-        (door.settings, door.granted) = (settings, granted);
-        if reopened {
-            self.reopen_door(home, &mut door)?;
-        } else if let Some(export) = door.link.export() {
-            self.host.server.set_limits(export, super::served::limits(door.settings.limits))?;
+        let same = VolumeSettings { limits: settings.limits, ..door.settings.clone() } == settings;
+        let after = Served { settings, granted, ..door.clone() };
+        let note = |door: &Served| {
+            self.note_sharing(home, |attributes| {
+                note_door(attributes, (&door.name, &home.name), door.granted, &door.settings)
+            })
+        };
+        if home.cached.is_some() && (!same || door.is_down()) {
+            return self.exchange(home, &after, &note, false).map(drop);
         }
-        self.state().volumes.insert(door.name.clone(), door);
+        self.without(home, || note(&after))?;
+        self.list(&after);
+        if let Some(export) = door.link.export() {
+            self.host.server.set_limits(export, super::served::limits(after.settings.limits))?;
+        }
         Ok(())
     }
 
-    /// Closes one of several doors of a disk and opens it anew: its guest reconnects.
-    pub(super) fn reopen_door(&self, home: &Served, door: &mut Served) -> Result<()> {
-        let name = door.name.clone();
-        door.close_socket(&self.host)?;
-        if self.any_export(&home.name).is_none() {
-            // It was the only one that was open, and the disk went with it.
-            return Ok(());
+    /// Closes a door of a disk, has `note` make durable what is to be of it, and opens it as
+    /// `after` has it: its guest reconnects. `whole`: all doors, and the disk with them. So it is
+    /// if no other is open, since the last one takes the disk along: that comes to rest first. True
+    /// if the disk was opened anew, with all settings that it has now.
+    ///
+    /// # Errors
+    /// All is as before. [`ErrorCode::Busy`]: the door is being taken down, and to be served again
+    /// when its requests have ended ([`Engine::serve_again`]).
+    pub(super) fn exchange(
+        &self,
+        home: &Served,
+        after: &Served,
+        note: &dyn Fn(&Served) -> Result<()>,
+        whole: bool,
+    ) -> Result<bool> {
+        let before = self.served(&after.name)?;
+        if !whole && self.other_export(&home.name, &after.name).is_some() {
+            return self.without(home, || {
+                before.close_socket(&self.host)?;
+                self.put((&before, after), note, &|door| self.open_listed(home, door))?;
+                Ok(false)
+            });
         }
-        self.open_door(home, door)?;
-        self.state().volumes.insert(name, door.clone());
-        Ok(())
+        self.take_down(home)?;
+        let note = |door: &Served| self.without(home, || note(door));
+        self.put((&before, after), &note, &|_| self.open_cache(&home.name))?;
+        Ok(true)
+    }
+
+    /// Has a closed door noted, listed and opened; if that fails, as it was before.
+    fn put(
+        &self,
+        (before, after): (&Served, &Served),
+        note: &dyn Fn(&Served) -> Result<()>,
+        open: &dyn Fn(&Served) -> Result<()>,
+    ) -> Result<()> {
+        let noted = note(after);
+        let put = noted.and_then(|()| {
+            self.list(after);
+            open(after)
+        });
+        put.inspect_err(|_| {
+            let noted = note(before);
+            self.list(before);
+            if let Err(failure) = open(before).and(noted) {
+                log::error!("volume {}: serving it as before: {failure}", before.name);
+            }
+        })
+    }
+
+    /// Shows other settings of a volume; those of the cache at all doors of a disk.
+    pub(super) fn list(&self, changed: &Served) {
+        let Served { name, settings, granted, home, .. } = changed;
+        let mut state = self.state();
+        if let Some(there) = state.volumes.get_mut(name) {
+            (there.settings, there.granted) = (settings.clone(), *granted);
+        }
+        if home.is_none() {
+            state.for_doors(name, |door| door.settings.cache = settings.cache.clone());
+        }
+    }
+
+    fn open_listed(&self, home: &Served, door: &Served) -> Result<()> {
+        let mut door = door.clone();
+        let opened = self.open_door(home, &mut door);
+        if let Err(error) = &opened {
+            door.fail(&self.host, error);
+        }
+        self.state().volumes.insert(door.name.clone(), door);
+        Ok(opened?)
     }
 
     /// Closes one of several doors of a disk, which stays for the others.
@@ -188,12 +253,11 @@ impl Engine {
             // It keeps the disk open to be drained, and goes with it.
             return Ok(());
         }
-        self.without(&home, || {
-            // While it is closed, another must keep the disk.
+        let leave = || {
             leaving.close_socket(&self.host)?;
             self.note_sharing(&home, |attributes| forget_door(attributes, (name, &home.name)))?;
             self.host.run_dir.forget(name);
-            let export = self.any_export(&home.name);
+            let export = self.other_export(&home.name, name);
             let mut state = self.state();
             if leaving.home.is_some() {
                 state.volumes.remove(name);
@@ -209,7 +273,17 @@ impl Engine {
             let text = format!("it left the disk of {}, which stays for the others", home.name);
             self.events().add(EventKind::Deleted, leaving.object(), text);
             Ok(())
-        })
+        };
+        if home.cached.is_none() || self.other_export(&home.name, name).is_some() {
+            return self.without(&home, leave);
+        }
+        // Those who stay could not be opened: without this door the disk is closed, and tried anew.
+        self.take_down(&home)?;
+        self.without(&home, leave)?;
+        if let Err(failure) = self.open_cache(&home.name) {
+            log::warn!("{name} has left the disk of {}: {failure}", home.name);
+        }
+        Ok(())
     }
 
     /// Detaches one of several machines from their disk: nothing is drained or given up.

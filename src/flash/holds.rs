@@ -56,6 +56,14 @@ impl FlashVolume {
         self.release_at(index);
     }
 
+    /// Shrinks that wait are not wanted any more.
+    pub(super) fn give_up_shrinks(&mut self) {
+        let shrinks = |hold: &Hold| matches!(hold.owner, Owner::Shrink(_));
+        while let Some(index) = self.holds.iter().position(shrinks) {
+            self.release_at(index);
+        }
+    }
+
     fn release_at(&mut self, index: usize) {
         let gone = self.holds.remove(index);
         let younger = self.holds[index..].iter_mut();

@@ -227,8 +227,8 @@ impl Keeper {
     }
 
     /// Resizes an allocation, and its volume if one is attached. A volume that shrinks stops using
-    /// its tail first; if that takes longer than `wait`, nothing is cut off and the error is
-    /// [`ErrorKind::Busy`], though the volume refuses requests to the tail from then on.
+    /// its tail first; if that takes longer than `wait`, it goes on using it, nothing is cut off
+    /// and the error is [`ErrorKind::Busy`].
     pub fn resize(&self, id: AllocationId, size_bytes: u64, wait: Duration) -> Result<()> {
         let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         let notify = attached.get(&id).cloned();
@@ -242,22 +242,23 @@ impl Keeper {
             // The receiver is gone if the wait was over before.
             let done = Box::new(move || _ = done.send(()));
             notify(Box::new(VolumeMessage::Shrink { size_bytes, done }));
-            quiet.recv_timeout(wait).map_err(|_| {
-                let text = format!(
-                    "allocation {}: its volume is still busy behind the new end; try again",
-                    id.0
-                );
-                Error::new(ErrorKind::Busy, text)
+            let is_quiet = quiet.recv_timeout(wait).is_ok();
+            return self.call(move |pool| {
+                let text =
+                    format!("allocation {}: its volume is still busy behind the new end", id.0);
+                let busy = || Error::new(ErrorKind::Busy, text + "; try again");
+                let cut = if is_quiet { pool.resize(id, size_bytes) } else { Err(busy()) };
+                if cut.is_err() {
+                    tell_size(pool, id, &notify);
+                }
+                cut
             })?;
-            return self.call(move |pool| pool.resize(id, size_bytes))?;
         }
-        let runs = self.call(move |pool| {
+        self.call(move |pool| {
             pool.resize(id, size_bytes)?;
-            let runs = pool.allocation(id).map(|allocation| allocation.runs().collect());
-            Ok::<_, Error>(runs.unwrap_or_default())
-        })??;
-        notify(Box::new(VolumeMessage::Grown { size_bytes, runs }));
-        Ok(())
+            tell_size(pool, id, &notify);
+            Ok(())
+        })?
     }
 
     pub fn scrub_status(&self) -> ScrubStatus {
@@ -280,6 +281,15 @@ impl Keeper {
             thread.join().expect("its panics are caught");
         }
     }
+}
+
+/// Tells a volume its size and all its extents. In the keeper's thread, as its answers: news that
+/// were older than what the volume has learnt since would give it back extents which by then are
+/// another's.
+fn tell_size(pool: &Pool, id: AllocationId, notify: &Notify) {
+    let Some(allocation) = pool.allocation(id) else { return };
+    let (size_bytes, runs) = (allocation.size_bytes, allocation.runs().collect());
+    notify(Box::new(VolumeMessage::Sized { size_bytes, runs }));
 }
 
 struct Worker {

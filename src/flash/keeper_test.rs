@@ -118,6 +118,26 @@ fn what_is_asked_of_a_stopped_keeper_is_refused() {
 }
 
 #[test]
+fn a_volume_hears_of_its_extents_in_the_order_in_which_they_change() {
+    let mut pool = make(&SimDisk::new(24 * MIB), None);
+    let id = pool.create(thin("vm/a", 4 * MIB)).expect("created");
+    let keeper = Keeper::start(pool, KeeperOptions::default()).expect("started");
+    let (tell, told) = channel();
+    let notify: Notify = Arc::new(move |_| _ = tell.send(std::thread::current().id()));
+    let geometry = crate::io::sim::sim_geometry(24 * MIB);
+    let counters = Arc::new(VolumeCounters::default());
+    let options =
+        VolumeOptions { notify: notify.clone(), full: FullPolicy::Wait, geometry, counters };
+    let _volume = keeper.volume(id, options).expect("volume");
+    keeper.messages.send(thin_message(id, 0, &notify)).expect("it runs");
+    keeper.resize(id, 8 * MIB, Duration::ZERO).expect("grown");
+    let threads: Vec<_> = (0..2).map(|_| told.recv().expect("told")).collect();
+    let own = keeper.call(|_| std::thread::current().id()).expect("it runs");
+    assert_eq!(threads, [own; 2], "answers and sizes come from one thread");
+    keeper.stop();
+}
+
+#[test]
 fn a_shrink_whose_volume_does_not_answer_is_given_up() {
     let mut pool = make(&SimDisk::new(24 * MIB), None);
     let id = pool.create(thick("vm/a", 4 * MIB)).expect("created");

@@ -90,8 +90,9 @@ pub(super) fn count(counter: &AtomicU64, more: u64) {
 
 /// What a volume is told by its own side in other threads, through `Volume::message`.
 pub enum VolumeMessage {
-    /// The pool has made the allocation larger; `runs` are all of it.
-    Grown { size_bytes: u64, runs: Vec<Run> },
+    /// The allocation has this size, larger or as it was before a shrink that is given up; `runs`
+    /// are all of it.
+    Sized { size_bytes: u64, runs: Vec<Run> },
     /// Use nothing from `size_bytes` on any more. `done` is called when nothing is under way
     /// there; only then may the pool cut the tail off. Dropped uncalled if the volume goes first.
     Shrink { size_bytes: u64, done: Box<dyn FnOnce() + Send> },
@@ -428,7 +429,8 @@ impl Volume for FlashVolume {
             return;
         };
         match *message {
-            VolumeMessage::Grown { size_bytes, runs } => {
+            VolumeMessage::Sized { size_bytes, runs } => {
+                self.give_up_shrinks();
                 self.set_size(size_bytes);
                 self.places.learn(runs.into_iter());
             }

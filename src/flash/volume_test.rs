@@ -309,6 +309,25 @@ fn a_volume_grows_and_shrinks_while_it_is_used() {
 }
 
 #[test]
+fn a_shrink_that_was_given_up_never_happens() {
+    let mut bench = Bench::new(sim_geometry(POOL_BYTES), true);
+    assert_eq!(bench.reactor.write(0, &vec![7; VOLUME_BYTES as usize]), Outcome::Done);
+    bench.disk.set_faults(Faults { slow_polls: 3, ..Default::default() });
+    let buffer = PinnedBuffer::new(4096);
+    let tail = SectorRange { start: 2 * MIB / SECTOR_BYTES, count: 8 };
+    let read = bench.reactor.submit(RequestKind::Read, &[tail], &[buffer.segment()]);
+    let shrunk = bench.keeper.resize(bench.id, MIB, Duration::ZERO);
+    assert_eq!(shrunk.expect_err("the volume uses its tail").kind(), ErrorKind::Busy);
+    while bench.reactor.operations() > 0 {
+        bench.reactor.turn(false);
+    }
+    assert_eq!(bench.reactor.ended(), [(read.expect("submitted"), Outcome::Done)]);
+    bench.disk.set_faults(Faults::default());
+    assert!(bench.whole(VOLUME_BYTES).iter().all(|byte| *byte == 7), "all of it is there");
+    bench.keeper.stop();
+}
+
+#[test]
 fn a_full_pool_fails_or_delays_first_writes_as_the_volume_says() {
     for full in [FullPolicy::Fail, FullPolicy::Wait] {
         let mut bench = Bench::with(sim_geometry(POOL_BYTES), true, full);

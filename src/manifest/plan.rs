@@ -14,7 +14,7 @@ use super::planner::Planner;
 use super::schema::{Backing, Class, Device, VirtualMachine, Volume, VolumeName, Wanted};
 use super::settings::VolumeSettings;
 use super::step::Plan;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,8 @@ pub struct Actual {
     pub pools: Vec<ActualPool>,
     /// The volumes of all these pools.
     pub volumes: Vec<ActualVolume>,
+    /// Volumes that are not served though they should be: a change took them down and failed.
+    pub down: BTreeSet<VolumeName>,
     /// Volumes whose settings cannot be read, with the reason: they are not in `volumes`.
     pub unreadable: BTreeMap<VolumeName, String>,
     /// What is at the paths of [`Wanted::devices`]; a path left out counts as missing.

@@ -78,6 +78,7 @@ fn carry_out(actual: &mut Actual, step: &Step) {
             assert_eq!(volume.settings, from, "the step tells what is");
             volume.settings = to;
         }
+        Action::ServeVolume { name } => assert!(actual.down.remove(&name), "it is down"),
         action @ (Action::ShareDisk { .. } | Action::LeaveDisk { .. }) => share(actual, action),
         Action::DeleteVolume { name, pool, size_bytes, .. } => {
             pool_of(actual, &pool).free_bytes += size_bytes;

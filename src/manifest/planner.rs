@@ -342,6 +342,7 @@ impl<'a> Planner<'a> {
             let action = Action::UpdateVolume { name: name.clone(), pool: pool.clone(), from, to };
             self.updates.push(Step { place: volume.name.place.clone(), action });
         }
+        self.serve_again(name, &volume.name.place);
         let from_bytes = actual.size_bytes;
         // What lies between is not the manifest's to say.
         let to_bytes = space.share.map_or(space.size.value, |share| {
@@ -368,6 +369,14 @@ impl<'a> Planner<'a> {
                 let action = Action::ShrinkVolume { name, pool, from_bytes, to_bytes };
                 self.destructions.push(Step { place, action });
             }
+        }
+    }
+
+    /// Whatever else is to change of it: it may be what serves it again, and that does no harm.
+    pub(super) fn serve_again(&mut self, name: &VolumeName, place: &Place) {
+        if self.actual.down.contains(name) {
+            let action = Action::ServeVolume { name: name.clone() };
+            self.updates.push(Step { place: place.clone(), action });
         }
     }
 

@@ -231,6 +231,7 @@ impl Planner<'_> {
                 None
             }
             Some((actual, Role::Door { of, granted: was })) if *of == home.name => {
+                self.serve_again(name, place);
                 if actual.settings == settings && *was == granted {
                     return;
                 }

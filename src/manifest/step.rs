@@ -1,9 +1,10 @@
 //! What a plan consists of, and how it reads.
 //!
 //! A plan is carried out all or nothing: everything that can be checked is checked before the first
-//! step, the steps that destroy come last, and each step before them can be undone (a created pool
-//! or volume is removed, a grown volume cut back, settings set back) should a later one fail. Each
-//! step may also be repeated: a daemon that died in the middle plans anew and does the rest.
+//! step, the steps that destroy come last, and those before them are undone (a created volume is
+//! removed, a grown one cut back, settings set back) should a later one fail, but for pools, which
+//! stay as they were made. Once something was destroyed nothing is undone: what was made may be to
+//! take its place. Each step may also be repeated: planning anew gives the rest.
 
 use super::mistake::{Mistake, Place};
 use super::schema::{CacheMode, Class, Device, Drain, Durability, VolumeName};
@@ -29,7 +30,8 @@ pub struct Step {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Makes the file if it is missing, formats and opens. Undo: close; delete the file if made.
+    /// Makes the file if it is missing, formats and opens. Undo: close, and delete the file that
+    /// was made. Not undone on a file or device that was there: it would not be what it was.
     CreatePool {
         name: String,
         device: Device,
@@ -59,6 +61,8 @@ pub enum Action {
     /// The cache of a cached disk, which loses nothing: one that shrinks drains first. Undo: the
     /// same back.
     ResizeCache { name: VolumeName, pool: String, from_bytes: u64, to_bytes: u64 },
+    /// Opens the socket of a volume that a change has taken down and left so.
+    ServeVolume { name: VolumeName },
     /// Undo: set back.
     UpdateVolume { name: VolumeName, pool: String, from: VolumeSettings, to: VolumeSettings },
     /// Destroys what lies behind the new end.
@@ -149,6 +153,7 @@ impl Action {
             | Self::GrowVolume { name, .. }
             | Self::ResizeCache { name, .. }
             | Self::UpdateVolume { name, .. }
+            | Self::ServeVolume { name }
             | Self::ShareDisk { name, .. }
             | Self::LeaveDisk { name, .. }
             | Self::ShrinkVolume { name, .. }
@@ -168,6 +173,7 @@ impl Action {
             | Self::GrowVolume { .. }
             | Self::ResizeCache { .. }
             | Self::UpdateVolume { .. }
+            | Self::ServeVolume { .. }
             | Self::ShrinkVolume { .. } => '~',
             Self::DeleteVolume { .. } | Self::LeaveDisk { .. } => '-',
         }
@@ -195,6 +201,7 @@ impl Action {
             }
             Self::CreateVolume(volume) => created(volume),
             Self::UpdateVolume { from, to, .. } => changes(from, to),
+            Self::ServeVolume { .. } => "serve it again".to_owned(),
             Self::ShareDisk { name, of, from: None, to, .. } => {
                 let disk = if name == of { "its disk again".to_owned() } else { disk_of(of) };
                 differences(disk, to, &VolumeSettings::default())

@@ -17,11 +17,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use vm_memory::{FileOffset, MmapRegion};
 
-/// Regions watched at a time: every export with a handful, or a few with very many.
-const WATCHED_MAX: usize = EXPORTS_MAX * 10 + MEMORY_REGIONS_MAX;
+/// Regions watched at a time: what all exports may have, with in-flight area and log, so that no
+/// guest takes the place of another's. Places that were never used take no memory.
+const WATCHED_MAX: usize = EXPORTS_MAX * (MEMORY_REGIONS_MAX + 2);
 
-/// A watched region; free when `length` is 0. Written with `base` first and `length` last, so the
-/// handler sees whole entries.
+/// A watched region; free when `length` is 0. Claimed with `base` first and `length` after it, and
+/// let go of by `length`: whoever reads `base`, `length` and the same `base` again has seen one
+/// region, or none.
 struct Watched {
     claimed: AtomicBool,
     base: AtomicUsize,
@@ -121,7 +123,7 @@ impl Guard {
         })?;
         let watched = &WATCHED[slot];
         watched.faulted.store(false, Ordering::Relaxed);
-        watched.base.store(base.as_ptr() as usize, Ordering::Relaxed);
+        watched.base.store(base.as_ptr() as usize, Ordering::Release);
         watched.length.store(length, Ordering::Release);
         Ok(Self { slot })
     }
@@ -159,9 +161,10 @@ extern "C" fn handle(
     // SAFETY: the kernel passes a valid siginfo for SIGBUS, whose address field is set.
     let address = unsafe { (*info).si_addr() } as usize;
     for watched in &WATCHED {
+        let base = watched.base.load(Ordering::Acquire);
         let length = watched.length.load(Ordering::Acquire);
-        let base = watched.base.load(Ordering::Relaxed);
-        if address.wrapping_sub(base) >= length {
+        // The entry that is looked for is in use, so it does not change meanwhile.
+        if address.wrapping_sub(base) >= length || watched.base.load(Ordering::Relaxed) != base {
             continue;
         }
         // SAFETY: the range is a mapping of ours that a Guard watches; fresh zero pages over the

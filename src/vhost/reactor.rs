@@ -83,10 +83,10 @@ pub enum Message {
         slot: u16,
         door: u16,
     },
-    /// Stop serving; the slot's queues must have been stopped. Replied once nothing is under way.
+    /// Stop serving; the slot's queues must have been stopped. Answered by [`Event::Removed`] once
+    /// nothing is under way.
     Remove {
         slot: u16,
-        reply: Sender<()>,
     },
     StartQueue {
         slot: u16,
@@ -164,6 +164,10 @@ pub enum Message {
     Poll {
         slot: u16,
     },
+    /// Answers, to show that the thread goes on.
+    Ping {
+        reply: Sender<()>,
+    },
     /// Ends the thread; all exports must have been removed.
     Stop,
 }
@@ -180,6 +184,8 @@ pub struct AddExport {
 pub enum Event {
     /// A queue has no request under way any more; it goes on at `base`.
     QueueStopped { reactor: u16, slot: u16, queue: QueueId, base: u16 },
+    /// Nothing of an export that was to be removed is left: its slot is free.
+    Removed { reactor: u16, slot: u16 },
     /// The volume has failed by a defect and is not called any more.
     Fenced { export: ExportId, reason: String },
     /// The front end behind that door cut guest memory short; its connection must go.
@@ -197,7 +203,7 @@ struct Slot {
     hot: bool,
     last_request: Nanos,
     stopping: Vec<QueueId>,
-    removing: Option<Sender<()>>,
+    removing: bool,
     /// Tells the polls of successive queues apart.
     kick_generation: u32,
     /// Tokens of the polls of running queues.
@@ -486,7 +492,7 @@ impl Reactor {
             let Some(slot) = slots[usize::from(*index)].as_mut() else { return false };
             let more = slot.served.enable_kicks();
             waiting |= more;
-            let leaving = slot.removing.is_some();
+            let leaving = slot.removing;
             slot.hot = more
                 || leaving
                 || slot.served.in_flight() > 0
@@ -527,7 +533,7 @@ impl Reactor {
         }
         if !slot.stopping.is_empty() {
             self.finish_stops(index);
-        } else if slot.removing.is_some() {
+        } else if slot.removing {
             self.finish_removal(index);
         }
     }
@@ -576,14 +582,11 @@ impl Reactor {
         if slot.served.operations() > 0 || slot.served.in_flight() > 0 {
             return;
         }
-        let reply = slot.removing.take();
         if let Some(slot) = self.slots[usize::from(index)].take() {
             slot.served.disks().close(&mut self.ring);
         }
         self.hot.retain(|hot| *hot != index);
-        if let Some(reply) = reply {
-            let _ = reply.send(());
-        }
+        self.events.send(Event::Removed { reactor: self.index, slot: index });
     }
 
     fn message(&mut self, message: Message) {
@@ -591,14 +594,17 @@ impl Reactor {
             Message::Add { slot, generation, export, reply } => {
                 let _ = reply.send(self.add(slot, generation, *export));
             }
-            Message::Remove { slot, reply } => {
+            Message::Remove { slot } => {
                 self.heat(slot);
                 match self.slots[usize::from(slot)].as_mut() {
-                    Some(entry) => entry.removing = Some(reply),
+                    Some(entry) => entry.removing = true,
                     None => {
-                        let _ = reply.send(());
+                        self.events.send(Event::Removed { reactor: self.index, slot });
                     }
                 }
+            }
+            Message::Ping { reply } => {
+                let _ = reply.send(());
             }
             Message::StartQueue { slot, setup, reply } => {
                 let _ = reply.send(self.start_queue(slot, *setup));
@@ -714,7 +720,7 @@ impl Reactor {
             hot: false,
             last_request: self.now,
             stopping: Vec::new(),
-            removing: None,
+            removing: false,
             kick_generation: 0,
             kicks: Vec::new(),
             poll_sent,

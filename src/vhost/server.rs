@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an answer of the socket thread may take: it waits for requests under way.
 const QUIESCE_WAIT: Duration = Duration::from_secs(10);
@@ -179,6 +179,38 @@ impl Server {
         self.ask(|reply| Command::Status { id, reply })?
     }
 
+    /// Whether the socket thread and all reactors answer within `wait`, in all.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`], with the thread that does not. [`ErrorKind::Gone`]: they have ended.
+    pub fn answers(&self, wait: Duration) -> Result<()> {
+        let Shared { commands, reactors, .. } = &*self.shared;
+        let ping = |thread: String, send: &dyn Fn(Sender<()>) -> bool| {
+            let (reply, answer) = channel();
+            send(reply);
+            (thread, answer)
+        };
+        let sockets = ping("socket thread".into(), &|reply| commands.send(Command::Ping { reply }));
+        let reactors = reactors.iter().enumerate().map(|(index, reactor)| {
+            ping(format!("reactor {index}"), &|reply| reactor.send(Message::Ping { reply }))
+        });
+        let asked: Vec<_> = std::iter::once(sockets).chain(reactors).collect();
+        let deadline = Instant::now() + wait;
+        for (thread, answer) in asked {
+            let left = deadline.saturating_duration_since(Instant::now());
+            answer.recv_timeout(left).map_err(|error| match error {
+                RecvTimeoutError::Disconnected => {
+                    Error::new(ErrorKind::Gone, format!("the {thread} has ended"))
+                }
+                RecvTimeoutError::Timeout => {
+                    let text = format!("the {thread} has not answered for {wait:?}");
+                    Error::new(ErrorKind::Busy, text)
+                }
+            })?;
+        }
+        Ok(())
+    }
+
     /// Changes the limits of a running export.
     pub fn set_limits(&self, id: ExportId, limits: Limits) -> Result<()> {
         let ExportId { slot, generation, door, .. } = id;
@@ -239,3 +271,7 @@ fn await_answer<R>(answer: &Receiver<R>, wait: Duration) -> Result<R> {
         }
     })
 }
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod tests;

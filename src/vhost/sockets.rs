@@ -10,6 +10,9 @@
 //!     |                    v
 //!     +-- all at rest -- closing <-- peer gone, protocol broken, memory cut short, removal
 //! ```
+//!
+//! A door that is removed is gone at once. Its export, if it was the last one, *leaves* until its
+//! reactor says that nothing of it is under way; whoever asked is answered then.
 
 use super::door::AddDoor;
 use super::mailbox::{Inbox, Mailbox};
@@ -49,12 +52,37 @@ const TOKEN_TAKEN: u64 = 1 << 48;
 
 /// What the handle asks of this thread.
 pub enum Command {
-    Add { number: u16, export: Box<Export>, reply: Sender<Result<ExportId>> },
-    Join { id: ExportId, number: u16, door: Box<NewDoor>, reply: Sender<Result<ExportId>> },
-    Remove { id: ExportId, reply: Sender<Result<()>> },
-    SetCapacity { id: ExportId, sectors: u64, reply: Sender<Result<()>> },
-    Status { id: ExportId, reply: Sender<Result<ExportStatus>> },
-    Stop { reply: Sender<()> },
+    Add {
+        number: u16,
+        export: Box<Export>,
+        reply: Sender<Result<ExportId>>,
+    },
+    Join {
+        id: ExportId,
+        number: u16,
+        door: Box<NewDoor>,
+        reply: Sender<Result<ExportId>>,
+    },
+    Remove {
+        id: ExportId,
+        reply: Sender<Result<()>>,
+    },
+    SetCapacity {
+        id: ExportId,
+        sectors: u64,
+        reply: Sender<Result<()>>,
+    },
+    Status {
+        id: ExportId,
+        reply: Sender<Result<ExportStatus>>,
+    },
+    /// Answers, to show that the thread goes on.
+    Ping {
+        reply: Sender<()>,
+    },
+    Stop {
+        reply: Sender<()>,
+    },
 }
 
 /// A front end's connection.
@@ -105,12 +133,21 @@ struct Socket {
     removing: Option<Sender<Result<()>>>,
 }
 
+/// An export without doors that has something under way still: its slot is not free yet.
+struct Leaving {
+    id: ExportId,
+    /// Its last socket, if that is to be removed.
+    path: Option<PathBuf>,
+    waiting: Vec<Sender<Result<()>>>,
+}
+
 struct Sockets {
     epoll: Epoll,
     commands: Inbox<Command>,
     events: Inbox<Event>,
     reactors: Vec<Mailbox<Message>>,
     sockets: BTreeMap<Place, Socket>,
+    leaving: Vec<Leaving>,
     generation: u32,
     stopping: Option<Sender<()>>,
     /// To a thread that closes what may take long to close, and may wait for it for ever.
@@ -144,6 +181,7 @@ pub fn start(
         events,
         reactors,
         sockets,
+        leaving: Vec::new(),
         generation,
         stopping,
         closer,
@@ -197,7 +235,7 @@ impl Sockets {
                     token => self.readable(Place::of_token(token)),
                 }
             }
-            if self.stopping.is_some() && self.sockets.is_empty() {
+            if self.stopping.is_some() && self.sockets.is_empty() && self.leaving.is_empty() {
                 return self.finish_stop();
             }
         }
@@ -222,20 +260,15 @@ impl Sockets {
                 Command::Join { id, number, door, reply } => {
                     let _ = reply.send(self.join(id, number, *door));
                 }
-                Command::Remove { id, reply } => match self.find(id) {
-                    Ok(socket) => {
-                        socket.removing = Some(reply);
-                        self.close(id.into(), "the volume is being removed");
-                    }
-                    Err(error) => {
-                        let _ = reply.send(Err(error));
-                    }
-                },
+                Command::Remove { id, reply } => self.remove(id, reply),
                 Command::SetCapacity { id, sectors, reply } => {
                     let _ = reply.send(self.set_capacity(id, sectors));
                 }
                 Command::Status { id, reply } => {
                     let _ = reply.send(self.find(id).map(|socket| socket.status()));
+                }
+                Command::Ping { reply } => {
+                    let _ = reply.send(());
                 }
                 Command::Stop { reply } => {
                     self.stopping = Some(reply);
@@ -255,6 +288,22 @@ impl Sockets {
             .ok_or_else(|| Error::new(ErrorKind::Gone, "no such export"))
     }
 
+    fn remove(&mut self, id: ExportId, reply: Sender<Result<()>>) {
+        if let Some(leaving) = self.leaving.iter_mut().find(|leaving| leaving.is_of(id)) {
+            leaving.waiting.push(reply);
+            return;
+        }
+        match self.find(id) {
+            Ok(socket) => {
+                socket.removing = Some(reply);
+                self.close(id.into(), "the volume is being removed");
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
     /// Refuses one socket more than there may be.
     fn check_room(&self, name: &str) -> Result<()> {
         let text = if self.stopping.is_some() {
@@ -270,8 +319,10 @@ impl Sockets {
     /// A free slot of the reactor that has the fewest exports.
     fn free_slot(&self) -> Option<(u16, u16)> {
         let taken = |reactor| {
-            let places = self.sockets.keys().filter(move |place| place.reactor == reactor);
-            places.map(|place| place.slot).collect::<std::collections::BTreeSet<u16>>()
+            let served = self.sockets.keys().map(|place| (place.reactor, place.slot));
+            let leaving = self.leaving.iter().map(|leaving| (leaving.id.reactor, leaving.id.slot));
+            let places = served.chain(leaving).filter(move |(on, _)| *on == reactor);
+            places.map(|(_, slot)| slot).collect::<std::collections::BTreeSet<u16>>()
         };
         let reactors = 0..self.reactors.len() as u16;
         let (reactor, taken) = reactors
@@ -353,6 +404,7 @@ impl Sockets {
                     }
                     self.progress(place);
                 }
+                Event::Removed { reactor, slot } => self.removed(reactor, slot),
                 // By now the slot may be another's. A fence is told to all that share the volume.
                 Event::Fenced { export, reason } => {
                     for socket in self.sockets.values() {
@@ -472,19 +524,40 @@ impl Sockets {
     fn dispose(&mut self, place: Place) {
         let Some(socket) = self.sockets.remove(&place) else { return };
         let mailbox = self.reactors[usize::from(place.reactor)].clone();
+        let Socket { id, path, removing, .. } = socket;
+        let path = removing.is_some().then_some(path);
+        let leaving = Leaving { id, path, waiting: removing.into_iter().collect() };
         let Place { slot, door, .. } = place;
-        let result = if self.doors_mut(socket.id).next().is_some() {
+        if self.doors_mut(id).next().is_some() {
             mailbox.send(Message::RemoveDoor { slot, door });
-            Ok(())
+            leaving.end();
         } else {
-            let (reply, removed) = channel();
-            mailbox.send(Message::Remove { slot, reply });
-            // All rings are at rest, so at most the volume's own housekeeping is under way.
-            removed.recv().map_err(|_| Error::new(ErrorKind::Gone, "a reactor has ended"))
-        };
-        if let Some(reply) = socket.removing {
-            let _ = std::fs::remove_file(&socket.path);
-            let _ = reply.send(result);
+            // Housekeeping of the volume may be under way, on a drive that does not answer:
+            // nobody else waits for that.
+            mailbox.send(Message::Remove { slot });
+            self.leaving.push(leaving);
+        }
+    }
+
+    /// An export has gone from its slot.
+    fn removed(&mut self, reactor: u16, slot: u16) {
+        let gone = |leaving: &mut Leaving| (leaving.id.reactor, leaving.id.slot) == (reactor, slot);
+        self.leaving.extract_if(.., gone).for_each(Leaving::end);
+    }
+}
+
+impl Leaving {
+    /// Whether it is the export behind that door.
+    fn is_of(&self, id: ExportId) -> bool {
+        ExportId { door: id.door, ..self.id } == id
+    }
+
+    fn end(self) {
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+        for reply in self.waiting {
+            let _ = reply.send(Ok(()));
         }
     }
 }

@@ -63,6 +63,8 @@ pub(crate) struct Setup {
     pub(crate) allocation_bytes: u64,
     /// Bytes of a block of the backing.
     pub(crate) block_bytes: u32,
+    /// All that have it read it.
+    pub(crate) golden: bool,
     /// Tells the disks of a consistency group apart.
     pub(crate) member: u8,
     /// The clock of the day; without one it stands still.
@@ -86,6 +88,7 @@ impl Setup {
         let drain = if self.grouped { DrainMode::Grouped } else { DrainMode::Ordered };
         let mut options = CacheOptions::new("vm/disk");
         (options.strong, options.drain) = (self.strong, drain);
+        options.golden = self.golden;
         // A reactor's time begins at 0, and passes when the test says so.
         (options.now, options.wall_ms) = (|| Nanos(0), self.wall_ms.unwrap_or(|| 1_000_000));
         options
@@ -179,13 +182,17 @@ impl World {
         Ok(recovery.expect("there is a stamp").standing)
     }
 
+    fn how(&self, setup: &Setup) -> OpenOptions {
+        OpenOptions { golden: setup.golden, ..OpenOptions::new(identity(), 64 * MIB) }
+    }
+
     /// A live group is left for the log to finish, in some worlds.
     fn take_up(&self, setup: &Setup) -> vflash::base::Result<Option<(Opened, Standing, Point)>> {
         let finished_first = setup.seed % 8 < 2;
         let options = RecoverOptions { damage: Damage::Skip, ..Default::default() };
         let standing = take_up(&mut self.blocking(2), options)?.expect("there is a stamp");
         let Some(live) = standing.live.filter(|_| !finished_first) else { return Ok(None) };
-        let how = OpenOptions::new(identity(), 64 * MIB);
+        let how = self.how(setup);
         let opened = open(&mut self.medium_for(setup), &how)?;
         let can = opened.can_finish(&live.span);
         Ok(can.then_some((opened, standing, live.span.point())))
@@ -197,7 +204,7 @@ impl World {
             Some((opened, standing, live)) => (opened, standing, Some(live)),
             None => {
                 let standing = self.recover()?;
-                let mut how = OpenOptions::new(identity(), 64 * MIB);
+                let mut how = self.how(setup);
                 how.drained_through = standing.point.won;
                 (open(&mut self.medium_for(setup), &how)?, standing, None)
             }

@@ -136,11 +136,13 @@ impl Core {
     pub(in crate::cache) fn touch(&mut self, found: &[Found]) {
         let mut last = None;
         for one in found {
-            let Found::Piece(piece) = one else { continue };
+            let Found::Piece(piece, mark) = one else { continue };
             let block = piece.start / BLOCK_SECTORS;
             if last != Some(block) {
-                let (policy, mut marks) = self.policy();
-                policy.read(block, &mut marks);
+                let used = self.clean.policy.hit(block, *mark);
+                if used != *mark {
+                    self.index.set_mark(block, used);
+                }
             }
             last = Some(block);
         }
@@ -150,7 +152,9 @@ impl Core {
         if let Some(number) = self.clean.fetching.get(&block) {
             return Way::Join(*number);
         }
+        let full = self.is_full();
         let (policy, mut marks) = self.policy();
+        policy.set_full(full);
         let verdict = policy.read(block, &mut marks);
         let admit = match verdict {
             Verdict::Probed { slot } if self.clean.held.get(slot).is_some() => {

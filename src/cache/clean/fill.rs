@@ -4,6 +4,7 @@
 use super::Core;
 use super::held::Block;
 use super::slabs::SlotAt;
+use crate::base::clock::Nanos;
 use crate::base::units::SECTOR_BYTES;
 use crate::cache::core::Token;
 use crate::cache::index::{BLOCK_SECTORS, Piece};
@@ -22,9 +23,6 @@ const MOVES_MAX: usize = 32;
 
 /// Blocks that go for one slot at most: the slab of one may be leaving itself.
 const VICTIMS_MAX: usize = 4;
-
-/// So many writes that failed one after the other, and nothing is filled any more.
-const FAILURES_MAX: u32 = 8;
 
 /// What is written to a slot.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,7 +64,7 @@ pub(super) enum Moving {
 impl Core {
     /// Writes a block to a slot, if there is one.
     pub(super) fn begin_fill(&mut self, block: u64, place: Place, data: &Block, io: &mut dyn Io) {
-        let at = match self.may_fill() && !self.clean.filling.contains_key(&block) {
+        let at = match self.may_fill(io.now()) && !self.clean.filling.contains_key(&block) {
             true => self.slot(),
             false => None,
         };
@@ -80,10 +78,10 @@ impl Core {
         self.submit_fill(number, io);
     }
 
-    fn may_fill(&self) -> bool {
+    fn may_fill(&self, now: Nanos) -> bool {
         let clean = &self.clean;
         let under_way = clean.fills.len() - clean.spare.len();
-        under_way < FILLS_MAX && clean.failures < FAILURES_MAX && !self.is_fenced()
+        under_way < FILLS_MAX && !clean.rest.rests(now) && !self.is_fenced()
     }
 
     /// A slot to be written: a free one, one of a free segment that the log can spare, or that of a
@@ -92,7 +90,7 @@ impl Core {
         if let Some(at) = self.clean.slabs.take() {
             return Some(at);
         }
-        if self.segments.counts().free > super::reserve(self.shape) {
+        if !self.is_full() {
             let segment = self.segments.take_slab()?;
             self.clean.slabs.begin(segment);
             return self.clean.slabs.take();
@@ -146,7 +144,7 @@ impl Core {
     /// Begins to move a block to another slab.
     pub(super) fn begin_move(&mut self, block: u64, from: Piece, io: &mut dyn Io) -> Moving {
         let clean = &self.clean;
-        if clean.filling.contains_key(&block) || clean.failures >= FAILURES_MAX {
+        if clean.filling.contains_key(&block) || clean.rest.rests(io.now()) {
             return Moving::Never;
         }
         if clean.fills.len() - clean.spare.len() >= MOVES_MAX {
@@ -189,13 +187,22 @@ impl Core {
             let gone = fill.failed && !fill.stale;
             gone.then(|| self.index.forget(from));
         } else {
-            let failures = self.clean.failures + 1;
-            self.clean.failures = if fill.failed { failures } else { 0 };
-            if failures == FAILURES_MAX && result.is_err() {
-                log::error!("{}: the flash fails; nothing more is cached", self.name);
-            }
+            let failed = fill.failed;
+            self.flash_written(!failed, io.now());
         }
         self.end_fill(number);
+    }
+
+    /// A write that the cache keeps something by has ended well, or not.
+    pub(in crate::cache) fn flash_written(&mut self, good: bool, now: Nanos) {
+        let rest = &mut self.clean.rest;
+        match good {
+            true if rest.succeeded() => log::info!("{}: the flash can be written", self.name),
+            false if rest.failed(now) => {
+                log::error!("{}: the flash fails: nothing is kept for a while", self.name);
+            }
+            _ => {}
+        }
     }
 
     /// The slot has been written, or not.

@@ -46,13 +46,13 @@ pub struct LoadedSlab {
 }
 
 /// The slabs that may be trusted; if none may, no table counts any more from the next root on.
-/// `trusted`: the backing is as the log has it.
+/// `trusted`: the backing is as the log has it. `golden`: nobody writes it.
 pub(in crate::cache) fn trusted(
     medium: &mut Medium,
     scan: &mut Scan,
-    trusted: bool,
+    (trusted, golden): (bool, bool),
 ) -> Vec<LoadedSlab> {
-    if trusted && scan.root.mode.journals() && is_covered(scan) {
+    if trusted && scan.root.mode.tells_all(golden) && is_covered(scan) {
         return load(medium, scan);
     }
     scan.root.slab_epoch += 1;

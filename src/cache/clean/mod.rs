@@ -24,6 +24,7 @@ mod fetch;
 mod fill;
 mod held;
 pub(in crate::cache) mod load;
+mod rest;
 mod room;
 mod save;
 mod slabs;
@@ -44,6 +45,7 @@ use crate::io::volume::SectorRange;
 use fill::Fill;
 use held::Held;
 use load::LoadedSlab;
+use rest::Rest;
 use save::Save;
 use slabs::{Slabs, SlotAt};
 use speed::Speed;
@@ -67,8 +69,8 @@ pub(in crate::cache) struct Clean {
     filling: ByBlock,
     fills: Vec<Fill>,
     spare: Vec<u32>,
-    /// Writes to slots that failed, one after the other.
-    failures: u32,
+    /// After writes to slots have failed.
+    rest: Rest,
     /// Ranges that writes past the log are changing, with their requests.
     changing: Vec<(u32, SectorRange)>,
     /// How far the index has been swept for the segments being sorted, and what was found.
@@ -84,13 +86,13 @@ pub(in crate::cache) struct Clean {
 
 /// Free segments that are kept for the log.
 pub(in crate::cache) fn reserve(shape: Shape) -> u64 {
-    (shape.segments() / 16).max(1)
+    (shape.segments() / 32).max(1)
 }
 
-/// Blocks that are kept at most.
+/// Entries of the policy's queues at most: one for each slot, since what the log takes it takes
+/// slab by slab, and a tenth more, since a block that goes with its slab leaves its entry behind.
 fn capacity(shape: Shape, slabs: &Slabs) -> u64 {
-    let segments = shape.segments().saturating_sub(2 * reserve(shape)).max(1);
-    segments * u64::from(slabs.slots())
+    shape.segments() * u64::from(slabs.slots()) * 11 / 10
 }
 
 impl Clean {
@@ -109,7 +111,7 @@ impl Clean {
             filling: ByBlock::default(),
             fills: Vec::new(),
             spare: Vec::new(),
-            failures: 0,
+            rest: Rest::default(),
             changing: Vec::new(),
             cursor: 0,
             found: Vec::new(),
@@ -149,6 +151,11 @@ impl Clean {
     /// Nothing is kept, since the backing reads faster than the flash.
     pub(in crate::cache) fn is_past(&self) -> bool {
         self.speed.backing_faster()
+    }
+
+    /// Nothing is kept for a while, since the flash fails to be written.
+    pub(in crate::cache) fn is_flash_failing(&self) -> bool {
+        self.rest.is_failing()
     }
 
     /// Bytes of data in memory.
@@ -205,6 +212,12 @@ fn take_out(map: &mut ByBlock, blocks: &Range<u64>, mut taken: impl FnMut(u64, u
 }
 
 impl Core {
+    /// The log can spare no segment. Free slots are no room: overwritten blocks leave them all the
+    /// time, and what stays in slabs that are emptied needs them.
+    fn is_full(&self) -> bool {
+        self.segments.counts().free <= reserve(self.shape)
+    }
+
     /// The policy, and the marks that it wants.
     fn policy(&mut self) -> (&mut Policy, IndexMarks<'_>) {
         let marks = IndexMarks { index: &mut self.index, segments: &self.segments };

@@ -26,8 +26,9 @@ const LEAVE_STEP: u32 = 256;
 /// Blocks that one step drops when the index runs out of memory.
 const RECLAIM_STEP: usize = 256;
 
-/// Drained segments are sorted at the latest when there are so many: all of the index is swept for
-/// it, and after a crash the log is read from the oldest of them on.
+/// Drained segments are sorted when there are as many as the reserve, so that what is overwritten
+/// there is free soon, and at the latest when there are so many: all of the index is swept for it,
+/// and after a crash the log is read from the oldest of them on.
 const UNSORTED_MAX: u64 = 128;
 
 impl Core {
@@ -84,7 +85,7 @@ impl Core {
             return;
         }
         if !self.segments.is_sorting() {
-            let most = (self.shape.segments() / 8).clamp(1, UNSORTED_MAX);
+            let most = reserve(self.shape).min(UNSORTED_MAX);
             let short = self.index.is_full()
                 || self.segments.is_leaving_unsorted()
                 || (self.is_scarce() && self.clean.slabs.victim(true).is_none());
@@ -188,13 +189,16 @@ impl Core {
         count(&self.status.counters.retired, 1);
     }
 
-    /// Moves or drops what a slot holds. False: later.
+    /// Moves or drops what a slot holds. False: later. What was used moves in any case; what was
+    /// not goes with its slab if that is old, for then the policy's hand would have come to it.
     fn leaves(&mut self, at: SlotAt, hurry: bool, io: &mut dyn Io) -> bool {
         let Some(block) = self.clean.slabs.owner(at) else { return true };
         let position = self.clean.slabs.position(at);
         let piece = self.index.whole(block).filter(|piece| piece.position == position);
         let used = self.index.mark(block).is_some_and(|mark| mark.uses() > 0);
-        if let Some(piece) = piece.filter(|_| used && !hurry) {
+        let slabs = &mut self.clean.slabs;
+        let worth = used || (slabs.is_young(at.segment) && slabs.has_room());
+        if let Some(piece) = piece.filter(|_| worth && !hurry) {
             match self.begin_move(block, piece, io) {
                 Moving::Begun => return true,
                 Moving::Later => return false,

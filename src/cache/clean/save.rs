@@ -17,7 +17,8 @@
 //! - T3 a segment that was a slab is free only when its table says so, or no table counts.
 //! - T4 a flush of the flash that fails may have cost any page since the one before, whoever asked
 //!   for it: so all flushes are the log's, and after one that fails no table counts.
-//! - T5 while writes pass the log by, no table counts: the epoch of the tables has moved on.
+//! - T5 while writes pass the log by, no table counts: the epoch of the tables has moved on. A
+//!   golden image is read alone: nothing passes, and its tables count while it is the same.
 
 use super::slabs::SlotAt;
 use super::table::{self, TableEntry, TablePlace};
@@ -125,9 +126,9 @@ impl Clean {
 }
 
 impl Core {
-    /// Whether tables may count: the mode keeps every write in the log.
+    /// Whether tables may count: every write is in the log, or there is none.
     pub(in crate::cache) fn keeps_tables(&self) -> bool {
-        self.mode.journals() && !self.switching && !self.is_fenced()
+        self.mode.tells_all(self.golden) && !self.switching && !self.is_fenced()
     }
 
     /// Somebody wants all that is kept to outlive the daemon. False: that cannot be.
@@ -160,7 +161,7 @@ impl Core {
         }
         let now = io.now();
         let every = if save.fresh_next.is_empty() { SAVE_EVERY } else { SAVE_SORTED_EVERY };
-        let due = save.ended.map_or(now, |ended| ended + every);
+        let due = save.ended.map_or(now, |ended| ended + every).max(self.clean.rest.until());
         if due > now && !save.asked {
             return self.wake_at(due, io);
         }
@@ -314,7 +315,7 @@ impl Core {
         self.end_save(io);
     }
 
-    fn end_save(&mut self, io: &mut dyn Io) {
+    pub(in crate::cache) fn end_save(&mut self, io: &mut dyn Io) {
         let save = &mut self.clean.save;
         save.step = Step::Idle;
         save.ended = Some(io.now());

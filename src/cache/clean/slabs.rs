@@ -293,24 +293,38 @@ impl Slabs {
 
     /// Takes a free slot, to be written; `None`: there is none.
     pub(super) fn take(&mut self) -> Option<SlotAt> {
+        let segment = self.roomy()?;
+        let mut at = SlotAt { segment, slot: self.slabs[segment as usize].hint };
+        while self.get(at).is_some() {
+            at.slot += 1;
+        }
+        self.give(at, RESERVED);
+        self.slabs[segment as usize].hint = at.slot + 1;
+        Some(at)
+    }
+
+    /// There is a free slot to be taken.
+    pub(super) fn has_room(&mut self) -> bool {
+        self.roomy().is_some()
+    }
+
+    /// The slab that gives the next slot.
+    fn roomy(&mut self) -> Option<u32> {
         while let Some(segment) = self.roomy.last().copied() {
-            let slab = self.slabs[segment as usize];
-            let mut at = SlotAt { segment, slot: slab.hint };
+            let slab = &mut self.slabs[segment as usize];
             let gives = slab.state == Use::Gives && segment < self.limit;
-            let usable = gives && slab.live < self.slots;
-            while usable && at.slot < self.slots && self.get(at).is_some() {
-                at.slot += 1;
+            if gives && slab.live < self.slots {
+                return Some(segment);
             }
-            if !usable || at.slot == self.slots {
-                self.roomy.pop();
-                self.slabs[segment as usize].roomy = false;
-                continue;
-            }
-            self.give(at, RESERVED);
-            self.slabs[segment as usize].hint = at.slot + 1;
-            return Some(at);
+            self.roomy.pop();
+            slab.roomy = false;
         }
         None
+    }
+
+    /// Fewer slabs have begun since this one than there are segments.
+    pub(super) fn is_young(&self, segment: u32) -> bool {
+        self.next_life - self.life(segment) <= self.slabs.len() as u64
     }
 
     /// A free slot gets an owner: the block's copy is there already.

@@ -61,7 +61,7 @@ fn a_sampled_curve_is_close_and_small() {
         }
         let error = sampler.curve().mean_error(&exact.curve(), 120_000);
         assert!(error < 0.02, "mean error {error}");
-        assert!(sampler.threshold < 1 << 30, "it is a sample");
+        assert!(sampler.thresholds[2] < 1 << 30, "it is a sample");
         assert!(sampler.memory_bytes() <= 1 << 20, "{} bytes", sampler.memory_bytes());
     }
 }
@@ -96,6 +96,68 @@ fn a_curve_never_rises_and_an_aged_one_follows_the_guest() {
     }
     let after = sampler.curve().miss_ratio(20_000);
     assert!(after < 0.1, "{after}");
+}
+
+#[test]
+fn one_large_scan_does_not_spoil_a_curve_for_good() {
+    let (mut sampler, mut exact) = (Sampler::new(2048), Exact::default());
+    (0..4_000_000).for_each(|block| sampler.read(1_000_000 + block));
+    let scanned = sampler.thresholds[2];
+    assert!(scanned < THRESHOLD_MAX / 1000, "of 30 000 blocks it has 15");
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut period = |sampler: &mut Sampler, exact: &mut Exact| {
+        for _ in 0..100_000 {
+            let block = (random.f64().powi(2) * 30_000.0) as u64;
+            sampler.read(block);
+            exact.read(block);
+        }
+        sampler.age();
+    };
+    // The scan is two periods old after three, and counts less with each one more.
+    (0..14).for_each(|_| period(&mut sampler, &mut exact));
+    let error = sampler.curve().mean_error(&exact.curve(), 40_000);
+    assert!(error < 0.02, "mean error {error}");
+    assert!(sampler.thresholds[0] >= scanned * 32, "{:?}", sampler.thresholds);
+    // An idle night changes nothing: in the morning all is still known.
+    (0..20).for_each(|_| sampler.age());
+    period(&mut sampler, &mut exact);
+    let error = sampler.curve().mean_error(&exact.curve(), 40_000);
+    assert!(error < 0.02, "after a night: mean error {error}");
+}
+
+#[test]
+fn a_large_working_set_that_is_read_slowly_is_seen_whole() {
+    let mut sampler = Sampler::new(2048);
+    let mut random = fastrand::Rng::with_seed(3);
+    for _ in 0..80 {
+        (0..20_000).for_each(|_| sampler.read(random.u64(..200_000)));
+        sampler.age();
+    }
+    // Almost all reads are of blocks that were used periods ago.
+    let curve = sampler.curve();
+    assert!(curve.miss_ratio(250_000) < 0.1, "{}", curve.miss_ratio(250_000));
+    assert!((curve.miss_ratio(100_000) - 0.5).abs() < 0.05, "{}", curve.miss_ratio(100_000));
+}
+
+#[test]
+fn a_change_of_the_rate_moves_no_read_to_a_wrong_distance() {
+    let (mut sampler, mut exact) = (Sampler::default(), Exact::default());
+    sampler.lower_threshold(THRESHOLD_MAX / 32);
+    let mut rounds = |sampler: &mut Sampler, count: u64| {
+        for read in 0..count * 60_000 {
+            sampler.read(read * 7919 % 60_000);
+            exact.read(read * 7919 % 60_000);
+        }
+    };
+    rounds(&mut sampler, 1);
+    sampler.turn(false);
+    assert_eq!(sampler.thresholds[ERAS - 1], THRESHOLD_MAX / 8);
+    // Each block was used before the change, and three of four were not sampled then.
+    rounds(&mut sampler, 1);
+    sampler.turn(false);
+    rounds(&mut sampler, 1);
+    let error = sampler.curve().mean_error(&exact.curve(), 120_000);
+    assert!(error < 0.02, "mean error {error}");
 }
 
 #[test]

@@ -4,6 +4,12 @@
 //! blocks, chosen by hash); [`Exact`] does the same with every block, for comparison. Both make a
 //! [`MissCurve`], which [`advise()`] and [`partition`] read and [`draw`] shows. The curves are
 //! those of LRU: what the policy reaches is a little better, and moves with them.
+//!
+//! A sample that is full lowers its rate. So that one large scan does not spoil it for good, it
+//! forgets blocks that were not used for two periods, unless others of them are, and its rate goes
+//! up again ([`Sampler::age`]). Blocks are then sampled at the rate of the period of their last
+//! use, and each read counts at the rate at which its block was sampled then: so a change of the
+//! rate puts no read on a wrong distance.
 
 pub mod advise;
 pub mod draw;
@@ -12,7 +18,7 @@ mod stack;
 pub use advise::{Advice, Demand, Move, Standing, advise, best_move, partition};
 
 use crate::cache::policy::BLOCK_BYTES;
-use stack::Stack;
+use stack::{ERAS, Stack};
 use std::collections::BinaryHeap;
 
 /// Blocks in the sample at most, by default: the memory stays below 1 MiB.
@@ -20,6 +26,13 @@ pub const SAMPLES_MAX: usize = 8192;
 
 /// The space of hashes; the sampling rate is a threshold in it.
 const HASH_BITS: u32 = 32;
+
+/// Where each block is sampled.
+const THRESHOLD_MAX: u64 = 1 << HASH_BITS;
+
+/// Blocks that two periods have not used stay in the sample as long as of so many one is used in
+/// each period: a large working set that is read slowly needs them.
+const OLD_PART: u64 = 32;
 
 /// Of a reuse distance, so many leading bits below the first are kept.
 const BUCKET_BITS: u32 = 6;
@@ -129,16 +142,35 @@ impl MissCurve {
     }
 }
 
+/// What a sampled block was before it was used.
+enum Used {
+    Again(stack::Distance),
+    First,
+    /// Sampled since a short time, and perhaps used before that.
+    Unknown,
+}
+
 /// Watches the reads of one disk. Memory is taken once, [`Sampler::memory_bytes`].
 pub struct Sampler {
     stack: Stack,
     /// The sample by hash: the highest goes first.
     hashes: BinaryHeap<(u32, u64)>,
-    /// Blocks with a hash below are sampled.
-    threshold: u64,
+    /// Blocks with a hash below are sampled: those last used in each era. None is below the one
+    /// before it.
+    thresholds: [u64; ERAS],
     samples_max: usize,
     histogram: Histogram,
     reads: f64,
+    period: Period,
+}
+
+/// What was seen since the last era began.
+#[derive(Default)]
+struct Period {
+    /// Blocks used, sampled or not.
+    uses: u64,
+    /// Of blocks of the sample that were of the first era.
+    old: u64,
 }
 
 impl Default for Sampler {
@@ -152,21 +184,28 @@ impl Sampler {
         Self {
             stack: Stack::new(samples_max + 1),
             hashes: BinaryHeap::with_capacity(samples_max + 1),
-            threshold: 1 << HASH_BITS,
+            thresholds: [THRESHOLD_MAX; ERAS],
             samples_max,
             histogram: Histogram::new(),
             reads: 0.0,
+            period: Period::default(),
         }
     }
 
     /// A guest reads `block`.
     pub fn read(&mut self, block: u64) {
         self.reads += 1.0;
-        // Each sampled read stands for so many.
-        let scale = (1_u64 << HASH_BITS) as f64 / self.threshold as f64;
-        if let Some(distance) = self.touch(block) {
-            let blocks = distance.map(|distance| (distance as f64 * scale) as u64);
-            self.histogram.add(blocks, scale);
+        let Some(used) = self.touch(block) else { return };
+        // Each sampled block stands for so many.
+        let scales = self.thresholds.map(|threshold| THRESHOLD_MAX as f64 / threshold as f64);
+        match used {
+            Used::Again(distance) => {
+                let eras = distance.blocks.iter().zip(scales);
+                let blocks: f64 = eras.map(|(blocks, scale)| *blocks as f64 * scale).sum();
+                self.histogram.add(Some(blocks as u64), scales[distance.era]);
+            }
+            Used::First => self.histogram.add(None, scales[0]),
+            Used::Unknown => {}
         }
     }
 
@@ -175,40 +214,68 @@ impl Sampler {
         self.touch(block);
     }
 
-    /// A use of `block`: its reuse distance within the sample, if it is one of the sample.
-    fn touch(&mut self, block: u64) -> Option<Option<u64>> {
+    /// A use of `block`, if it is one of the sample.
+    fn touch(&mut self, block: u64) -> Option<Used> {
+        self.period.uses += 1;
         let hash = (stack::mix(block) >> HASH_BITS) as u32;
-        if u64::from(hash) >= self.threshold {
+        if u64::from(hash) >= self.thresholds[ERAS - 1] {
             return None;
         }
-        let distance = self.stack.touch(block);
-        if distance.is_none() {
-            self.hashes.push((hash, block));
-            if self.hashes.len() > self.samples_max {
-                self.lower_threshold();
-            }
+        if let Some(distance) = self.stack.touch(block) {
+            self.period.old += u64::from(distance.era == 0);
+            return Some(Used::Again(distance));
         }
-        Some(distance)
+        let first = u64::from(hash) < self.thresholds[0];
+        self.hashes.push((hash, block));
+        if self.hashes.len() > self.samples_max {
+            let highest = self.hashes.peek().map_or(0, |(hash, _)| *hash);
+            self.lower_threshold(u64::from(highest).max(1));
+        }
+        Some(if first { Used::First } else { Used::Unknown })
     }
 
-    /// The sample is full: the blocks with the highest hash leave it, for good.
-    fn lower_threshold(&mut self) {
-        let highest = self.hashes.peek().map_or(0, |(hash, _)| *hash);
-        self.threshold = u64::from(highest).max(1);
+    /// The blocks with the highest hashes leave the sample.
+    fn lower_threshold(&mut self, to: u64) {
+        self.thresholds = self.thresholds.map(|threshold| threshold.min(to));
         while let Some((hash, block)) = self.hashes.peek().copied()
-            && u64::from(hash) >= self.threshold
+            && u64::from(hash) >= to
         {
             self.hashes.pop();
             self.stack.remove(block);
         }
     }
 
-    /// Halves the weight of all that was seen: called from time to time, the curve follows what
-    /// the guest does now.
+    /// Halves the weight of all that was seen: called once a period, the curve follows what the
+    /// guest does now. A period with less uses than the sample has places is a part of the next:
+    /// nothing is forgotten while a guest is idle.
     pub fn age(&mut self) {
         self.reads /= 2.0;
         self.histogram.total /= 2.0;
         self.histogram.weights.iter_mut().for_each(|weight| *weight /= 2.0);
+        if self.period.uses >= self.samples_max as u64 {
+            let old = std::mem::take(&mut self.period).old;
+            let old_used = old > 0 && old * OLD_PART >= old + self.stack.first_len();
+            self.turn(old_used);
+        }
+    }
+
+    /// A new era begins. `old_used`: blocks of the first one are worth their place.
+    fn turn(&mut self, old_used: bool) {
+        let [first, second, last] = self.thresholds;
+        // What is two eras becomes one of one rate.
+        if first == THRESHOLD_MAX || (old_used && first == last) {
+            return self.stack.turn();
+        }
+        self.stack.forget_first();
+        self.stack.turn();
+        let Self { hashes, stack, .. } = self;
+        hashes.retain(|(_, block)| stack.contains(*block));
+        let (mut next, mut expected) = (last, hashes.len());
+        while expected * 2 < self.samples_max && next < THRESHOLD_MAX {
+            next = (next * 2).min(THRESHOLD_MAX);
+            expected *= 2;
+        }
+        self.thresholds = [second, last, next];
     }
 
     pub fn curve(&self) -> MissCurve {
@@ -239,7 +306,7 @@ impl Exact {
     /// Notes a read of `block`.
     pub fn read(&mut self, block: u64) {
         let distance = self.stack.touch(block);
-        self.histogram.add(distance, 1.0);
+        self.histogram.add(distance.map(|distance| distance.blocks()), 1.0);
     }
 
     /// As [`Sampler::write`].

@@ -1,7 +1,8 @@
 //! How many distinct blocks were used since a block's last use: its reuse distance.
 //!
 //! Each block has a place on a time line, moved to the end by every use; a Fenwick tree counts the
-//! places taken after it. When the line is used up, its gaps are closed.
+//! places taken after it. When the line is used up, its gaps are closed. Two marks divide the line
+//! in *eras*: the blocks that were last used before the first, between them, and since the second.
 
 use crate::cache::policy::BlockHasher;
 use std::collections::HashMap;
@@ -9,12 +10,32 @@ use std::hash::BuildHasherDefault;
 
 const GAP: u64 = u64::MAX;
 
+/// Parts of the time line.
+pub(super) const ERAS: usize = 3;
+
+/// What was used since a block's last use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Distance {
+    /// Of the last use.
+    pub era: usize,
+    /// Blocks, by the era of their own last use.
+    pub blocks: [u64; ERAS],
+}
+
+impl Distance {
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks.iter().sum()
+    }
+}
+
 pub(super) struct Stack {
     places: HashMap<u64, u32, BuildHasherDefault<BlockHasher>>,
     /// The block of each place.
     line: Vec<u64>,
     /// Of places taken; one more than the line.
     tree: Vec<u32>,
+    /// Where eras begin but the first.
+    marks: [usize; ERAS - 1],
     end: usize,
 }
 
@@ -24,28 +45,64 @@ impl Stack {
         let length = blocks.max(1) * 2;
         let mut places = HashMap::default();
         places.reserve(blocks);
-        Self { places, line: vec![GAP; length], tree: vec![0; length + 1], end: 0 }
+        Self { places, line: vec![GAP; length], tree: vec![0; length + 1], marks: [0; 2], end: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
 
+    pub(super) fn contains(&self, block: u64) -> bool {
+        self.places.contains_key(&block)
+    }
+
     /// A use of `block`: its distance, `None` if it was not here.
-    pub(super) fn touch(&mut self, block: u64) -> Option<u64> {
+    pub(super) fn touch(&mut self, block: u64) -> Option<Distance> {
         if self.end == self.line.len() {
             self.close_gaps();
         }
         let old = self.places.insert(block, self.end as u32);
         let distance = old.map(|old| {
-            let before = self.count_to(old as usize);
+            let distance = self.distance(old as usize);
             self.clear(old as usize);
-            self.places.len() as u64 - u64::from(before)
+            distance
         });
         self.line[self.end] = block;
         self.add(self.end, 1);
         self.end += 1;
         distance
+    }
+
+    fn distance(&self, place: usize) -> Distance {
+        let era = self.marks.iter().filter(|mark| **mark <= place).count();
+        let mut blocks = [0; ERAS];
+        let mut before = self.count_before(place + 1);
+        for (index, blocks) in blocks.iter_mut().enumerate().skip(era) {
+            let end = self.marks.get(index).map(|mark| self.count_before(*mark));
+            let end = end.unwrap_or(self.places.len() as u32);
+            *blocks = u64::from(end - before);
+            before = end;
+        }
+        Distance { era, blocks }
+    }
+
+    /// A new era begins; the first two become one.
+    pub(super) fn turn(&mut self) {
+        self.marks = [self.marks[1], self.end];
+    }
+
+    /// Blocks of the first era.
+    pub(super) fn first_len(&self) -> u64 {
+        self.count_before(self.marks[0]).into()
+    }
+
+    /// Removes the blocks of the first era.
+    pub(super) fn forget_first(&mut self) {
+        for place in 0..self.marks[0] {
+            if self.line[place] != GAP {
+                self.remove(self.line[place]);
+            }
+        }
     }
 
     pub(super) fn remove(&mut self, block: u64) {
@@ -67,9 +124,9 @@ impl Stack {
         }
     }
 
-    /// Places taken up to this one.
-    fn count_to(&self, place: usize) -> u32 {
-        let (mut at, mut sum) = (place + 1, 0_u32);
+    /// Places taken before this one.
+    fn count_before(&self, place: usize) -> u32 {
+        let (mut at, mut sum) = (place, 0_u32);
         while at > 0 {
             sum += self.tree[at];
             at &= at - 1;
@@ -79,6 +136,7 @@ impl Stack {
 
     /// Blocks move together; the line doubles if more than half of it is taken.
     fn close_gaps(&mut self) {
+        self.marks = self.marks.map(|mark| self.count_before(mark) as usize);
         let mut end = 0;
         for at in 0..self.line.len() {
             let block = self.line[at];
@@ -121,20 +179,39 @@ mod tests {
     #[test]
     fn distances_are_those_of_a_list_that_is_searched() {
         let mut random = fastrand::Rng::with_seed(1);
-        let (mut stack, mut list) = (Stack::new(4), Vec::<u64>::new());
+        // Blocks and the turns before their last use.
+        let (mut stack, mut list) = (Stack::new(4), Vec::<(u64, usize)>::new());
+        let mut turns = 0;
         for _ in 0..20_000 {
             let block = (random.f64().powi(3) * 300.0) as u64;
-            let place = list.iter().position(|other| *other == block);
-            if random.u8(..10) == 0 {
-                stack.remove(block);
-                place.map(|place| list.remove(place));
-            } else {
-                let expected = place.map(|place| (list.len() - 1 - place) as u64);
-                assert_eq!(stack.touch(block), expected);
-                place.map(|place| list.remove(place));
-                list.push(block);
+            let place = list.iter().position(|(other, _)| *other == block);
+            let era = |turn: usize| (turn + ERAS - 1).saturating_sub(turns);
+            match random.u8(..100) {
+                0..10 => {
+                    stack.remove(block);
+                    place.map(|place| list.remove(place));
+                }
+                10 => {
+                    stack.turn();
+                    turns += 1;
+                }
+                11 => {
+                    stack.forget_first();
+                    list.retain(|(_, turn)| era(*turn) > 0);
+                }
+                _ => {
+                    let expected = place.map(|place| {
+                        let mut blocks = [0; ERAS];
+                        list[place + 1..].iter().for_each(|(_, turn)| blocks[era(*turn)] += 1);
+                        Distance { era: era(list[place].1), blocks }
+                    });
+                    assert_eq!(stack.touch(block), expected);
+                    place.map(|place| list.remove(place));
+                    list.push((block, turns));
+                }
             }
             assert_eq!(stack.len(), list.len());
+            assert_eq!(stack.contains(block), list.iter().any(|(other, _)| *other == block));
         }
     }
 }

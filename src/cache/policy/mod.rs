@@ -41,7 +41,7 @@ mod stream;
 
 pub use mark::{BlockHasher, Mark, MarkMap, Marks, Place};
 pub use ring::BLOCKS_MAX;
-pub use share::{Claim, OwnerId, Share, Space};
+pub use share::Share;
 
 use crate::base::clock::Nanos;
 use budget::{Thrift, WearBudget};
@@ -147,6 +147,7 @@ pub struct Policy {
     /// The block that came last, on its way into a queue: a sweep that finds all others used must
     /// not take the one that was just written.
     newest: Option<(u64, Place)>,
+    full: bool,
     streams: Streams,
     wear: WearBudget,
     thrift: Thrift,
@@ -163,6 +164,7 @@ impl Policy {
             trial: Fifo::default(),
             main: Fifo::default(),
             newest: None,
+            full: false,
             streams: Streams::default(),
             wear: WearBudget::default(),
             thrift: Thrift::default(),
@@ -223,6 +225,12 @@ impl Policy {
         size_of::<Self>() + self.pool.memory_bytes() + queues + lists
     }
 
+    /// Whether the flash has no space that nobody uses: then what is read for the first time is not
+    /// kept just because there are fewer blocks than may be.
+    pub fn set_full(&mut self, full: bool) {
+        self.full = full;
+    }
+
     /// Bytes a day that may be written to flash, `None` without limit. Admission slows when they
     /// are used up.
     pub fn set_write_budget(&mut self, bytes_per_day: Option<u64>) {
@@ -247,22 +255,32 @@ impl Policy {
 
     /// A guest reads `block`.
     pub fn read(&mut self, block: u64, marks: &mut impl Marks) -> Verdict {
-        self.counters.reads += 1;
-        self.thrift.read();
-        let followed = self.streams.follow(block);
         if let Some(mark) = marks.mark(block) {
-            self.counters.hits += 1;
-            let used = mark.used();
+            let used = self.hit(block, mark);
             if used != mark {
                 marks.set_mark(block, used);
             }
             return Verdict::Hit;
         }
+        let followed = self.follow(block);
         if let Some(slot) = self.probation.touch(block) {
             self.counters.probed += 1;
             return Verdict::Probed { slot };
         }
         self.miss(block, followed)
+    }
+
+    /// A guest reads `block`, which is in the index with this mark; the one that it is to have.
+    pub fn hit(&mut self, block: u64, mark: Mark) -> Mark {
+        self.follow(block);
+        self.counters.hits += 1;
+        mark.used()
+    }
+
+    fn follow(&mut self, block: u64) -> Followed {
+        self.counters.reads += 1;
+        self.thrift.read();
+        self.streams.follow(block)
     }
 
     fn miss(&mut self, block: u64, followed: Followed) -> Verdict {
@@ -274,7 +292,8 @@ impl Policy {
             self.fill(true);
             return Verdict::Admit;
         }
-        let room = self.len() < self.settings.capacity_blocks && !self.probation.has_room();
+        let below = !self.full && self.len() < self.settings.capacity_blocks;
+        let room = below && !self.probation.has_room();
         if room && affordable {
             self.fill(false);
             return Verdict::Admit;

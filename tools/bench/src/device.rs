@@ -30,6 +30,9 @@ pub struct DeviceOptions {
     pub indirect: bool,
     /// Use the in-flight area if it is offered. Without it a killed back end loses requests.
     pub inflight: bool,
+    /// Tell a back end the available index as a ring's base, as cloud-hypervisor does, and not the
+    /// used one, as QEMU does: only an in-flight area knows then what was taken.
+    pub base_is_available: bool,
     /// Share memory by ADD_MEM_REG, in two slots, instead of SET_MEM_TABLE.
     pub memory_slots: bool,
     /// Make the memory of reserved 2 MiB pages.
@@ -49,6 +52,7 @@ impl DeviceOptions {
             event_index: true,
             indirect: false,
             inflight: true,
+            base_is_available: false,
             memory_slots: false,
             hugetlb: false,
         }
@@ -154,10 +158,19 @@ impl Device {
             connection.set_inflight(inflight)?;
         }
         connection.set_memory(&self.memory, self.split)?;
-        for (index, queue) in self.queues.iter().enumerate() {
-            connection.start_queue(index, queue, &self.memory)?;
-        }
         self.connection = Some(connection);
+        self.start_queues()
+    }
+
+    fn start_queues(&self) -> Result<()> {
+        let connection = self.connection.as_ref().ok_or("not connected")?;
+        for (index, queue) in self.queues.iter().enumerate() {
+            let first = match self.options.base_is_available {
+                true => queue.available_index(),
+                false => queue.used_index(&self.memory),
+            };
+            connection.start_queue(index, queue, &self.memory, first)?;
+        }
         Ok(())
     }
 
@@ -202,11 +215,7 @@ impl Device {
 
     /// Starts them again where they stopped.
     pub fn resume(&mut self) -> Result<()> {
-        let connection = self.connection.as_mut().ok_or("not connected")?;
-        for (index, queue) in self.queues.iter().enumerate() {
-            connection.start_queue(index, queue, &self.memory)?;
-        }
-        Ok(())
+        self.start_queues()
     }
 
     /// Moves the guest to other memory with the same content, and has the back end use that.

@@ -147,8 +147,14 @@ impl Frontend {
         Ok(())
     }
 
-    /// Starts a queue where its used ring says that the last back end stopped, and kicks it.
-    pub fn start_queue(&self, index: usize, queue: &Queue, memory: &GuestMemory) -> Result<()> {
+    /// Starts a queue at `first`, an index of its available ring, and kicks it.
+    pub fn start_queue(
+        &self,
+        index: usize,
+        queue: &Queue,
+        memory: &GuestMemory,
+        first: u16,
+    ) -> Result<()> {
         let base = memory.user_address();
         self.messages.set_vring_num(index, queue.size)?;
         self.messages.set_vring_addr(
@@ -163,7 +169,7 @@ impl Frontend {
                 log_addr: None,
             },
         )?;
-        self.messages.set_vring_base(index, queue.used_index(memory))?;
+        self.messages.set_vring_base(index, first)?;
         self.messages.set_vring_call(index, &event(&queue.call)?)?;
         self.messages.set_vring_kick(index, &event(&queue.kick)?)?;
         if self.features & PROTOCOL_FEATURES != 0 {

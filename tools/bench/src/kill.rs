@@ -163,6 +163,7 @@ impl Run<'_> {
             connect_timeout: CONNECT_TIMEOUT,
             indirect: self.random.bool(),
             memory_slots: self.random.bool(),
+            base_is_available: self.options.inflight && self.random.bool(),
             inflight: self.options.inflight,
             ..DeviceOptions::new(&self.options.socket)
         })?;

@@ -31,6 +31,10 @@ const RAW: &str = "bench/raw";
 const DISK_BYTES: u64 = 2 << 30;
 const DELAY: &str = "5ms";
 
+/// `durability:` of the cache.
+const DURABLE: &str = "strong";
+const VOLATILE: &str = "flush";
+
 /// Requests that the delayed exports serve at a time: what a shared storage of such latency does.
 /// With nbdkit's own 16 these would be the bound of every drain: 16 in 5 ms.
 const THREADS: &str = "64";
@@ -50,13 +54,15 @@ enum Peer {
     Vflash,
     /// The same while nothing can be drained.
     Undrained,
+    /// `durability: flush`: a write is durable when the guest has flushed, as one of [`Peer::Raw`].
+    Volatile,
     /// nbdkit's cache filter (`cache=writeback`) behind qemu-storage-daemon's vhost-user-blk.
     Filter,
 }
 
 impl Peer {
-    const ALL: [Self; 5] =
-        [Self::RawDurable, Self::Raw, Self::Vflash, Self::Undrained, Self::Filter];
+    const ALL: [Self; 6] =
+        [Self::RawDurable, Self::Raw, Self::Vflash, Self::Undrained, Self::Volatile, Self::Filter];
 
     fn name(self) -> &'static str {
         match self {
@@ -64,6 +70,7 @@ impl Peer {
             Self::Raw => "raw flash, volatile writes (fio)",
             Self::Vflash => "vflash cache",
             Self::Undrained => "vflash cache, its backing hanging",
+            Self::Volatile => "vflash cache, durability: flush",
             Self::Filter => "nbdkit cache filter",
         }
     }
@@ -102,6 +109,7 @@ struct Rig {
     flash: Place,
     run: PathBuf,
     manifest: PathBuf,
+    backing_socket: PathBuf,
     plain_socket: PathBuf,
     /// Serves our backing.
     backing: Server,
@@ -142,7 +150,7 @@ impl Rig {
         let (delayed, plain) = export(&scratch, "plain", &["delay"], &[])?;
         let (plain_server, plain_socket) = served(&scratch, "plain-qsd", &plain)?;
         let manifest = data.join("bench.yaml");
-        std::fs::write(&manifest, manifest_for(&data, &backing_socket))?;
+        std::fs::write(&manifest, manifest_for(&data, &backing_socket, DURABLE))?;
         let pool = data.join("pool.img");
         eprintln!("writing the pool");
         create_written_pool(&run, &pool, "6400MiB")?;
@@ -156,6 +164,7 @@ impl Rig {
             vflashd: Some(start_vflashd(&run, &manifest, &[VOLUME])?),
             run,
             manifest,
+            backing_socket,
             plain_socket,
             backing,
             _others: vec![delayed, plain_server],
@@ -183,6 +192,13 @@ impl Rig {
                 self.pause_backing(peer == Peer::Undrained)?;
                 let sample = self.load(&self.socket(), cell, seconds);
                 self.pause_backing(false)?;
+                sample
+            }
+            Peer::Volatile => {
+                self.drain()?;
+                self.apply(VOLATILE)?;
+                let sample = self.load(&self.socket(), cell, seconds);
+                self.apply(DURABLE)?;
                 sample
             }
         }
@@ -239,6 +255,15 @@ impl Rig {
             p50: number(&side["lat_ns"]["percentile"]["50.000000"]) / 1e3,
             p99: number(&side["lat_ns"]["percentile"]["99.000000"]) / 1e3,
         })
+    }
+
+    /// Changes the disk's durability.
+    fn apply(&self, durability: &str) -> Result<()> {
+        std::fs::write(
+            &self.manifest,
+            manifest_for(self.scratch.data.path(), &self.backing_socket, durability),
+        )?;
+        vflash(&self.run, &["apply", "-f", &text(&self.manifest)]).map(|_| ())
     }
 
     fn drain(&self) -> Result<()> {
@@ -368,7 +393,7 @@ fn find(value: &Value, name: &str) -> Option<f64> {
     }
 }
 
-fn manifest_for(data: &Path, backing: &Path) -> String {
+fn manifest_for(data: &Path, backing: &Path, durability: &str) -> String {
     let (pool, sidecar) = (text(&data.join("pool.img")), text(&data.join("backing.vflash")));
     let (machine, name) = VOLUME.split_once('/').expect("a machine and a volume");
     let (_, raw) = RAW.split_once('/').expect("a machine and a volume");
@@ -376,7 +401,7 @@ fn manifest_for(data: &Path, backing: &Path) -> String {
         "apiVersion: vflash/v1\nkind: Pool\nmetadata: {{name: drive}}\nspec: {{device: {pool}}}\n\
          ---\napiVersion: vflash/v1\nkind: VirtualMachine\nmetadata: {{name: {machine}}}\nspec:\n  \
          volumes:\n  - name: {name}\n    \
-         cache: {{pool: drive, size: 4GiB, sidecar: {sidecar}}}\n    \
+         cache: {{pool: drive, size: 4GiB, sidecar: {sidecar}, durability: {durability}}}\n    \
          backing: nbd+unix:///?socket={}\n  - name: {raw}\n    \
          flash: {{pool: drive, size: 2GiB}}\n",
         text(backing)
@@ -418,7 +443,19 @@ fn table(samples: &[Vec<Sample>]) -> String {
             );
         }
     }
-    text + GOALS
+    text + &like_with_like(samples) + GOALS
+}
+
+/// What the log makes of volatile writes: both acknowledge what a power cut may take.
+fn like_with_like(samples: &[Vec<Sample>]) -> String {
+    let at = |peer| Peer::ALL.iter().position(|other| *other == peer).unwrap_or(0);
+    let ratios = CELLS.iter().zip(samples.chunks(Peer::ALL.len())).map(|(cell, samples)| {
+        let pairs = samples[at(Peer::Volatile)].iter().zip(&samples[at(Peer::Raw)]);
+        let ratio = median(pairs.map(|(ours, raw)| ours.rate / raw.rate).collect());
+        format!("{} {:.2}", cell.name, ratio.unwrap_or(f64::NAN))
+    });
+    let ratios = ratios.collect::<Vec<_>>().join(", ");
+    format!("\n`durability: flush` ÷ volatile writes of the raw flash: {ratios}.\n")
 }
 
 const GOALS: &str = "
