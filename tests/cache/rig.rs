@@ -568,12 +568,6 @@ impl Rig {
         self.moments[later.saturating_sub(1)]
     }
 
-    /// A write past the log is under way before its moment is noted.
-    pub(crate) fn submitted_by(&self, point: u64) -> u64 {
-        let later = self.moments.partition_point(|moment| moment.at <= point);
-        self.moments.get(later).map_or(self.model.head(), |next| next.submitted)
-    }
-
     /// A random request, mostly small ones in a small area; now and then time passes.
     pub(crate) fn step(&mut self) {
         if self.random.u8(0..8) == 0 {
