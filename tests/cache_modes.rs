@@ -4,11 +4,11 @@
 #[path = "cache/rig.rs"]
 mod rig;
 
-use rig::{Rig, Setup, alone, explore, named, run_all, scale};
+use rig::{DISK_BYTES, Rig, Setup, World, alone, explore, named, run_all, scale};
 use std::time::Duration;
 use vflash::backing::recover::{RecoverOptions, inspect};
 use vflash::cache::{CacheState, Mode};
-use vflash::io::crash::Explorer;
+use vflash::io::crash::{CrashCase, Explorer};
 use vflash::io::disk::{Errno, OperationKind};
 use vflash::io::sim::{Failure, Faults};
 use vflash::io::volume::RequestKind;
@@ -71,6 +71,23 @@ fn setup(seed: u64) -> Setup {
     Setup { block_bytes, ..Setup::of(seed) }
 }
 
+/// With the flash; what was written through is there without it too.
+fn judge(rig: &Rig, case: CrashCase, world: &World) -> u64 {
+    let moment = rig.moment(case.point);
+    if !moment.through {
+        return rig.judge_versions(case, world);
+    }
+    let storage = world.killed(case.seed);
+    storage.recover().expect("recovered");
+    let mut bytes = vec![0; DISK_BYTES as usize];
+    storage.reader()(0, &mut bytes);
+    let legal = (moment.backed, rig.submitted_by(case.point));
+    if let Err(difference) = rig.model.check_read(0, &bytes, legal) {
+        panic!("without the flash, {moment:?}: {difference}");
+    }
+    rig.judge_versions(case, world)
+}
+
 fn bounded(seed: u64, from: Mode, steps: &[Step]) -> u64 {
     let mut rig = Rig::new(Setup { segments: 4, ..setup(seed) });
     rig.write(60, 20);
@@ -80,7 +97,7 @@ fn bounded(seed: u64, from: Mode, steps: &[Step]) -> u64 {
     rig.finish();
     steps.iter().for_each(|step| carry_out(&mut rig, *step));
     let explorer = Explorer { samples: 2, exhaustive_max: 0, points_max: 8, ..Explorer::new(seed) };
-    explore(&rig, &explorer, |case, world| rig.judge_versions(case, &world))
+    explore(&rig, &explorer, |case, world| judge(&rig, case, &world))
 }
 
 #[test]
@@ -122,7 +139,7 @@ fn long(seed: u64) -> u64 {
     }
     let explorer =
         Explorer { samples: 3, exhaustive_max: 1, points_max: 100, ..Explorer::new(seed) };
-    explore(&rig, &explorer, |case, world| rig.judge_versions(case, &world))
+    explore(&rig, &explorer, |case, world| judge(&rig, case, &world))
 }
 
 #[test]

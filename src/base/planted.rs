@@ -47,16 +47,26 @@ pub enum Bug {
     CommittedUnprepared,
     /// A disk of a consistency group applies its group before the step is committed.
     AppliedUncommitted,
+    /// A disk of a consistency group takes more into its redo group than was agreed on.
+    BeyondAgreed,
+    /// A request for which a group has too little room left is taken in part.
+    RequestTorn,
     /// A disk has the numbers of its consistency group, and is drained by itself.
     GoneAlone,
     /// A disk of a consistency group is held, and the others go on.
     HoldOfOne,
+    /// A disk leaves its consistency group before the others' stamps say so.
+    LeftUnsaid,
     /// A disk that was given up still counts as one of its consistency group.
     NotExpelled,
     /// A disk of a consistency group offers numbers that are not durable in its log yet.
     FrontierAhead,
     /// The age of a flash is not compared with the backing's in a consistency group.
     OldFlashTrusted,
+    /// A write of a write-through disk is answered when it is in the log.
+    ThroughUndrained,
+    /// A flush of the flash that ends late takes back what appends have made durable since.
+    FlushTakesBack,
     /// A read now and then takes the backing's version of what is in the log.
     StaleRead,
     /// A cache that shrinks to where no header is left forgets how far the numbers have come.
@@ -76,7 +86,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 39] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -98,11 +108,16 @@ impl Bug {
         Self::OtherEpoch,
         Self::CommittedUnprepared,
         Self::AppliedUncommitted,
+        Self::BeyondAgreed,
+        Self::RequestTorn,
         Self::GoneAlone,
         Self::HoldOfOne,
+        Self::LeftUnsaid,
         Self::NotExpelled,
         Self::FrontierAhead,
         Self::OldFlashTrusted,
+        Self::ThroughUndrained,
+        Self::FlushTakesBack,
         Self::StaleRead,
         Self::ShrinkForgetsNumbers,
         Self::BudgetIgnored,

@@ -587,6 +587,30 @@ fn a_request_larger_than_a_group_is_drained_in_parts_and_is_no_point_before_its_
     }
 }
 
+/// Blocks that are written in part take most of the room, which a request is begun without.
+#[test]
+fn a_request_that_has_room_in_a_group_is_never_in_the_backing_in_part() {
+    for seed in 0..8 {
+        let mode = MODES[seed as usize % 2];
+        let mut rig = Rig::new(seed, mode, |shape| shape.block_bytes = 4096);
+        for _ in 0..400 {
+            let start = rig.random.u64(0..SECTORS - 150);
+            let count = if rig.random.u8(0..4) == 0 { 150 } else { 1 };
+            rig.write(start, count);
+        }
+        rig.drainer.drain(None, false, Box::new(|_| {}), &mut rig.host);
+        let (mut at, mut groups) = (0, 0);
+        while at < rig.model.head() {
+            assert!(rig.turn() || rig.wait(), "it goes on");
+            if at < rig.drainer.drained() {
+                (at, groups) = (rig.drainer.drained(), groups + 1);
+                rig.check_backing(at);
+            }
+        }
+        assert!(groups > 3, "{groups} groups");
+    }
+}
+
 #[test]
 fn the_mode_can_change_while_it_runs() {
     let mut rig = Rig::new(5, DrainMode::Grouped, |_| {});

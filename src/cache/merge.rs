@@ -116,14 +116,9 @@ impl Pile {
         })
     }
 
-    /// Forgets all, and gives memory back: all of it, or what others wait for.
-    fn clear(&mut self, release: bool) {
+    /// Forgets all, and gives memory back but for `keep` chunks.
+    fn clear(&mut self, keep: usize) {
         self.sectors = 0;
-        let keep = match (release, self.memory.is_short()) {
-            (true, _) => 0,
-            (false, true) => CHUNKS_OWN,
-            (false, false) => usize::MAX,
-        };
         let shared = |chunks: usize| chunks.saturating_sub(CHUNKS_OWN);
         let before = shared(self.chunks.len());
         self.chunks.truncate(keep);
@@ -133,7 +128,7 @@ impl Pile {
 
 impl Drop for Pile {
     fn drop(&mut self) {
-        self.clear(true);
+        self.clear(0);
     }
 }
 
@@ -175,20 +170,27 @@ impl Merged {
         }
     }
 
-    /// Begins a new group.
+    /// Begins a new group; gives memory back that others wait for.
     pub(super) fn clear(&mut self) {
-        self.empty(false);
+        let short = self.pile.memory.is_short();
+        self.empty(if short { CHUNKS_OWN } else { usize::MAX });
+    }
+
+    /// Begins the same group again: what had room has room.
+    pub(super) fn clear_again(&mut self) {
+        self.empty(usize::MAX);
     }
 
     /// Gives memory back while there is nothing to do.
     pub(super) fn release(&mut self) {
-        self.empty(true);
+        self.empty(0);
         (self.runs, self.pieces) = (Vec::new(), Vec::new());
     }
 
-    fn empty(&mut self, release: bool) {
+    /// Gives memory back but for `keep` chunks.
+    fn empty(&mut self, keep: usize) {
         self.spans.clear();
-        self.pile.clear(release);
+        self.pile.clear(keep);
         self.runs.clear();
         self.pieces.clear();
         (self.sectors, self.run_sectors) = (0, 0);

@@ -130,3 +130,25 @@ fn disks_share_memory_and_each_has_enough_to_go_on() {
     drop(other);
     assert_eq!(memory.left_bytes(), 8 << 20, "all of it is back");
 }
+
+#[test]
+fn what_had_room_has_it_again_while_memory_is_short() {
+    let memory = DrainMemory::new(8 << 20);
+    let mut disks = [0, 1].map(|_| Merged::new(limits(32 << 20, 1), memory.clone()));
+    let fill = |disk: &mut Merged| {
+        let places = (0..).take_while(|at| {
+            let room = disk.has_room(1024);
+            if room {
+                disk.write(at * 1024, &[7; 512 << 10]);
+            }
+            room
+        });
+        places.count()
+    };
+    let [first, second] = &mut disks;
+    let whole = fill(first);
+    first.clear_again();
+    assert_eq!((fill(second), fill(first)), (8, whole), "the other got nothing of it");
+    first.clear();
+    assert!(second.has_room(1024), "a new group leaves some to others");
+}

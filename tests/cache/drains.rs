@@ -1,4 +1,5 @@
-//! Drains that are asked for, and those for which it is time, which passes when a test says so.
+//! Drains that are asked for, and those for which it is time, which passes when a test says so; and
+//! what had been submitted when.
 
 use super::Rig;
 use std::time::Duration;
@@ -41,5 +42,11 @@ impl Rig {
             }
         }
         panic!("seed {}: {:?}", self.setup.seed, self.status.gauges());
+    }
+
+    /// A write past the log is under way before its moment is noted.
+    pub(crate) fn submitted_by(&self, point: u64) -> u64 {
+        let later = self.moments.partition_point(|moment| moment.at <= point);
+        self.moments.get(later).map_or(self.model.head(), |next| next.submitted)
     }
 }

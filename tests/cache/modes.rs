@@ -20,6 +20,7 @@ pub(super) struct Modes {
 struct Change {
     to: Option<Mode>,
     from_past_log: bool,
+    from_through: bool,
     /// All writes up to here had been acknowledged when it began.
     acked: u64,
     answer: Arc<Mutex<Option<Result<()>>>>,
@@ -50,6 +51,11 @@ impl Rig {
         self.setup.strong && !self.now.past_log && !across && !untold && *told == 0
     }
 
+    /// An acknowledged write survives the loss of the flash.
+    pub(super) fn is_backed(&self) -> bool {
+        self.now.through && !self.modes.untold && self.modes.told == 0
+    }
+
     /// A change was begun and has not been looked after since.
     pub(crate) fn is_changing(&self) -> bool {
         self.modes.change.is_some()
@@ -69,14 +75,15 @@ impl Rig {
     /// Begins a change to another mode, or the detach.
     pub(crate) fn begin_change(&mut self, to: Option<Mode>) {
         assert!(!self.is_changing(), "one at a time");
-        let (from_past_log, acked) = (self.now.past_log, self.acked_all());
+        let (from_past_log, from_through) = (self.now.past_log, self.now.through);
+        let acked = self.acked_all();
         let answer = Arc::new(Mutex::new(None));
         let slot = answer.clone();
         let reply = Box::new(move |result| *slot.lock().expect("one thread") = Some(result));
         // Meanwhile it may be in either: neither promise is given.
-        self.now.past_log = false;
+        (self.now.past_log, self.now.through) = (false, false);
         self.note();
-        self.modes.change = Some(Change { to, from_past_log, acked, answer });
+        self.modes.change = Some(Change { to, from_past_log, from_through, acked, answer });
         self.tell(match to {
             Some(mode) => CacheMessage::SetMode { mode, reply },
             None => CacheMessage::Close { reply },
@@ -87,18 +94,20 @@ impl Rig {
     /// the way back flushes the backing: what was acknowledged before is kept.
     pub(crate) fn changed(&mut self) -> Option<Result<()>> {
         let answer = self.modes.change.as_ref()?.answer.lock().expect("one thread").take()?;
-        let Change { to, from_past_log, acked, .. } = self.modes.change.take()?;
+        let Change { to, from_past_log, from_through, acked, .. } = self.modes.change.take()?;
         match (&answer, to) {
             (Ok(()), Some(mode)) => {
                 self.now.past_log = is_past_log(mode);
+                self.now.through = mode == Mode::WriteThrough;
                 let across = self.now.past_log != from_past_log;
                 if across && !self.modes.untold && self.modes.told == 0 {
                     self.now.kept = self.now.kept.max(acked);
+                    self.now.backed = self.now.backed.max(acked);
                 }
             }
             (Ok(()), None) => {}
             (Err(_), _) => {
-                self.now.past_log = from_past_log;
+                (self.now.past_log, self.now.through) = (from_past_log, from_through);
                 self.modes.untold |= from_past_log;
             }
         }

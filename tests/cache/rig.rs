@@ -260,6 +260,8 @@ pub(crate) struct Moment {
     pub(crate) at: u64,
     /// Every crash from now on keeps this write and all before it.
     pub(crate) kept: u64,
+    /// And without the flash this one.
+    pub(crate) backed: u64,
     /// Writes that were submitted.
     pub(crate) submitted: u64,
     /// The drain position as the disk reports it.
@@ -268,6 +270,8 @@ pub(crate) struct Moment {
     pub(crate) allocation_bytes: u64,
     /// Writes pass the log by: the backing alone is the disk.
     pub(crate) past_log: bool,
+    /// Writes are answered when the backing has them.
+    pub(crate) through: bool,
 }
 
 enum UnderWay {
@@ -446,6 +450,7 @@ impl Rig {
         match what {
             UnderWay::Write { won } => {
                 self.acked = self.acked.max(won);
+                self.now.backed = if self.is_backed() { self.acked } else { self.now.backed };
                 if self.is_strong() {
                     self.now.kept = self.now.kept.max(won);
                 }
@@ -708,9 +713,7 @@ impl Rig {
     pub(crate) fn judge_versions(&self, case: CrashCase, world: &World) -> u64 {
         let moment = self.moment(case.point);
         let Moment { kept, past_log, .. } = moment;
-        // A write past the log is under way before its moment is noted.
-        let later = self.moments.partition_point(|moment| moment.at <= case.point);
-        let submitted = self.moments.get(later).map_or(self.model.head(), |next| next.submitted);
+        let submitted = self.submitted_by(case.point);
         let mut bytes = vec![0; DISK_BYTES as usize];
         if past_log {
             world.reader()(0, &mut bytes);

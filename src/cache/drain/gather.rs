@@ -3,6 +3,7 @@
 use super::read::Next;
 use super::{DrainHost, Drainer, Group, State};
 use crate::backing::stamp::DrainMode;
+use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 use crate::cache::record::{Batch, Entry, Kind, piece_checksum};
 use crate::io::disk::Errno;
@@ -79,14 +80,21 @@ impl Drainer {
                 Next::Bad | Next::End => return self.suspect(Errno(libc::EBADMSG), host),
             }
         }
+        let Group { from, to, part, part_won, .. } = self.group;
+        if part && to > from && !planted(Bug::RequestTorn) {
+            // Less room than it seemed, of spans, blocks or memory: the next group has it whole.
+            (self.group.limit, self.again) = (part_won - 1, true);
+            return true;
+        }
         self.gathered(host);
         true
     }
 
+    /// In the memory that it has: what fitted once must fit again.
     pub(super) fn gather_again(&mut self) {
         let (cursor, taken) = self.group.start;
         self.reader.seek(cursor);
-        self.merged.clear();
+        self.merged.clear_again();
         self.again = false;
         let from = self.group.from;
         self.group = Group {
@@ -128,8 +136,8 @@ impl Drainer {
             let begun = group.to > group.from || group.part;
             let beyond = entry.won > group.limit;
             let next_epoch = !grouped && begun && entry.epoch != group.epoch;
-            // A request of several records begins in the first half or waits: so it is whole,
-            // unless it is larger than half a group.
+            // A request of several records begins in the first half or waits: so it seldom ends
+            // beyond the group, which would be gathered again without it.
             let large = begun && !group.part && entry.continued && self.merged.is_half_full();
             let data = if entry.kind == Kind::Write { entry.count } else { 0 };
             let zeros = if entry.kind == Kind::Write { 0 } else { entry.count };

@@ -11,6 +11,7 @@ use super::{DrainHost, Drainer, Group, State};
 use crate::backing::redo::{GroupId, StepId};
 use crate::backing::roster::Roster;
 use crate::backing::stamp::DrainMode;
+use crate::base::planted::{Bug, planted};
 use crate::cache::consistency::{Member, Offer, Turn};
 
 /// What a drainer knows of its consistency group.
@@ -150,7 +151,7 @@ impl Drainer {
                 return false;
             }
             together.agreed = Some((to, id));
-            if to == self.group.point {
+            if to == self.group.point || planted(Bug::BeyondAgreed) {
                 self.enter(State::Fill, host);
             } else {
                 assert!(to < self.group.point, "the least is agreed on");

@@ -101,6 +101,8 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const DAMAGE: &str = "damage_is_found_or_harmless_and_never_served";
     const TOGETHER: &str = "without_the_flash_no_disk_is_ahead_of_another";
     const POINT: &str = "a_number_of_either_disk_is_a_point_of_both";
+    const FLUSH_LATE: &str = "a_flush_that_ends_late_holds_no_other_disk_up";
+    const LEAVES: &str = "a_disk_leaves_when_the_others_need_no_word_of_it";
     const LOST: &str = "a_leader_that_is_lost_for_good_at_any_step_holds_nobody_up";
     const OLDER: &str =
         "a_flash_that_is_older_than_its_backing_is_told_by_the_numbers_of_its_own_disk";
@@ -124,7 +126,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         | Bug::DiscardForgotten
         | Bug::TailBeforeBackingFlush => ("cache_crash", BOUNDED),
         Bug::FlashFlushTrusted => ("cache_crash", FLUSHES),
-        Bug::StaleAfterMode => ("cache_modes", MODES),
+        Bug::StaleAfterMode | Bug::ThroughUndrained => ("cache_modes", MODES),
         Bug::PreviousLapAccepted => ("cache_crash", LONG),
         Bug::NumberReused => ("cache_crash", GENERATIONS),
         Bug::OverlapSwapped | Bug::GroupNotCommitted | Bug::RecoveryNotRestartable => {
@@ -135,10 +137,14 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::WrongHalf => ("cache_media", MODEL),
         Bug::StaleClean | Bug::DirtyEvicted => ("cache_clean", STALE),
         Bug::OtherEpoch => ("cache_clean", COLD),
-        Bug::CommittedUnprepared | Bug::AppliedUncommitted | Bug::FrontierAhead => {
-            ("cache_consistency", TOGETHER)
-        }
+        Bug::CommittedUnprepared
+        | Bug::AppliedUncommitted
+        | Bug::BeyondAgreed
+        | Bug::RequestTorn
+        | Bug::FrontierAhead => ("cache_consistency", TOGETHER),
         Bug::HoldOfOne => ("cache_consistency", POINT),
+        Bug::FlushTakesBack => ("cache_consistency", FLUSH_LATE),
+        Bug::LeftUnsaid => ("cache_consistency", LEAVES),
         Bug::NotExpelled => ("cache_consistency", LOST),
         Bug::OldFlashTrusted => ("cache_consistency", OLDER),
         Bug::GoneAlone => ("cache_consistency", DOWN),
