@@ -601,18 +601,25 @@ fn read_and_keep(daemon: &Vflashd, volume: &str, bytes: &[u8]) -> Device {
     device
 }
 
-/// The stamp beside it tells whether it is the same; its cache is saved while it serves, and when
-/// the daemon is told to.
-#[test]
-fn a_golden_image_is_warm_after_a_restart_until_it_is_another_one() {
-    let mut daemon = Vflashd::start();
+/// An image behind a slow NBD server, its address there, and the log of what is asked for. A backing
+/// that is faster than the flash would be passed to, and other tests slow the flash.
+fn golden(daemon: &Vflashd) -> (PathBuf, PathBuf, PathBuf, Nbd) {
     let (golden, socket, log) =
         (daemon.path("golden.raw"), daemon.path("nbd"), daemon.path("asked"));
     image(&golden);
     let logs = format!("logfile={}", log.display());
     let filters = ["--filter=log", "--filter=delay", "delay-read=12ms", &logs];
-    let _server = Nbd::unix(&socket, &golden, &filters);
+    let server = Nbd::unix(&socket, &golden, &filters);
     let url = PathBuf::from(format!("nbd+unix:///?socket={}", socket.display()));
+    (golden, url, log, server)
+}
+
+/// The stamp beside it tells whether it is the same; its cache is saved while it serves, and when
+/// the daemon is told to.
+#[test]
+fn a_golden_image_is_warm_after_a_restart_until_it_is_another_one() {
+    let mut daemon = Vflashd::start();
+    let (golden, url, log, _server) = golden(&daemon);
     let sidecar = format!("48MiB, sidecar: {}", daemon.path("golden.vflash").display());
     let volume = |words: &str| home(&url, words).replace("16MiB", &sidecar);
     let change_it = |byte: u8| {
@@ -656,16 +663,9 @@ fn a_golden_image_is_warm_after_a_restart_until_it_is_another_one() {
 #[test]
 fn eight_machines_read_a_golden_image_from_one_copy() {
     let mut daemon = Vflashd::start();
-    let (golden, socket, log) =
-        (daemon.path("golden.raw"), daemon.path("nbd"), daemon.path("asked"));
-    image(&golden);
-    // A backing that is faster than the flash would be passed to, and other tests slow the flash.
-    let logs = format!("logfile={}", log.display());
-    let filters = ["--filter=log", "--filter=delay", "delay-read=12ms", &logs];
-    let _server = Nbd::unix(&socket, &golden, &filters);
+    let (golden, url, log, _server) = golden(&daemon);
     let names: Vec<String> = (1..=8).map(|number| format!("vm-{number}")).collect();
     let words = format!(", readOnly: true, sharedWith: [{}]", names[1..].join(", "));
-    let url = PathBuf::from(format!("nbd+unix:///?socket={}", socket.display()));
     let home = home(&url, &words).replace("16MiB", "48MiB");
     daemon.apply(&(pool_manifest(daemon.folder.path()) + &machine(&names[0], &[&home])));
     let (bytes, volume) = (std::fs::read(&golden).unwrap(), format!("{}/disk", names[0]));

@@ -181,9 +181,9 @@ impl Shares {
 pub(super) mod tests {
     use super::*;
 
-    /// Of a device of eight sectors with one queue.
-    pub(in crate::vhost) fn add_door(number: u16, name: &str) -> AddDoor {
-        let device = Device {
+    /// Eight sectors and one queue.
+    pub(in crate::vhost) fn small_device() -> Device {
+        Device {
             capacity_sectors: 8,
             block_bytes: 512,
             optimal_bytes: 4096,
@@ -191,9 +191,12 @@ pub(super) mod tests {
             discard: true,
             serial: "s".into(),
             queues: 1,
-        };
+        }
+    }
+
+    pub(in crate::vhost) fn add_door(number: u16, name: &str) -> AddDoor {
         let (limits, metrics) = (Limits::default(), Arc::default());
-        AddDoor { number, name: name.into(), device, limits, metrics }
+        AddDoor { number, name: name.into(), device: small_device(), limits, metrics }
     }
 
     fn door(number: u16, in_flight: u32) -> Door {

@@ -47,6 +47,7 @@ pub mod request {
     pub const SET_VRING_KICK: u32 = 12;
     pub const SET_VRING_ENABLE: u32 = 18;
     pub const SET_BACKEND_REQ_FD: u32 = 21;
+    pub const SET_CONFIG: u32 = 25;
     pub const GET_INFLIGHT_FD: u32 = 31;
     pub const SET_INFLIGHT_FD: u32 = 32;
     pub const RESET_DEVICE: u32 = 34;
@@ -143,6 +144,8 @@ fn touches(request: u32, index: Option<u32>, value: Option<u32>) -> Touches {
         | request::RESET_OWNER
         | request::SET_MEM_TABLE
         | request::SET_LOG_BASE
+        // With its write cache off a guest may rely on what it submits after the answer.
+        | request::SET_CONFIG
         | request::GET_INFLIGHT_FD
         | request::SET_INFLIGHT_FD
         | request::RESET_DEVICE

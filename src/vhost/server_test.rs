@@ -4,6 +4,7 @@ use super::*;
 use crate::io::buffer::PinnedBuffer;
 use crate::io::disk::{Errno, Operation, OperationKind};
 use crate::io::volume::{DiskIndex, Io, Request};
+use crate::vhost::door::tests::small_device;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -54,20 +55,11 @@ impl Volume for Plain {
 }
 
 fn export(socket: &Path, disks: Vec<DiskTarget>, events: ExportEvents) -> Export {
-    let device = Device {
-        capacity_sectors: 8,
-        block_bytes: 512,
-        optimal_bytes: 4096,
-        read_only: false,
-        discard: true,
-        serial: "s".into(),
-        queues: 1,
-    };
     let door = NewDoor {
         name: "vm/disk".into(),
         socket: socket.to_owned(),
         access: SocketAccess::default(),
-        device,
+        device: small_device(),
         write_cache: true,
         pin_memory: false,
         limits: Limits::default(),

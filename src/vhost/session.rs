@@ -14,6 +14,7 @@ use super::pinner::Job;
 use super::queue::QueueSetup;
 use super::reactor::{ExportId, Message};
 use super::ring::RingAddresses;
+use super::server::{ExportEvent, ExportEvents};
 use crate::base::limits::{MEMORY_REGIONS_MAX, QUEUE_SIZE_MAX};
 use crate::base::planted::{Bug, planted};
 use crate::base::{Error, ErrorKind, Result};
@@ -77,6 +78,7 @@ pub struct Session {
     reactor: Mailbox<Message>,
     /// Pins guest memory, if it is to be pinned.
     pinner: Option<Sender<Job>>,
+    events: ExportEvents,
     features: u64,
     protocol_features: u64,
     memory: MemoryTable,
@@ -110,6 +112,7 @@ impl Session {
         write_cache: bool,
         (export, reactor): (ExportId, Mailbox<Message>),
         pinner: Option<Sender<Job>>,
+        events: ExportEvents,
     ) -> Self {
         let vrings = (0..device.queues).map(|_| Vring::default()).collect();
         Self {
@@ -119,6 +122,7 @@ impl Session {
             export,
             reactor,
             pinner,
+            events,
             features: 0,
             protocol_features: 0,
             memory: MemoryTable::default(),
@@ -283,12 +287,13 @@ impl Session {
         self.inflight = None;
     }
 
+    /// Before the front end is answered: from then on the guest relies on it, whoever serves it.
     fn set_write_cache(&mut self, enabled: bool) {
-        if self.write_cache != enabled {
+        if std::mem::replace(&mut self.write_cache, enabled) != enabled {
             let state = if enabled { "on" } else { "off" };
             log::info!("{}: the guest turned its write cache {state}", self.name);
+            (self.events)(ExportEvent::WriteCache { enabled });
         }
-        self.write_cache = enabled;
         self.apply_write_cache();
     }
 

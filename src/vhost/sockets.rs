@@ -657,6 +657,7 @@ impl Socket {
             self.write_cache,
             (self.id, reactors[usize::from(self.id.reactor)].clone()),
             self.pinner.clone(),
+            self.events.clone(),
         );
         let session = Arc::new(Mutex::new(session));
         let handler =
@@ -684,13 +685,10 @@ impl Socket {
         Ok(())
     }
 
-    /// Tells control when the guest has switched its write cache.
+    /// Keeps for the next connection whether the guest's write cache is on.
     fn note_write_cache(&mut self) {
         let Some(connection) = &self.connection else { return };
-        let enabled = connection.session().write_cache;
-        if std::mem::replace(&mut self.write_cache, enabled) != enabled {
-            (self.events)(ExportEvent::WriteCache { enabled });
-        }
+        self.write_cache = connection.session().write_cache;
     }
 
     /// Tells control when a guest waits for ever, for want of shared memory.
