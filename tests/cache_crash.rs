@@ -5,10 +5,12 @@
 mod rig;
 
 use rig::{Rig, Setup, alone, explore, run_all, scale};
-use vflash::cache::{CacheMessage, Mode};
+use std::sync::Arc;
+use vflash::cache::{CacheMessage, Mode, model};
+use vflash::io::buffer::PinnedBuffer;
 use vflash::io::crash::Explorer;
 use vflash::io::sim::Faults;
-use vflash::io::volume::RequestKind;
+use vflash::io::volume::{Origin, Outcome, RequestKind, SectorRange};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -198,4 +200,52 @@ fn crash_after_crash_nothing_is_lost() {
     let seeds: Vec<u64> = (0..150 * scale()).collect();
     let states = run_all("generations", &seeds, |seed| generations(*seed));
     assert!(alone() || states >= 1_200, "{states} states are too few");
+}
+
+/// A write of 4 KiB, the `counter`-th request of its queue; its data are those of write `won`.
+fn write_as(rig: &mut Rig, counter: u64, (won, start): (u64, u64), replayed: bool) {
+    let buffer = PinnedBuffer::new(4096);
+    buffer.segment().copy_from(&model::data(won, start, 8));
+    let origin = Origin { door: 0, queue: 1, counter, replayed };
+    let range = [SectorRange { start, count: 8 }];
+    let data = [buffer.segment()];
+    rig.reactor.submit_from(origin, RequestKind::Write, &range, &data).expect("room");
+    loop {
+        rig.reactor.turn(true);
+        if let Some((_, outcome)) = rig.reactor.ended().pop() {
+            return assert_eq!(outcome, Outcome::Done);
+        }
+    }
+}
+
+/// A guest that was not told of its last writes before the daemon was killed makes them again, when
+/// there are newer ones over some of them.
+fn replays(seed: u64) -> u64 {
+    let mut rig = Rig::new(Setup { segments: 6, ..Setup::of(seed) });
+    let mut writes = Vec::new();
+    for counter in 1..=24 {
+        let start = rig.random.u64(0..6) * 4;
+        let won = Arc::make_mut(&mut rig.model).write(start, 8);
+        write_as(&mut rig, counter, (won, start), false);
+        writes.push((counter, won, start));
+    }
+    let head = rig.model.head();
+    let world = rig.world.killed(seed);
+    let (disk, _) = world.open(&rig.setup).expect("opened");
+    let mut after = Rig::on(rig.setup, world, disk, rig.model.clone());
+    for (counter, won, start) in writes {
+        if rig.random.bool() {
+            write_as(&mut after, counter, (won, start), true);
+        }
+    }
+    after.check_guest(head).unwrap_or_else(|text| panic!("seed {seed}: {text}"));
+    assert_eq!(after.head(), head, "seed {seed}: nothing was appended");
+    24
+}
+
+#[test]
+fn what_is_in_the_log_is_not_appended_again_when_it_is_replayed() {
+    let seeds: Vec<u64> = (0..40 * scale()).collect();
+    let states = run_all("replayed writes", &seeds, |seed| replays(*seed));
+    assert!(states >= 900, "{states} writes are too few");
 }

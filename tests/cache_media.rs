@@ -8,7 +8,8 @@ use rig::{Rig, Setup, World, run_all, scale};
 use vflash::base::units::SECTOR_BYTES;
 use vflash::cache::CacheState;
 use vflash::cache::layout::ROOT_OFFSETS;
-use vflash::cache::scan::{Scan, scan};
+use vflash::cache::record::{BatchEncoder, BatchLink, Plan};
+use vflash::cache::scan::{Scan, ScannedSegment, scan};
 use vflash::io::crash::Explorer;
 use vflash::io::disk::Disk;
 use vflash::io::sim::{Spoiling, Spoilt};
@@ -197,6 +198,26 @@ fn damage_is_found_or_harmless_and_never_served() {
     assert!(cells >= 300 && fenced >= 20 && harmless >= 50, "{fenced} {harmless} {tail}");
 }
 
+/// A batch as somebody makes it who knows all but the secret: it says that all up to `last` was
+/// durable.
+fn sealed_without_the_secret(segment: &ScannedSegment, last: u64) -> [u8; 512] {
+    let plan = Plan::default().mark(b"forged");
+    let mut encoder = BatchEncoder::default();
+    encoder.begin(plan, 512, (last, segment.header.epoch + 1));
+    encoder.mark(b"forged", false);
+    let link = BatchLink {
+        salt: 0x5a17,
+        incarnation: segment.header.incarnation,
+        sequence: segment.header.first_batch + 1000,
+        durable_through: last,
+        ..BatchLink::default()
+    };
+    let (header, _) = encoder.seal(link);
+    let mut bytes = [0; 512];
+    bytes[..header.len()].copy_from_slice(header);
+    bytes
+}
+
 /// A guest reads what the flash holds (it cannot, but may guess) and writes it as its data: whole
 /// batches and segment headers, as they are and with the next numbers.
 fn forge(seed: u64) -> u64 {
@@ -216,6 +237,10 @@ fn forge(seed: u64) -> u64 {
         if rig.random.bool() {
             // The next sequence, without the secret to seal it.
             bytes[48] = bytes[48].wrapping_add(1);
+        }
+        if rig.random.bool() {
+            let last = scan.next_won + rig.random.u64(1..1000);
+            bytes[..512].copy_from_slice(&sealed_without_the_secret(segment, last));
         }
         rig.write_foreign(1500, &bytes[..16 << 10]);
     }

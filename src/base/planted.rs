@@ -23,6 +23,10 @@ pub enum Bug {
     GroupNotCommitted,
     /// Batches and segments are not told apart by salt and links.
     PreviousLapAccepted,
+    /// Records count whatever salt they were sealed with.
+    SaltIgnored,
+    /// A replayed request that is in the log is appended again.
+    ReplayedTwice,
     /// Recovery checks headers and not the data.
     ChecksumOfHeaderOnly,
     /// A torn end of the log is taken for damage.
@@ -86,7 +90,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 41] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -96,6 +100,8 @@ impl Bug {
         Self::OverlapSwapped,
         Self::GroupNotCommitted,
         Self::PreviousLapAccepted,
+        Self::SaltIgnored,
+        Self::ReplayedTwice,
         Self::ChecksumOfHeaderOnly,
         Self::TornTailIsCorruption,
         Self::CorruptionIsTail,

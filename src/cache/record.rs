@@ -15,6 +15,7 @@ use super::root::seed;
 use crate::base::checksum::{content, crc32c};
 use crate::base::codec::Reader;
 use crate::base::limits::{DOORS_MAX, QUEUES_MAX};
+use crate::base::planted::{Bug, planted};
 use crate::base::units::SECTOR_BYTES;
 
 /// Sectors of a block of the disk: no piece reaches over its edge.
@@ -216,6 +217,10 @@ impl<'a> Batch<'a> {
             return Err(Bad::Checksum);
         }
         let whole = bytes.get(..header_bytes as usize).ok_or(Bad::Short(header_bytes))?;
+        let salt = match planted(Bug::SaltIgnored) {
+            true => fixed(whole).map_or(salt, |header| header.salt),
+            false => salt,
+        };
         let stored = whole.get(BATCH_CHECKSUM).and_then(|bytes| bytes.first_chunk::<4>());
         if stored.map(|bytes| u32::from_le_bytes(*bytes)) != Some(header_checksum(whole, salt)) {
             return Err(Bad::Checksum);
