@@ -202,11 +202,11 @@ fn crash_after_crash_nothing_is_lost() {
     assert!(alone() || states >= 1_200, "{states} states are too few");
 }
 
-/// A write of 4 KiB, the `counter`-th request of its queue; its data are those of write `won`.
-fn write_as(rig: &mut Rig, counter: u64, (won, start): (u64, u64), replayed: bool) {
+/// A write of 4 KiB of a machine, the `counter`-th of its queue; its data are those of write `won`.
+fn write_as(rig: &mut Rig, (door, counter): (u16, u64), (won, start): (u64, u64), replayed: bool) {
     let buffer = PinnedBuffer::new(4096);
     buffer.segment().copy_from(&model::data(won, start, 8));
-    let origin = Origin { door: 0, queue: 1, counter, replayed };
+    let origin = Origin { door, queue: 1, counter, replayed };
     let range = [SectorRange { start, count: 8 }];
     let data = [buffer.segment()];
     rig.reactor.submit_from(origin, RequestKind::Write, &range, &data).expect("room");
@@ -218,28 +218,34 @@ fn write_as(rig: &mut Rig, counter: u64, (won, start): (u64, u64), replayed: boo
     }
 }
 
-/// A guest that was not told of its last writes before the daemon was killed makes them again, when
-/// there are newer ones over some of them.
+/// Guests of one disk that were not told of their last writes before the daemon was killed make them
+/// again, when there are newer ones over some of them; and one makes a write that never came so far.
 fn replays(seed: u64) -> u64 {
     let mut rig = Rig::new(Setup { segments: 6, ..Setup::of(seed) });
-    let mut writes = Vec::new();
-    for counter in 1..=24 {
-        let start = rig.random.u64(0..6) * 4;
+    let (mut writes, mut counters) = (Vec::new(), [0; 2]);
+    for _ in 0..24 {
+        let (door, start) = (rig.random.u16(0..2), rig.random.u64(0..6) * 4);
+        let counter = &mut counters[usize::from(door)];
+        *counter += 1;
         let won = Arc::make_mut(&mut rig.model).write(start, 8);
-        write_as(&mut rig, counter, (won, start), false);
-        writes.push((counter, won, start));
+        write_as(&mut rig, (door, *counter), (won, start), false);
+        writes.push(((door, *counter), won, start));
     }
     let head = rig.model.head();
     let world = rig.world.killed(seed);
     let (disk, _) = world.open(&rig.setup).expect("opened");
     let mut after = Rig::on(rig.setup, world, disk, rig.model.clone());
-    for (counter, won, start) in writes {
+    for (request, won, start) in writes {
         if rig.random.bool() {
-            write_as(&mut after, counter, (won, start), true);
+            write_as(&mut after, request, (won, start), true);
         }
     }
     after.check_guest(head).unwrap_or_else(|text| panic!("seed {seed}: {text}"));
     assert_eq!(after.head(), head, "seed {seed}: nothing was appended");
+    let door = u16::from(counters[1] < counters[0]);
+    let won = Arc::make_mut(&mut after.model).write(0, 8);
+    write_as(&mut after, (door, counters[usize::from(door)] + 1), (won, 0), true);
+    after.check_guest(won).unwrap_or_else(|text| panic!("seed {seed}: {text}"));
     24
 }
 

@@ -27,6 +27,8 @@ pub enum Bug {
     SaltIgnored,
     /// A replayed request that is in the log is appended again.
     ReplayedTwice,
+    /// Requests of machines that share a disk are not told apart.
+    DoorsAlike,
     /// Recovery checks headers and not the data.
     ChecksumOfHeaderOnly,
     /// A torn end of the log is taken for damage.
@@ -90,7 +92,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::AckBeforeFlush,
         Self::FlushSkipsWrites,
         Self::TailBeforeBackingFlush,
@@ -102,6 +104,7 @@ impl Bug {
         Self::PreviousLapAccepted,
         Self::SaltIgnored,
         Self::ReplayedTwice,
+        Self::DoorsAlike,
         Self::ChecksumOfHeaderOnly,
         Self::TornTailIsCorruption,
         Self::CorruptionIsTail,

@@ -20,6 +20,7 @@ use super::roots::Roots;
 use super::segment::Segments;
 use super::status::CacheStatus;
 use crate::base::clock::Nanos;
+use crate::base::planted::{Bug, planted};
 use crate::io::buffer::Segment;
 use crate::io::disk::{DiskGeometry, Operation};
 use crate::io::volume::{
@@ -191,6 +192,16 @@ impl Core {
                 false => self.sampler.write(block),
             }
         }
+    }
+
+    /// Whether recovery found the request in the log, from before the daemon began.
+    pub(super) fn is_in_log(&self, origin: RecordOrigin) -> bool {
+        if planted(Bug::DoorsAlike) {
+            let alike =
+                |of: &RecordOrigin| (of.queue, of.counter) == (origin.queue, origin.counter);
+            return self.origins.iter().any(alike);
+        }
+        self.origins.binary_search(&origin).is_ok()
     }
 
     /// Ends a request.

@@ -26,6 +26,8 @@ pub struct SimReactor<V> {
     io: SimIo,
     inbox: Receiver<Box<dyn Any + Send>>,
     free: Vec<u32>,
+    /// Requests that [`Self::submit`] was asked for.
+    requests: u64,
     /// Requests were submitted since the volume was told that all are.
     submitted: bool,
 }
@@ -85,7 +87,14 @@ impl<V: Volume> SimReactor<V> {
         volume.attach(requests_max);
         let disks = disks.into_iter().map(|disk| SimPort { disk, under_way: 0 }).collect();
         let io = SimIo { disks, ended: BTreeMap::new(), now: Nanos(0), wake: None };
-        Self { volume, io, inbox, free: (0..requests_max).rev().collect(), submitted: false }
+        Self {
+            volume,
+            io,
+            inbox,
+            free: (0..requests_max).rev().collect(),
+            requests: 0,
+            submitted: false,
+        }
     }
 
     pub fn now(&self) -> Nanos {
@@ -138,19 +147,18 @@ impl<V: Volume> SimReactor<V> {
         self.io.disks.iter().map(|port| port.under_way).sum()
     }
 
-    /// Submits a request; `None` if as many as may be are under way.
+    /// Submits a request of one of two machines, in turns; `None` if as many as may be are under
+    /// way.
     pub fn submit(
         &mut self,
         kind: RequestKind,
         ranges: &[SectorRange],
         segments: &[Segment],
     ) -> Option<RequestId> {
-        self.submit_from(
-            Origin { door: 0, queue: 0, counter: 0, replayed: false },
-            kind,
-            ranges,
-            segments,
-        )
+        self.requests += 1;
+        let (door, counter) = ((self.requests % 2) as u16, self.requests / 2);
+        let origin = Origin { door, queue: 0, counter, replayed: false };
+        self.submit_from(origin, kind, ranges, segments)
     }
 
     /// As [`SimReactor::submit`], from a named place in a queue.

@@ -131,7 +131,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::StaleAfterMode | Bug::ThroughUndrained => ("cache_modes", MODES),
         Bug::PreviousLapAccepted => ("cache_crash", LONG),
         Bug::SaltIgnored => ("cache_media", FORGED),
-        Bug::ReplayedTwice => ("cache_crash", REPLAYED),
+        Bug::ReplayedTwice | Bug::DoorsAlike => ("cache_crash", REPLAYED),
         Bug::NumberReused => ("cache_crash", GENERATIONS),
         Bug::OverlapSwapped | Bug::GroupNotCommitted | Bug::RecoveryNotRestartable => {
             ("cache_drain", FLASH_LOST)
