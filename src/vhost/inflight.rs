@@ -132,21 +132,17 @@ impl InflightQueue {
         self.u16_at(self.entry(head) + NEXT_OFFSET)
     }
 
-    /// Nobody has kept the area yet: what was taken from the ring is not known by it.
-    pub fn is_fresh(&self) -> bool {
-        self.u16_at(VERSION_OFFSET).load(Ordering::Relaxed) == 0
-    }
-
     /// Brings the area to a consistent state with the used ring's index and returns the requests
     /// that must be done again, oldest first.
     pub fn recover(&mut self, used: u16) -> Vec<Survivor> {
-        if self.is_fresh() {
+        let version = self.u16_at(VERSION_OFFSET);
+        if version.load(Ordering::Relaxed) == 0 {
             for head in 0..self.size {
                 self.u8_at(self.entry(head)).store(0, Ordering::Relaxed);
             }
             self.u16_at(COUNT_OFFSET).store(self.size, Ordering::Relaxed);
             self.u16_at(USED_OFFSET).store(used, Ordering::Relaxed);
-            self.u16_at(VERSION_OFFSET).store(VERSION, Ordering::Release);
+            version.store(VERSION, Ordering::Release);
             return Vec::new();
         }
         self.finish_last_batch(used);

@@ -22,9 +22,10 @@ pub struct QueueSetup {
     pub index: u16,
     pub size: u16,
     pub addresses: RingAddresses,
-    /// The first available entry to take. An in-flight area that was kept knows better: what is
-    /// used and what it has in flight was taken, and nothing else, whatever a front end says (to
-    /// cloud-hypervisor a base is the available index, also of what nobody has taken yet).
+    /// The first available entry to take. An in-flight area knows better: what is used and what it
+    /// has in flight was taken, and nothing else, whatever a front end says (to cloud-hypervisor a
+    /// base is the available index, also of what nobody has taken yet). One that nobody has kept so
+    /// far has nothing in flight: a daemon that died before it came to that took nothing.
     pub base: u16,
     pub event_index: bool,
     pub memory: MemoryTable,
@@ -88,11 +89,8 @@ impl Queue {
         let mut ring = Ring::new(&memory, addresses, size, base, setup.event_index)?;
         let mut survivors = VecDeque::new();
         if let Some(area) = &mut inflight {
-            let kept = !area.is_fresh();
             survivors = area.recover(ring.used_index()).into();
-            if kept {
-                ring.set_next_available(ring.used_index().wrapping_add(survivors.len() as u16));
-            }
+            ring.set_next_available(ring.used_index().wrapping_add(survivors.len() as u16));
         }
         let counter = counter_base(survivors.back().map(|last| last.counter));
         ring.suppress_kicks();
