@@ -218,8 +218,8 @@ fn write_as(rig: &mut Rig, (door, counter): (u16, u64), (won, start): (u64, u64)
     }
 }
 
-/// Guests of one disk that were not told of their last writes before the daemon was killed make them
-/// again, when there are newer ones over some of them; and one makes a write that never came so far.
+/// Guests of one disk that were not told of their last writes before the daemon was killed make
+/// them again, when newer ones lie over some of them; and one makes a write that never came so far.
 fn replays(seed: u64) -> u64 {
     let mut rig = Rig::new(Setup { segments: 6, ..Setup::of(seed) });
     let (mut writes, mut counters) = (Vec::new(), [0; 2]);

@@ -601,8 +601,8 @@ fn read_and_keep(daemon: &Vflashd, volume: &str, bytes: &[u8]) -> Device {
     device
 }
 
-/// An image behind a slow NBD server, its address there, and the log of what is asked for. A backing
-/// that is faster than the flash would be passed to, and other tests slow the flash.
+/// An image behind a slow NBD server, its address there, and the log of what is asked for. A
+/// backing that is faster than the flash would be passed to, and other tests slow the flash.
 fn golden(daemon: &Vflashd) -> (PathBuf, PathBuf, PathBuf, Nbd) {
     let (golden, socket, log) =
         (daemon.path("golden.raw"), daemon.path("nbd"), daemon.path("asked"));

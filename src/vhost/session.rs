@@ -107,12 +107,11 @@ impl Session {
     /// Through the door `export`, which is on `reactor`. Guest memory is pinned if there is a
     /// `pinner`.
     pub fn new(
-        name: String,
+        (name, events): (String, ExportEvents),
         device: Device,
         write_cache: bool,
         (export, reactor): (ExportId, Mailbox<Message>),
         pinner: Option<Sender<Job>>,
-        events: ExportEvents,
     ) -> Self {
         let vrings = (0..device.queues).map(|_| Vring::default()).collect();
         Self {

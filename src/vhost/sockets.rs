@@ -652,12 +652,11 @@ impl Socket {
         let Some(stream) = accept(&self.listener).map_err(os)? else { return Ok(()) };
         let credentials = getsockopt(&stream, sockopt::PeerCredentials).ok();
         let session = Session::new(
-            self.name.clone(),
+            (self.name.clone(), self.events.clone()),
             self.device.clone(),
             self.write_cache,
             (self.id, reactors[usize::from(self.id.reactor)].clone()),
             self.pinner.clone(),
-            self.events.clone(),
         );
         let session = Arc::new(Mutex::new(session));
         let handler =

@@ -95,7 +95,6 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
     const FLUSHES: &str = "what_a_failed_flush_of_the_flash_should_have_covered_is_not_lost";
     const MODES: &str = "every_crash_state_of_long_runs_over_all_modes_keeps_what_was_durable";
     const LONG: &str = "every_crash_state_of_long_random_runs_is_a_point";
-    const FORGED: &str = "forged_records_are_never_accepted";
     const REPLAYED: &str = "what_is_in_the_log_is_not_appended_again_when_it_is_replayed";
     const GENERATIONS: &str = "crash_after_crash_nothing_is_lost";
     const FLASH_LOST: &str = "flash_lost_at_any_write_of_a_drain_leaves_a_past_point";
@@ -130,7 +129,7 @@ fn finder(bug: Bug) -> (&'static str, &'static str) {
         Bug::FlashFlushTrusted => ("cache_crash", FLUSHES),
         Bug::StaleAfterMode | Bug::ThroughUndrained => ("cache_modes", MODES),
         Bug::PreviousLapAccepted => ("cache_crash", LONG),
-        Bug::SaltIgnored => ("cache_media", FORGED),
+        Bug::SaltIgnored => ("cache_media", "forged_records_are_never_accepted"),
         Bug::ReplayedTwice | Bug::DoorsAlike => ("cache_crash", REPLAYED),
         Bug::NumberReused => ("cache_crash", GENERATIONS),
         Bug::OverlapSwapped | Bug::GroupNotCommitted | Bug::RecoveryNotRestartable => {
